@@ -1,0 +1,106 @@
+//! A function version: what a sandbox is made from.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::arn::FunctionArn;
+use crate::ids::AccountId;
+
+/// Identifies one immutable state of one function version: `$LATEST` gets a new key with every change of its code or
+/// configuration, so a sandbox is never reused for anything but the exact state that it was initialised with.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct VersionKey(pub Arc<str>);
+
+impl fmt::Display for VersionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for VersionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A code package in the package storage.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct CodeRef {
+    /// SHA-256 of the zip file, base64 as in the API's `CodeSha256`.
+    pub sha256: String,
+    /// Size of the zip file in bytes (`CodeSize`).
+    pub size: u64,
+}
+
+/// `LoggingConfig.LogFormat`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum LogFormat {
+    /// Lines as the function writes them, and `START`, `END`, `REPORT`.
+    Text,
+    /// One JSON object a line, system lines as telemetry events.
+    #[serde(rename = "JSON")]
+    Json,
+}
+
+/// `LoggingConfig`, with defaults filled in.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LoggingSettings {
+    /// Text or JSON.
+    pub format: LogFormat,
+    /// `TRACE` … `FATAL`; JSON format only.
+    pub application_level: Option<String>,
+    /// `DEBUG`, `INFO` or `WARN`; JSON format only.
+    pub system_level: Option<String>,
+    /// Log group, `/aws/lambda/<function name>` unless configured.
+    pub group: String,
+}
+
+/// Everything a worker needs to know to run one function version. Immutable: a change makes a new one with a new
+/// [`VersionKey`].
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct FunctionVersion {
+    /// The exact state that this is.
+    pub key: VersionKey,
+    /// Owner.
+    pub account: AccountId,
+    /// e.g. `us-east-1`.
+    pub region: String,
+    /// Function name without version.
+    pub name: String,
+    /// `$LATEST` or a number.
+    pub version: String,
+    /// ARN without qualifier.
+    pub arn: FunctionArn,
+    /// e.g. `python3.12`.
+    pub runtime: String,
+    /// e.g. `index.handler`; may be empty for `provided` runtimes.
+    pub handler: String,
+    /// The deployment package.
+    pub code: CodeRef,
+    /// Layer packages in merge order (a later one overrides an earlier one in `/opt`).
+    pub layers: Vec<CodeRef>,
+    /// `MemorySize` in MB: 128 to 10,240.
+    pub memory_mb: u32,
+    /// `Timeout`: 1 to 900 s.
+    pub timeout: Duration,
+    /// `EphemeralStorage.Size` in MB: 512 to 10,240.
+    pub ephemeral_mb: u32,
+    /// The customer's environment variables.
+    pub environment: BTreeMap<String, String>,
+    /// Where and how it logs.
+    pub logging: LoggingSettings,
+    /// `TracingConfig.Mode` is `Active`.
+    pub tracing_active: bool,
+}
+
+impl FunctionVersion {
+    /// CPU share in vCPUs: linear in memory, 1,769 MB are one (AWS Lambda documentation, "Memory").
+    pub fn vcpus(&self) -> f64 {
+        f64::from(self.memory_mb) / 1769.0
+    }
+}

@@ -1,0 +1,24 @@
+//! The terms that all parts of Emberbox share, and the calls that travel between them.
+//!
+//! Plain data and traits only: no IO, no clock, no randomness. A part depends on this crate to talk to another part
+//! without depending on it, so that each can later run in a process of its own.
+#![forbid(unsafe_code)]
+
+pub mod arn;
+pub mod clock;
+pub mod function;
+pub mod ids;
+pub mod invoke;
+pub mod ports;
+pub mod timeline;
+
+pub use arn::{FunctionArn, FunctionRef};
+pub use clock::{Clock, SystemClock};
+pub use function::{CodeRef, FunctionVersion, LogFormat, LoggingSettings, VersionKey};
+pub use ids::{AccountId, RequestId, SandboxId, WorkerId};
+pub use invoke::{InvokeOutcome, InvokeRequest, LogType};
+pub use ports::{
+    AssignError, AssignRequest, ConcurrencyLimits, InitDone, InitRequest, Lease, RetireReason, SlotEvents,
+    ThrottleReason, Worker, WorkerError, WorkerManager, WorkerReport,
+};
+pub use timeline::{Step, Timeline};

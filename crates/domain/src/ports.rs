@@ -1,0 +1,212 @@
+//! The calls between Frontend, Worker Manager and Worker. Each is a trait, implemented directly when both parts live
+//! in one process.
+//!
+//! ```text
+//!  Frontend ──assign──► WorkerManager ──init, shutdown──► Worker
+//!     └────────────────invoke(payload)───────────────────►  │
+//!                       WorkerManager ◄──SlotEvents─────────┘
+//! ```
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::function::{FunctionVersion, VersionKey};
+use crate::ids::{SandboxId, WorkerId};
+use crate::invoke::{InvokeOutcome, InvokeRequest};
+use crate::timeline::Timeline;
+
+/// Lambda's concurrency settings that bear on one invocation, resolved by the Frontend from its copy of the metadata.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ConcurrencyLimits {
+    /// Concurrency of the account that no function has reserved.
+    pub unreserved: u32,
+    /// The function's reserved concurrency, over all its versions.
+    pub reserved: Option<u32>,
+}
+
+/// Step 1 of the synchronous path: a sandbox is wanted.
+#[derive(Clone, Debug)]
+pub struct AssignRequest {
+    /// What it is wanted for.
+    pub version: Arc<FunctionVersion>,
+    /// How many may run at once.
+    pub limits: ConcurrencyLimits,
+}
+
+/// The right to send exactly one `Invoke` to one sandbox.
+///
+/// Hand it to [`Worker::invoke`] by its id; from then on the worker's [`SlotEvents`] end it. A lease dropped before
+/// that must be given back with [`WorkerManager::release`].
+pub struct Lease {
+    /// The sandbox.
+    pub sandbox: SandboxId,
+    /// Where it is.
+    pub worker: Arc<dyn Worker>,
+    /// Whether it was initialised for this request.
+    pub cold: bool,
+    /// Marks: assigned, and for a cold start those of placement and Init.
+    pub timeline: Timeline,
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("sandbox", &self.sandbox).field("cold", &self.cold).finish_non_exhaustive()
+    }
+}
+
+/// Why a request was throttled: the `Reason` of `TooManyRequestsException`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ThrottleReason {
+    /// `ConcurrentInvocationLimitExceeded`: the account's unreserved concurrency is used up.
+    Account,
+    /// `ReservedFunctionConcurrentInvocationLimitExceeded`.
+    Reserved,
+    /// `FunctionInvocationRateLimitExceeded`: the +1,000 sandboxes per 10 s are used up.
+    ScalingRate,
+}
+
+impl ThrottleReason {
+    /// As on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Account => "ConcurrentInvocationLimitExceeded",
+            Self::Reserved => "ReservedFunctionConcurrentInvocationLimitExceeded",
+            Self::ScalingRate => "FunctionInvocationRateLimitExceeded",
+        }
+    }
+}
+
+/// Why no sandbox could be given.
+#[derive(Debug, thiserror::Error)]
+pub enum AssignError {
+    /// 429.
+    #[error("throttled: {}", .0.as_str())]
+    Throttled(ThrottleReason),
+    /// No worker has room for a sandbox of this size even after idle ones were retired; try later.
+    #[error("no worker has room: {0}")]
+    NoCapacity(String),
+    /// `Init` failed for a reason that is the platform's, not the function's.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+}
+
+/// Why a sandbox is taken down; for logs, metrics and the extensions' `shutdownReason`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum RetireReason {
+    /// Idle for too long, too old, its version was replaced or deleted, room was needed, or the worker stops.
+    Spindown,
+    /// An invocation timed out and the sandbox could not be reset.
+    Timeout,
+    /// The sandbox, runtime or an extension failed beyond reset.
+    Failure,
+}
+
+/// Decides which sandbox serves a request.
+#[async_trait]
+pub trait WorkerManager: Send + Sync + 'static {
+    /// Warm: answers at once. Cold: answers after `Init`.
+    async fn assign(&self, request: AssignRequest) -> Result<Lease, AssignError>;
+    /// Gives an unused lease back: the sandbox is idle again.
+    fn release(&self, sandbox: SandboxId);
+    /// The version was replaced or deleted: idle sandboxes go at once, busy ones after their invocation.
+    fn retire(&self, version: &VersionKey);
+}
+
+/// `Init`: make a sandbox for a function version and start its runtime.
+#[derive(Clone, Debug)]
+pub struct InitRequest {
+    /// The id that the sandbox will have.
+    pub sandbox: SandboxId,
+    /// What runs in it.
+    pub version: Arc<FunctionVersion>,
+}
+
+/// The sandbox exists. Its runtime may have failed to initialise: as on AWS the invocation that follows tries again
+/// ("suppressed init") under the function's timeout, and its caller sees the error.
+#[derive(Clone, Debug)]
+pub struct InitDone {
+    /// Marks: package fetched, sandbox created, runtime started, init done.
+    pub timeline: Timeline,
+}
+
+/// What the platform, not the function, failed at.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum WorkerError {
+    /// The package is not in storage or is damaged: `InvalidZipFileException`.
+    #[error("code package: {0}")]
+    Package(String),
+    /// The runtime is not installed on this worker and could not be: `InvalidRuntimeException`.
+    #[error("runtime: {0}")]
+    Runtime(String),
+    /// The sandbox could not be made: `ServiceException`.
+    #[error("sandbox: {0}")]
+    Sandbox(String),
+    /// The sandbox is gone (it died before the payload reached it): safe to retry on another.
+    #[error("sandbox {0} is gone")]
+    Gone(SandboxId),
+    /// The worker is stopping.
+    #[error("worker is stopping")]
+    Stopping,
+}
+
+impl WorkerError {
+    /// Whether the same request may be sent to another sandbox: the payload was certainly not seen by the function.
+    pub fn retryable(&self) -> bool {
+        matches!(self, Self::Gone(_) | Self::Stopping)
+    }
+}
+
+/// One host's sandboxes.
+#[async_trait]
+pub trait Worker: Send + Sync + 'static {
+    /// Its id.
+    fn id(&self) -> &WorkerId;
+    /// Makes a sandbox: fetches the package, creates it, starts the runtime and extensions, waits for their first
+    /// `next` (10 s at most, then the sandbox is kept for a suppressed init).
+    async fn init(&self, request: InitRequest) -> Result<InitDone, WorkerError>;
+    /// Runs one invocation in an idle sandbox. Answers as soon as the runtime has answered (with
+    /// [`crate::LogType::Tail`]: when the invocation is over); the slot stays busy until [`SlotEvents::idle`].
+    async fn invoke(&self, sandbox: SandboxId, request: InvokeRequest) -> Result<InvokeOutcome, WorkerError>;
+    /// Takes a sandbox down, with the shutdown phases that its extensions are due. Returns when nothing is left of it.
+    async fn shutdown(&self, sandbox: SandboxId, reason: RetireReason);
+    /// Load and capacity, for Placement.
+    fn report(&self) -> WorkerReport;
+    /// Whether the unpacked package is on this host, for Placement.
+    fn has_package(&self, sha256: &str) -> bool;
+}
+
+/// A worker's state as Placement sees it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct WorkerReport {
+    /// Which worker.
+    pub worker: WorkerId,
+    /// Memory that sandboxes may have in all, in MB (with the operator's overcommit).
+    pub memory_mb: u64,
+    /// Memory promised to the sandboxes that exist, in MB.
+    pub memory_used_mb: u64,
+    /// How many sandboxes may exist.
+    pub slots: u32,
+    /// How many do.
+    pub slots_used: u32,
+    /// How many of them are initialising.
+    pub starting: u32,
+    /// Takes no new sandboxes.
+    pub draining: bool,
+}
+
+/// What a worker tells the Worker Manager about its slots. Calls must not block: they run on the invoke path.
+pub trait SlotEvents: Send + Sync + 'static {
+    /// The answer of the running invocation is on its way to the caller; runtime or extensions still work.
+    fn answered(&self, sandbox: SandboxId);
+    /// The runtime and all extensions asked for the next event: the slot can take another invocation.
+    fn idle(&self, sandbox: SandboxId);
+    /// The sandbox is gone, or will not serve again.
+    fn dead(&self, sandbox: SandboxId, reason: RetireReason);
+}
+
+/// How long a lease may stay unused before the manager takes it back.
+pub const LEASE_LIMIT: Duration = Duration::from_secs(30);
