@@ -1,1 +1,11 @@
-//! sandbox
+//! Isolation: what a sandbox is, whatever it is made of.
+//!
+//! A sandbox is a place with a file system, a network and limits, in which processes can be started. It does not know
+//! what a function is. [`SandboxEngine`] makes them; [`Sandbox`] is one of them.
+
+pub mod api;
+
+pub use api::{
+    Command, ExitStatus, Mount, Process, ProcessId, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec,
+    Signal, Usage,
+};

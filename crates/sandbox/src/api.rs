@@ -1,0 +1,180 @@
+//! The trait that every kind of sandbox implements.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use domain::SandboxId;
+use tokio::sync::mpsc;
+
+/// The address on which the worker's listeners appear inside every sandbox, as on AWS (recorded 2026-01).
+pub const LINK_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 100, 1);
+
+/// A directory of the host that is seen, read-only, in the sandbox.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Mount {
+    /// Directory on the host.
+    pub source: PathBuf,
+    /// Absolute path in the sandbox, e.g. `/var/task`; exists in the root.
+    pub target: String,
+}
+
+/// What a sandbox is made from.
+#[derive(Clone, Debug)]
+pub struct SandboxSpec {
+    /// Its name in cgroups, logs and errors.
+    pub id: SandboxId,
+    /// Root directory on the host, mounted read-only; has the mount points `/proc /dev /tmp /var/task /opt` and those of
+    /// `mounts`.
+    pub root: PathBuf,
+    /// Further read-only directories.
+    pub mounts: Vec<Mount>,
+    /// Memory limit in MB, for all processes of the sandbox together.
+    pub memory_mb: u32,
+    /// CPU limit in vCPUs.
+    pub vcpus: f64,
+    /// Size of `/tmp` in MB.
+    pub ephemeral_mb: u32,
+    /// Lines for `/etc/hosts` besides localhost (`sandbox.localdomain` → [`LINK_ADDRESS`] is always there).
+    pub hosts: Vec<(IpAddr, String)>,
+    /// TCP ports of [`LINK_ADDRESS`] on which the worker wants to listen inside the sandbox's network.
+    pub listen: Vec<u16>,
+}
+
+/// Makes sandboxes.
+#[async_trait]
+pub trait SandboxEngine: Send + Sync + 'static {
+    /// Makes one. On error nothing is left of it.
+    async fn create(&self, spec: SandboxSpec) -> Result<Box<dyn Sandbox>, SandboxError>;
+    /// What is and what is not enforced on this host, in words, for logs and `emberbox doctor`.
+    fn describe(&self) -> Vec<String>;
+    /// Removes every sandbox and all that belongs to the engine (helper process, cgroups, network).
+    async fn stop(&self);
+}
+
+/// One sandbox. Dropping it destroys it in the background; [`Sandbox::destroy`] waits for that.
+#[async_trait]
+pub trait Sandbox: Send + Sync + 'static {
+    /// Its id.
+    fn id(&self) -> SandboxId;
+    /// Takes the listener for a port of [`SandboxSpec::listen`], non-blocking; `None` when taken before or not asked for.
+    fn take_listener(&self, port: u16) -> Option<std::net::TcpListener>;
+    /// Takes the stream of events; `None` when taken before.
+    fn take_events(&self) -> Option<mpsc::UnboundedReceiver<SandboxEvent>>;
+    /// Starts a process as the sandbox's unprivileged user.
+    async fn spawn(&self, command: Command) -> Result<Process, SandboxError>;
+    /// Sends a signal to a process and its process group. No error if it is gone.
+    async fn signal(&self, process: ProcessId, signal: Signal) -> Result<(), SandboxError>;
+    /// Kills every process but the sandbox's own PID 1 and returns when they are gone. `/tmp` stays.
+    async fn kill_all(&self) -> Result<(), SandboxError>;
+    /// Stops all processes from running. Quick, may be called from the invoke path.
+    fn freeze(&self) -> Result<(), SandboxError>;
+    /// Lets them run again. Quick, may be called from the invoke path. No error if it is not frozen.
+    fn thaw(&self) -> Result<(), SandboxError>;
+    /// Memory and CPU so far.
+    fn usage(&self) -> Usage;
+    /// Destroys it: returns when all processes are dead, mounts and cgroups gone.
+    async fn destroy(&self);
+}
+
+/// A process to start.
+#[derive(Clone, Debug, Default)]
+pub struct Command {
+    /// Program (absolute path in the sandbox) and arguments.
+    pub argv: Vec<String>,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+    /// Working directory in the sandbox.
+    pub cwd: PathBuf,
+}
+
+/// A process of a sandbox, never reused within it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ProcessId(pub u32);
+
+/// A started process.
+#[derive(Debug)]
+pub struct Process {
+    /// For [`Sandbox::signal`] and [`SandboxEvent::Exited`].
+    pub id: ProcessId,
+    /// Read end of the pipe that is its stdout and stderr, non-blocking.
+    pub output: OwnedFd,
+}
+
+/// What a process can be sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Signal {
+    /// SIGTERM.
+    Terminate,
+    /// SIGKILL.
+    Kill,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExitStatus {
+    /// `exit(code)`.
+    Code(i32),
+    /// Killed by this signal.
+    Signal(i32),
+}
+
+/// What happens in a sandbox by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SandboxEvent {
+    /// A process started with [`Sandbox::spawn`] ended.
+    Exited {
+        /// Which.
+        process: ProcessId,
+        /// How.
+        status: ExitStatus,
+        /// The memory limit's killer struck in this sandbox since the last event.
+        oom: bool,
+    },
+    /// The sandbox itself died (its PID 1 or its engine): nothing in it runs any more.
+    Gone,
+}
+
+/// Resources used so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Usage {
+    /// Peak memory of all its processes together, in bytes; 0 where it is not measured.
+    pub memory_peak: u64,
+    /// Memory now, in bytes; 0 where it is not measured.
+    pub memory_now: u64,
+    /// How often the memory limit's killer struck.
+    pub oom_kills: u64,
+    /// CPU time.
+    pub cpu: Duration,
+}
+
+/// Why a sandbox could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// The program to start does not exist or cannot be executed: the user's mistake (`Runtime.InvalidEntrypoint`).
+    #[error("cannot execute {program}: {source}")]
+    Exec {
+        /// As given.
+        program: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The host refused something; the operator's problem.
+    #[error("{operation}: {source}")]
+    Host {
+        /// What was being done, to what.
+        operation: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The sandbox is gone.
+    #[error("sandbox {0} is gone")]
+    Gone(SandboxId),
+}
+
+/// Address of a listener inside the sandbox.
+pub fn link_socket(port: u16) -> SocketAddr {
+    SocketAddr::from((LINK_ADDRESS, port))
+}
