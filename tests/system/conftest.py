@@ -1,0 +1,217 @@
+"""Whole-system tests: the real binary, real clients, real runtimes, real isolation.
+
+Each test process starts one Emberbox of its own on port 0 with its own data directory; the installed runtimes are
+shared through one runtime directory because installing them takes a minute. Nothing here sleeps for a fixed time:
+`wait_until` polls a condition.
+"""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+import zipfile
+
+import boto3
+import botocore.config
+import pytest
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+BINARY = pathlib.Path(os.environ.get("EMBERBOX_BINARY", REPO / "target/debug/emberbox"))
+RUNTIMES = pathlib.Path(os.environ.get("EMBERBOX_TEST_RUNTIMES", REPO / "target/system/runtimes"))
+ROLE = "arn:aws:iam::000000000000:role/lambda"
+PYTHON = "python3.%d" % sys.version_info[1]
+
+
+def have(what):
+    """Whether the host has `what`; the names are those of the `needs` marker."""
+    if what == "root":
+        return os.geteuid() == 0
+    if what == "cgroups":
+        return os.path.isdir("/sys/fs/cgroup/memory") or os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+    if what == "egress":
+        return os.geteuid() == 0 and shutil.which("nft") and shutil.which("ip")
+    return shutil.which(what) is not None
+
+
+def pytest_runtest_setup(item):
+    for marker in item.iter_markers("needs"):
+        for what in marker.args:
+            if not have(what):
+                message = f"SKIPPED {item.name}: needs {what}"
+                if os.environ.get("EMBERBOX_REQUIRE_ALL"):
+                    pytest.fail(message + ", and EMBERBOX_REQUIRE_ALL is set")
+                pytest.skip(message)
+
+
+def wait_until(condition, timeout=30.0, what="condition"):
+    """Polls until `condition()` is true and returns its value."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout} s: {what}")
+        time.sleep(0.02)
+
+
+class Emberbox:
+    """One `emberbox serve` process."""
+
+    def __init__(self, data_dir=None, config="", args=(), env=None):
+        self.own_dir = data_dir is None
+        self.data_dir = pathlib.Path(data_dir or tempfile.mkdtemp(prefix="emberbox-test-"))
+        self.config = config
+        self.args = list(args)
+        self.env = env or {}
+        self.endpoint = None
+        self.process = None
+        self.log_path = self.data_dir / "serve.log"
+
+    def start(self):
+        RUNTIMES.mkdir(parents=True, exist_ok=True)
+        for shared in ("runtimes", "roots"):
+            link = self.data_dir / shared
+            (RUNTIMES / shared).mkdir(exist_ok=True)
+            if not link.exists():
+                link.symlink_to(RUNTIMES / shared)
+        config = self.data_dir / "emberbox.toml"
+        config.write_text(self.config)
+        command = [str(BINARY), "serve", "--listen", "127.0.0.1:0", "--data-dir", str(self.data_dir), "--config", str(config)]
+        log = open(self.log_path, "ab")
+        self.process = subprocess.Popen(
+            command + self.args, stdout=subprocess.PIPE, stderr=log, env={**os.environ, **self.env}, start_new_session=True
+        )
+        for line in self.process.stdout:
+            text = line.decode()
+            log.write(line)
+            log.flush()
+            if "AWS_ENDPOINT_URL_LAMBDA=" in text:
+                self.endpoint = text.split("AWS_ENDPOINT_URL_LAMBDA=")[1].split()[0].strip().strip('"')
+                return self
+        raise AssertionError(f"emberbox serve did not start:\n{self.log_path.read_text()[-3000:]}")
+
+    def stop(self, sig=signal.SIGTERM, timeout=30):
+        """Stops it and returns its exit code."""
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(sig)
+        try:
+            code = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError("emberbox did not stop on SIGTERM:\n" + self.log_path.read_text()[-3000:])
+        self.process.stdout.close()
+        return code
+
+    def remove(self):
+        if self.own_dir:
+            shutil.rmtree(self.data_dir, ignore_errors=True)
+
+    def client(self, service="lambda", account="000000000000", secret="test", region="us-east-1", **config):
+        return boto3.client(
+            service,
+            endpoint_url=self.endpoint,
+            region_name=region,
+            aws_access_key_id=account,
+            aws_secret_access_key=secret,
+            config=botocore.config.Config(
+                retries={"total_max_attempts": 1}, read_timeout=120, max_pool_connections=64, **config
+            ),
+        )
+
+
+@contextlib.contextmanager
+def running(**kwargs):
+    """An Emberbox of a test's own."""
+    server = Emberbox(**kwargs)
+    try:
+        yield server.start()
+    finally:
+        if server.process and server.process.poll() is None:
+            server.stop()
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def emberbox():
+    with running() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def client(emberbox):
+    return emberbox.client()
+
+
+def zip_bytes(files):
+    """A zip of {name: text, bytes or (bytes, mode)}."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            mode = 0o644
+            if isinstance(content, tuple):
+                content, mode = content
+            info = zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0))
+            info.external_attr = (0o100000 | mode) << 16
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, content)
+    return out.getvalue()
+
+
+class Invoked:
+    """The interesting parts of an Invoke response."""
+
+    def __init__(self, response):
+        self.response = response
+        self.status = response["StatusCode"]
+        self.error = response.get("FunctionError")
+        self.version = response.get("ExecutedVersion")
+        self.body = response["Payload"].read()
+        self.log = base64.b64decode(response.get("LogResult", "")).decode(errors="replace")
+        self.request_id = response["ResponseMetadata"]["RequestId"]
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+
+def invoke(client, name, payload=None, **kwargs):
+    if payload is not None:
+        kwargs["Payload"] = payload if isinstance(payload, (bytes, str)) else json.dumps(payload)
+    return Invoked(client.invoke(FunctionName=name, **kwargs))
+
+
+@pytest.fixture
+def function(client):
+    """Creates functions that are deleted after the test: `function(code, **settings)` returns the name."""
+    names = []
+
+    def create(code, runtime=PYTHON, handler="index.handler", files=None, on=None, name=None, wait=True, **settings):
+        target = on or client
+        name = name or "f-" + uuid.uuid4().hex[:12]
+        if files is None:
+            files = {"index.py": code}
+        target.create_function(
+            FunctionName=name, Runtime=runtime, Handler=handler, Role=ROLE, Code={"ZipFile": zip_bytes(files)}, **settings
+        )
+        names.append((target, name))
+        if wait:
+            target.get_waiter("function_active_v2").wait(FunctionName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 120})
+        return name
+
+    yield create
+    for target, name in names:
+        with contextlib.suppress(Exception):
+            target.delete_function(FunctionName=name)
+
+
+ECHO = "def handler(event, context):\n    return event\n"
