@@ -190,6 +190,17 @@ def invoke(client, name, payload=None, **kwargs):
     return Invoked(client.invoke(FunctionName=name, **kwargs))
 
 
+def wait_active(client, name, timeout=180):
+    """As the SDKs' waiters do, but polling faster: the state is Active and no update is in progress."""
+
+    def ready():
+        c = client.get_function_configuration(FunctionName=name)
+        assert c.get("State") != "Failed" and c.get("LastUpdateStatus") != "Failed", c
+        return c.get("State") == "Active" and c.get("LastUpdateStatus") == "Successful"
+
+    wait_until(ready, timeout, f"{name} active")
+
+
 @pytest.fixture
 def function(client):
     """Creates functions that are deleted after the test: `function(code, **settings)` returns the name."""
@@ -205,7 +216,7 @@ def function(client):
         )
         names.append((target, name))
         if wait:
-            target.get_waiter("function_active_v2").wait(FunctionName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 120})
+            wait_active(target, name)
         return name
 
     yield create
