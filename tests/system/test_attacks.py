@@ -1,0 +1,271 @@
+"""Hostile functions, through the public API: what each tries must fail, and the host and the others must not notice.
+
+The sandbox crate has the same attacks (and more) one layer down; here they run as a user would run them.
+"""
+
+import concurrent.futures
+import glob
+import json
+import os
+import pathlib
+import socket
+import threading
+import time
+
+import pytest
+
+from conftest import ECHO, invoke, running, wait_until
+
+pytestmark = pytest.mark.needs("root", "cgroups")
+
+
+def attack(client, function, code, payload=None, **settings):
+    settings = {"Timeout": 20, "MemorySize": 256, **settings}
+    result = invoke(client, function("import os, sys, ctypes, socket, subprocess, json, time, signal\n" + code, **settings), payload or {})
+    assert result.error is None, result.body
+    return result.json
+
+
+def test_identity_has_no_powers(client, function):
+    seen = attack(client, function, '''
+def handler(e, c):
+    status = dict(l.split(":\\t", 1) for l in open("/proc/self/status").read().splitlines() if ":\\t" in l)
+    return {"uid": os.getuid(), "gid": os.getgid(), "groups": os.getgroups(), **{k: status[k] for k in
+        ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")},
+        "fds": sorted(int(f) for f in os.listdir("/proc/self/fd"))[:3], "hostname": socket.gethostname()}
+''')
+    assert seen["uid"] != 0 and seen["gid"] != 0 and seen["groups"] in ([], [seen["gid"]])
+    for capability in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(seen[capability], 16) == 0, capability
+    assert seen["NoNewPrivs"].strip() == "1" and seen["Seccomp"].strip() == "2"
+    assert seen["hostname"] != socket.gethostname()
+
+
+def test_host_files_are_not_there(client, function, emberbox):
+    secret = pathlib.Path(emberbox.data_dir) / "secret"
+    secret.write_text("host secret")
+    seen = attack(client, function, f'''
+def handler(e, c):
+    out = {{}}
+    for path in ("/etc/shadow", "/root", "/home", "/var/lib", "{secret}", "{emberbox.data_dir}", "/proc/1/root{secret}",
+                 "/proc/self/root/../../..{secret}", "/sys/fs/cgroup", "/proc/kcore", "/proc/1/environ", "/proc/1/mem", "/boot", "/run"):
+        try:
+            out[path] = os.listdir(path) if os.path.isdir(path) else open(path, "rb").read(64).decode("latin1")
+        except OSError as error:
+            out[path] = None
+    out["mounts"] = open("/proc/self/mounts").read()
+    out["processes"] = [p for p in os.listdir("/proc") if p.isdigit()]
+    return out
+''')
+    mounts, processes = seen.pop("mounts"), seen.pop("processes")
+    assert all(not v for v in seen.values()), {k: v for k, v in seen.items() if v}
+    assert len(processes) < 10, "only its own processes"
+
+
+def test_nothing_but_tmp_can_be_written(client, function):
+    seen = attack(client, function, '''
+def handler(e, c):
+    out = {}
+    for path in ("/x", "/var/task/x", "/opt/x", "/usr/bin/x", "/etc/passwd", "/var/runtime/x", "/var/lang/x", "/dev/x",
+                 "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/self/oom_score_adj_", "/tmp/ok"):
+        try:
+            open(path, "a").write("x")
+            out[path] = True
+        except OSError:
+            out[path] = False
+    return out
+''')
+    assert [p for p, written in seen.items() if written] == ["/tmp/ok"]
+
+
+def test_kernel_doors_are_shut(client, function):
+    seen = attack(client, function, '''
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *args):
+    result = libc.syscall(number, *args)
+    return ctypes.get_errno() if result == -1 else "allowed"
+def handler(e, c):
+    out = {
+        "mount": call(165, b"none", b"/tmp", b"tmpfs", 0, 0), "umount": call(166, b"/tmp", 0), "unshare_user": call(272, 0x10000000),
+        "unshare_mount": call(272, 0x20000), "setns": call(308, 0, 0), "ptrace": call(101, 16, 1, 0, 0), "pivot_root": call(155, b"/tmp", b"/tmp"),
+        "chroot": call(161, b"/tmp"), "mknod": call(133, b"/tmp/disk", 0o60666, 0x800), "bpf": call(321, 0, 0, 0), "keyctl": call(250, 0, 0, 0),
+        "perf": call(298, 0, 0, 0, 0, 0), "userfaultfd": call(323, 0), "io_uring": call(425, 1, 0), "init_module": call(175, 0, 0, b""),
+        "reboot": call(169, 0, 0, 0, 0), "vm_read": call(310, 1, 0, 0, 0, 0, 0), "clone_newuser": call(56, 0x10000000 | 17, 0, 0, 0, 0),
+        "setuid": call(105, 0), "sethostname": call(170, b"x", 1), "open_by_handle": call(304, 0, 0, 0), "settime": call(164, b"0" * 16, 0),
+    }
+    for name, family, kind in (("raw", socket.AF_INET, socket.SOCK_RAW), ("packet", 17, socket.SOCK_RAW), ("vsock", 40, socket.SOCK_STREAM), ("alg", 38, 5)):
+        try:
+            socket.socket(family, kind, 1 if name == "raw" else 0); out[name] = "allowed"
+        except OSError as error:
+            out[name] = error.errno
+    try:
+        os.kill(1, 9); out["kill_init"] = "allowed"
+    except OSError as error:
+        out["kill_init"] = error.errno
+    return out
+''')
+    assert [k for k, v in seen.items() if v == "allowed"] == []
+
+
+def test_host_and_neighbours_cannot_be_reached(emberbox, client, function):
+    listener = socket.socket()
+    listener.bind(("0.0.0.0", 0))
+    listener.listen()
+    port = listener.getsockname()[1]
+    own = int(emberbox.endpoint.rsplit(":", 1)[1])
+    addresses = [line.split()[3].split("/")[0] for line in os.popen("ip -o -4 addr").read().splitlines()]
+    targets = [[a, p] for a in dict.fromkeys(addresses + ["127.0.0.1", "169.254.169.254", "10.0.0.1"]) for p in (port, own, 80)]
+    seen = attack(client, function, f'''
+def handler(e, c):
+    out = []
+    for address, port in {targets!r}:
+        s = socket.socket(); s.settimeout(0.3)
+        try:
+            s.connect((address, port)); out.append([address, port])
+        except OSError:
+            pass
+    return out
+''', Timeout=60)
+    listener.close()
+    assert seen == []
+
+
+def test_neighbours_tmp_and_code_are_apart(client, function):
+    write = 'def handler(e, c):\n    open("/tmp/mine", "w").write("secret")\n    return os.listdir("/tmp")\n'
+    assert attack(client, function, write) == ["mine"]
+    assert "mine" not in attack(client, function, 'def handler(e, c):\n    return os.listdir("/tmp") + os.listdir("/var/task")\n')
+
+
+def test_fork_bomb_is_bounded(client, function, emberbox):
+    other = function(ECHO)
+    invoke(client, other, 1)
+    seen = attack(client, function, '''
+def handler(e, c):
+    children = []
+    try:
+        for _ in range(5000):
+            pid = os.fork()
+            if pid == 0:
+                time.sleep(60); os._exit(0)
+            children.append(pid)
+    except OSError as error:
+        pass
+    count = len(children)
+    for pid in children: os.kill(pid, 9)
+    for pid in children: os.waitpid(pid, 0)
+    return count
+''', Timeout=60, MemorySize=1769)
+    assert 10 < seen <= 1024
+    assert invoke(client, other, 2).json == 2
+
+
+def test_memory_bomb_is_reported_as_out_of_memory(client, function):
+    name = function("def handler(e, c):\n    return len(bytearray(e))\n", Timeout=30)
+    assert invoke(client, name, 1000).json == 1000
+    result = invoke(client, name, 500_000_000, LogType="Tail")
+    assert result.error == "Unhandled"
+    assert result.json["errorType"] == "Runtime.OutOfMemory"
+    assert result.json["errorMessage"] == f"RequestId: {result.request_id} Error: Runtime exited with error: signal: killed"
+    assert "Max Memory Used: 128 MB" in result.log
+    assert invoke(client, name, 1000).json == 1000, "the next invocation works"
+
+
+def test_disk_filler_stops_at_ephemeral_storage(client, function):
+    seen = attack(client, function, '''
+def handler(e, c):
+    written = 0
+    try:
+        with open("/tmp/fill", "wb") as f:
+            while written < 3 << 30:
+                written += f.write(b"x" * (1 << 20)); f.flush()
+    except OSError as error:
+        return [written >> 20, error.errno]
+''', Timeout=120, MemorySize=512)
+    assert 400 < seen[0] <= 512 and seen[1] == 28, "ENOSPC at 512 MB, and the page cache is no memory of the function"
+
+
+def test_cpu_share(client, function):
+    burn = "import time\ndef handler(e, c):\n    end = time.monotonic() + 2\n    while time.monotonic() < end: pass\n    return time.process_time()\n"
+    small = function(burn, MemorySize=177, Timeout=30)
+    invoke(client, small)
+    started = invoke(client, small).json
+    again = invoke(client, small).json
+    assert 0.05 < again - started < 0.6, "a tenth of a vCPU gives about 0.2 s of CPU in 2 s"
+
+
+def test_symlink_in_package_leads_nowhere(client, function):
+    seen = attack(client, function, '''
+def handler(e, c):
+    os.symlink("/proc/1/root/etc/shadow", "/tmp/link")
+    try:
+        return open("/tmp/link").read()
+    except OSError as error:
+        return None
+''')
+    assert seen is None
+
+
+def test_a_runtime_that_lies(client, function):
+    """A bootstrap that speaks the Runtime API wrongly gets refusals, and its caller an error; nothing else happens."""
+    name = function(None, files={"index.py": '''
+import http.client, json, os
+api = os.environ["AWS_LAMBDA_RUNTIME_API"]
+def post(path, body, headers={}):
+    c = http.client.HTTPConnection(api); c.request("POST", "/2018-06-01/runtime/" + path, body, headers); r = c.getresponse(); return r.status, r.read().decode()
+def handler(event, context):
+    mine = context.aws_request_id
+    return [post("invocation/00000000-0000-0000-0000-000000000000/response", "{}")[0],
+            post("invocation/" + mine + "/response", "{}", {"Lambda-Runtime-Invocation-Id": "stale"})[0],
+            post("invocation/../../x/response", "{}")[0], post("init/error", "{}")[0]]
+'''})
+    statuses = invoke(client, name).json
+    assert all(400 <= s < 500 for s in statuses), statuses
+    assert invoke(client, name).error is None
+
+
+def leftovers(data_dir):
+    """What an Emberbox could leave on the host: its processes, cgroups, mounts, links, loop devices and nft tables."""
+    found = []
+    for path in glob.glob("/proc/[0-9]*/cmdline"):
+        try:
+            text = open(path, "rb").read().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(data_dir) in text:
+            found.append(text)
+    found += [l for l in open("/proc/mounts") if str(data_dir) in l]
+    return found
+
+
+def state():
+    """Counts that must be the same before and after."""
+    return {
+        "cgroups": sorted(p for p in glob.glob("/sys/fs/cgroup/*/emberbox/*/*") if os.path.isdir(p)),
+        "links": sorted(l for l in os.popen("ip -o link").read().splitlines() if "eb" in l.split(":")[1]),
+        "tables": sorted(os.popen("nft list tables 2>/dev/null").read().splitlines()),
+        "loops": os.popen("losetup -a").read().count("\n"),
+    }
+
+
+def test_nothing_outlives_a_stop_or_a_kill():
+    import signal
+
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        with running() as server:
+            pid = server.process.pid
+            mine = server.client()
+            mine.create_function(
+                FunctionName="f", Runtime="python3.%d" % __import__("sys").version_info[1], Handler="index.handler",
+                Role="arn:aws:iam::000000000000:role/lambda",
+                Code={"ZipFile": __import__("conftest").zip_bytes({"index.py": ECHO})},
+            )
+            __import__("conftest").wait_active(mine, "f")
+            assert invoke(mine, "f", 1).json == 1
+            own = [p for p in glob.glob("/sys/fs/cgroup/*/emberbox/*") if f"{pid}" in p]
+            assert own, "its cgroups are named by its pid"
+            server.stop(how)
+            wait_until(lambda: not leftovers(server.data_dir), 10, f"no processes or mounts left after {how!r}: {leftovers(server.data_dir)}")
+            wait_until(
+                lambda: not [p for p in glob.glob("/sys/fs/cgroup/*/emberbox/*") if f"{pid}" in p], 10, f"no cgroups left after {how!r}"
+            )
+            wait_until(lambda: not [t for t in state()["tables"] if f"{pid}" in t], 10, "no nft table left")
