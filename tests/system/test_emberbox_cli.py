@@ -1,0 +1,79 @@
+"""The command line, as a newcomer uses it."""
+
+import json
+import os
+import pathlib
+import subprocess
+import uuid
+
+import pytest
+
+from conftest import BINARY, REPO, invoke, wait_until
+
+
+def cli(*args, endpoint=None, check=True, input=None):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+    if endpoint:
+        env["AWS_ENDPOINT_URL_LAMBDA"] = endpoint
+    out = subprocess.run([str(BINARY), *map(str, args)], capture_output=True, text=True, env=env, input=input, timeout=300)
+    assert not check or out.returncode == 0, out.stdout + out.stderr
+    return out
+
+
+@pytest.fixture
+def ember(emberbox):
+    return lambda *args, **kwargs: cli(*args, endpoint=emberbox.endpoint, **kwargs)
+
+
+def test_deploy_invoke_logs_delete(ember, tmp_path):
+    name = "cli-" + uuid.uuid4().hex[:8]
+    (tmp_path / "app.py").write_text('def handler(event, context):\n    print("said", event)\n    return {"got": event}\n')
+    out = ember("deploy", tmp_path, "--name", name, "--memory", "256", "--timeout", "5", "--env", "K=V")
+    assert "python3" in out.stdout + out.stderr and "app.handler" in out.stdout + out.stderr, "says what it guessed"
+    out = ember("invoke", name, '{"a":1}', "--tail")
+    assert json.loads(out.stdout) == {"got": {"a": 1}}
+    assert "REPORT RequestId" in out.stderr and "said" in out.stderr
+    (tmp_path / "event.json").write_text("[1]")
+    assert json.loads(ember("invoke", name, f"@{tmp_path}/event.json").stdout) == {"got": [1]}
+    assert json.loads(ember("invoke", name, "-", input='"x"').stdout) == {"got": "x"}
+    timeline = ember("invoke", name, "1", "--timeline").stderr
+    assert "received" in timeline.lower() and "answered" in timeline.lower()
+    wait_until(lambda: "said" in ember("logs", name).stdout, 10, "logs")
+    (tmp_path / "app.py").write_text('def handler(event, context):\n    raise ValueError("broken")\n')
+    ember("deploy", tmp_path, "--name", name)
+    out = ember("invoke", name, "{}", check=False)
+    assert out.returncode == 1 and "broken" in out.stdout
+    listed = json.loads(ember("functions", "--json").stdout)
+    assert name in json.dumps(listed)
+    ember("delete", name)
+    assert name not in ember("functions").stdout
+
+
+def test_deploy_a_bootstrap(ember, tmp_path):
+    name = "cli-" + uuid.uuid4().hex[:8]
+    target = tmp_path / "bootstrap"
+    target.write_bytes((REPO / "examples/shell/bootstrap").read_bytes())
+    target.chmod(0o755)
+    ember("deploy", target, "--name", name)
+    assert ember("invoke", name, "{}").returncode == 0
+    ember("delete", name)
+
+
+def test_help_completions_doctor():
+    text = cli("--help").stdout
+    for command in ("serve", "deploy", "invoke", "logs", "functions", "delete", "doctor", "runtime", "demo"):
+        assert command in text
+    assert "emberbox" in cli("completions", "bash").stdout
+    report = json.loads(cli("doctor", "--json", check=False).stdout)
+    assert report
+
+
+def test_server_that_is_not_there():
+    out = cli("functions", endpoint="http://127.0.0.1:9", check=False)
+    assert out.returncode != 0 and "emberbox serve" in out.stderr
+
+
+def test_demo():
+    out = cli("demo")
+    text = out.stdout + out.stderr
+    assert "cold" in text.lower() and "warm" in text.lower()
