@@ -26,7 +26,7 @@ import pytest
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 BINARY = pathlib.Path(os.environ.get("EMBERBOX_BINARY", REPO / "target/debug/emberbox"))
-RUNTIMES = pathlib.Path(os.environ.get("EMBERBOX_TEST_RUNTIMES", REPO / "target/system/runtimes"))
+RUNTIMES = pathlib.Path(os.environ.get("EMBERBOX_TEST_RUNTIMES", REPO / "target/system"))
 ROLE = "arn:aws:iam::000000000000:role/lambda"
 PYTHON = "python3.%d" % sys.version_info[1]
 

@@ -1,0 +1,86 @@
+//! What a fresh machine lacks: Debian packages, and a Python environment with the real clients that the tests drive.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::run;
+
+/// A program that the tests or the product need, the Debian package that brings it, and why.
+const PROGRAMS: &[(&str, &str, &str)] = &[
+    ("nft", "nftables", "network rules of the sandboxes"),
+    ("ip", "iproute2", "the tests look at links and addresses"),
+    ("mkfs.ext4", "e2fsprogs", "the sandboxes' /tmp"),
+    ("python3", "python3", "Python functions, and the tests' clients"),
+    ("node", "nodejs", "Node functions"),
+    ("npm", "npm", "installs AWS's runtime client for Node"),
+    ("cmake", "cmake", "builds AWS's runtime clients"),
+    ("make", "make", "builds AWS's runtime clients"),
+    ("g++", "g++", "builds AWS's runtime clients"),
+    ("autoreconf", "autoconf", "builds AWS's runtime clients"),
+    ("automake", "automake", "builds AWS's runtime clients"),
+    ("libtoolize", "libtool", "builds AWS's runtime clients"),
+    ("openssl", "openssl", "makes the TLS test's certificate"),
+];
+
+/// Installs what is missing, saying what and why; without root it says what to run.
+pub fn debian_packages() -> Result<()> {
+    let mut missing: Vec<(&str, &str)> = Vec::new();
+    for (program, package, why) in PROGRAMS {
+        if !on_path(program) {
+            missing.push((package, why));
+        }
+    }
+    if on_path("python3") && !succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"])) {
+        missing.push(("python3-venv", "the tests' own Python environment"));
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("Missing on this machine:");
+    for (package, why) in &missing {
+        println!("  {package:<12} {why}");
+    }
+    let packages: Vec<&str> = missing.iter().map(|(package, _)| *package).collect();
+    let install = format!("apt-get install --no-install-recommends {}", packages.join(" "));
+    if !succeeds(Command::new("sh").args(["-c", "test $(id -u) = 0 && command -v apt-get"])) {
+        bail!("please run, as root: {install}");
+    }
+    println!("Running: {install}");
+    let mut update = Command::new("apt-get");
+    update.args(["update", "-q"]);
+    run(&mut update)?;
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive").args(["install", "-y", "-q", "--no-install-recommends"]).args(packages);
+    run(&mut command)
+}
+
+/// A virtual environment in `target/venv` with `requirements`; made again when they change. Returns its `bin`.
+pub fn python_environment(root: &Path, requirements: &Path) -> Result<PathBuf> {
+    let venv = root.join("target/venv");
+    let stamp = venv.join("requirements.txt");
+    let wanted = std::fs::read_to_string(requirements).with_context(|| format!("reading {}", requirements.display()))?;
+    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(venv.join("bin"));
+    }
+    println!("Installing the tests' clients (boto3, AWS CLI, pytest) into {}", venv.display());
+    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
+    run(Command::new(venv.join("bin/python"))
+        .args(["-m", "pip", "install", "-q", "--disable-pip-version-check", "-r"])
+        .arg(requirements))?;
+    std::fs::write(&stamp, wanted).with_context(|| format!("writing {}", stamp.display()))?;
+    Ok(venv.join("bin"))
+}
+
+/// Whether `program` is on PATH, or where Debian keeps an administrator's programs.
+pub fn on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
+        .any(|directory| directory.join(program).is_file())
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    command.output().is_ok_and(|output| output.status.success())
+}

@@ -1,0 +1,128 @@
+//! `cargo xtask test`: set-up and every test, in the order in which failures are cheapest to find.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{run, setup};
+
+/// Which tests to run.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only the checks and tests of the Rust crates.
+    #[arg(long, conflicts_with = "system")]
+    unit: bool,
+    /// Only the whole-system suite.
+    #[arg(long)]
+    system: bool,
+    /// For the whole-system suite: only tests whose name matches (pytest -k).
+    #[arg(short = 'k', value_name = "EXPRESSION")]
+    filter: Option<String>,
+}
+
+/// Runs them; an error names the step that failed.
+pub fn main(root: &Path, args: &Args) -> Result<()> {
+    let mut steps = Steps::default();
+    steps.run("set-up: Debian packages", setup::debian_packages)?;
+    if !args.system {
+        steps.run("formatting", || run(cargo(root).args(["fmt", "--all", "--check"])))?;
+        steps.run("wire model is the one that the generator makes", || crate::codegen::check(root))?;
+        steps.run("lints", || {
+            run(cargo(root).args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))
+        })?;
+        steps.run("unit and integration tests", || run(cargo(root).args(["test", "--workspace", "--quiet"])))?;
+    }
+    if !args.unit {
+        steps.run("whole-system suite", || system(root, args.filter.as_deref()))?;
+    }
+    steps.print();
+    Ok(())
+}
+
+fn system(root: &Path, filter: Option<&str>) -> Result<()> {
+    run(cargo(root).args(["build", "--quiet", "-p", "emberbox"]))?;
+    build_examples(root)?;
+    let bin = setup::python_environment(root, &root.join("tests/system/requirements.txt"))?;
+    let emberbox = root.join("target/debug/emberbox");
+    // Installed once and shared by the suite's servers: each would need a minute to install its own.
+    for runtime in installable(&emberbox, &root.join("target/system"))? {
+        println!("Installing runtime {runtime}");
+        run(Command::new(&emberbox)
+            .args(["runtime", "install", &runtime, "--data-dir"])
+            .arg(root.join("target/system")))?;
+    }
+    let mut pytest = Command::new(bin.join("python"));
+    pytest.current_dir(root.join("tests/system")).args(["-m", "pytest", "--durations=10"]);
+    if let Some(filter) = filter {
+        pytest.args(["-k", filter]);
+    }
+    run(&mut pytest)
+}
+
+/// Builds the Rust functions that the suite and the benchmark deploy.
+pub fn build_examples(root: &Path) -> Result<()> {
+    run(cargo(root)
+        .args(["build", "--release", "--quiet", "--manifest-path", "examples/rust-echo/Cargo.toml", "--target-dir"])
+        .arg(root.join("target/examples")))
+}
+
+/// The runtimes that the suite uses: the Python that runs the suite, one other, and the newest Node.
+fn installable(emberbox: &Path, data_dir: &Path) -> Result<Vec<String>> {
+    let output = Command::new(emberbox)
+        .args(["runtime", "list", "--json", "--data-dir"])
+        .arg(data_dir)
+        .output()
+        .with_context(|| format!("running {}", emberbox.display()))?;
+    if !output.status.success() {
+        bail!("emberbox runtime list: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let listed: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).context("emberbox runtime list --json")?;
+    let own = Command::new("python3")
+        .args(["-c", "import sys; print('python%d.%d' % sys.version_info[:2])"])
+        .output()
+        .context("running python3")?;
+    let own = String::from_utf8_lossy(&own.stdout).trim().to_owned();
+    let mut wanted = Vec::new();
+    let mut pythons = 0;
+    for runtime in &listed {
+        let (Some(name), Some(state)) = (runtime["name"].as_str(), runtime["state"].as_str()) else { continue };
+        if !matches!(state, "ready" | "installable") {
+            continue;
+        }
+        let python = name.starts_with("python");
+        if name == own || name.starts_with("nodejs") || (python && pythons < 2) {
+            wanted.push(name.to_owned());
+        }
+        pythons += u32::from(python);
+    }
+    Ok(wanted)
+}
+
+fn cargo(root: &Path) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root);
+    command
+}
+
+/// What ran, and how long it took.
+#[derive(Default)]
+struct Steps(Vec<(&'static str, f64)>);
+
+impl Steps {
+    fn run(&mut self, name: &'static str, step: impl FnOnce() -> Result<()>) -> Result<()> {
+        println!("\n== {name}");
+        let start = Instant::now();
+        step().with_context(|| format!("step failed: {name}"))?;
+        self.0.push((name, start.elapsed().as_secs_f64()));
+        Ok(())
+    }
+
+    fn print(&self) {
+        println!("\n{:>8}  step (all passed)", "seconds");
+        for (name, seconds) in &self.0 {
+            println!("{seconds:>8.1}  {name}");
+        }
+    }
+}
