@@ -173,6 +173,11 @@ pub trait Worker: Send + Sync + 'static {
     async fn invoke(&self, sandbox: SandboxId, request: InvokeRequest) -> Result<InvokeOutcome, WorkerError>;
     /// Takes a sandbox down, with the shutdown phases that its extensions are due. Returns when nothing is left of it.
     async fn shutdown(&self, sandbox: SandboxId, reason: RetireReason);
+    /// Whether an invocation runs in the sandbox. Asked only about a lease older than [`LEASE_LIMIT`], to tell a long
+    /// invocation from a lease that its holder lost; a worker that cannot tell says `true`.
+    fn invoking(&self, _sandbox: SandboxId) -> bool {
+        true
+    }
     /// Load and capacity, for Placement.
     fn report(&self) -> WorkerReport;
     /// Whether the unpacked package is on this host, for Placement.
