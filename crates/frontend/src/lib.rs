@@ -1,1 +1,23 @@
-//! frontend
+//! The Frontend: Emberbox's public HTTP API. It authenticates, validates, routes and answers, and carries payloads
+//! from clients to workers. It keeps no state that another Frontend would need.
+//!
+//! ```text
+//! server ──► service ──► auth, sigv4, loopback      who is calling
+//!               ├──────► operations                 management, by the control plane
+//!               ├──────► invoke                     the synchronous path
+//!               ├──────► logs_api, code_url         reading logs, downloading code
+//!               └──────► metrics
+//! ```
+#![forbid(unsafe_code)]
+
+mod auth;
+mod body;
+mod config;
+mod loopback;
+mod server;
+mod service;
+pub mod sigv4;
+
+pub use config::{CodeUrlKey, Config, Credential, Limits, TlsFiles};
+pub use server::{BindError, Server};
+pub use service::Deps;

@@ -1,0 +1,194 @@
+//! Sockets: accepting, TLS, HTTP versions, bounds on slow clients, and the orderly end.
+
+mod activity;
+mod tls;
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+
+use crate::config::Config;
+use crate::service::{Deps, Service};
+use activity::Activity;
+
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Most bytes that are buffered of a request's head, and the size of the read buffer.
+const HEAD_BYTES: usize = 128 << 10;
+/// Most header fields of a request.
+const HEADERS: usize = 128;
+/// Requests at once on one HTTP/2 connection.
+const STREAMS: u32 = 256;
+/// How long accepting pauses when the process is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why the server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// It would let anyone in.
+    #[error(
+        "refusing to listen on {0} without credentials: anyone who can reach it could run code here. Add \
+         [[credentials]] to the configuration, or listen on 127.0.0.1"
+    )]
+    OpenWithoutCredentials(SocketAddr),
+    /// The address is taken or not ours.
+    #[error("listen on {0}: {1}")]
+    Listen(SocketAddr, #[source] io::Error),
+    /// Certificate or key cannot be used.
+    #[error("TLS: {0}")]
+    Tls(String),
+}
+
+/// The public API, listening.
+pub struct Server {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    service: Arc<Service>,
+    config: Config,
+}
+
+impl Server {
+    /// Binds the address; nothing is answered before [`Server::run`].
+    ///
+    /// # Errors
+    /// [`BindError`], which says what to do.
+    pub async fn bind(config: Config, deps: Deps) -> Result<Self, BindError> {
+        if config.credentials.is_empty() && !config.listen.ip().is_loopback() {
+            return Err(BindError::OpenWithoutCredentials(config.listen));
+        }
+        let tls = config.tls.as_ref().map(tls::acceptor).transpose()?;
+        let listen = |e| BindError::Listen(config.listen, e);
+        let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
+        let local_addr = listener.local_addr().map_err(listen)?;
+        let service = Arc::new(Service::new(&config, deps));
+        Ok(Self { listener, local_addr, tls, service, config })
+    }
+
+    /// Where it listens, with the port that was chosen for port 0.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// e.g. `http://127.0.0.1:4566`.
+    pub fn endpoint(&self) -> String {
+        format!("{}://{}", if self.tls.is_some() { "https" } else { "http" }, self.local_addr)
+    }
+
+    /// Serves until `shutdown`, then stops accepting, lets requests and invocations in flight finish (for
+    /// `limits.shutdown` at most) and closes all connections.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
+        let connections = Arc::new(Semaphore::new(self.config.limits.connections));
+        let graceful = GracefulShutdown::new();
+        let http = Arc::new(self.http());
+        let mut shutdown = std::pin::pin!(shutdown);
+        let accepting = async {
+            loop {
+                // A connection is accepted only when there is room for it: the others wait in the kernel's queue.
+                let permit = Arc::clone(&connections).acquire_owned().await.expect("the semaphore is never closed");
+                match self.listener.accept().await {
+                    Ok((stream, peer)) => self.spawn(stream, peer, permit, &http, graceful.watcher()),
+                    Err(error) => {
+                        tracing::warn!(%error, "accept failed");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        };
+        tokio::select! {
+            () = &mut shutdown => {}
+            () = accepting => {}
+        }
+        self.service.drain();
+        let Self { listener, service, config, .. } = self;
+        drop(listener);
+        let finish = async {
+            graceful.shutdown().await;
+            service.finished().await;
+        };
+        if tokio::time::timeout(config.limits.shutdown, finish).await.is_err() {
+            tracing::warn!(limit = ?config.limits.shutdown, "requests still ran at the end of the shutdown limit");
+        }
+    }
+
+    fn http(&self) -> auto::Builder<TokioExecutor> {
+        let idle = self.config.limits.idle;
+        let mut http = auto::Builder::new(TokioExecutor::new());
+        http.http1().timer(TokioTimer::new()).header_read_timeout(idle).max_headers(HEADERS).max_buf_size(HEAD_BYTES);
+        http.http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS)
+            .max_header_list_size(HEAD_BYTES as u32)
+            .keep_alive_interval(idle / 2)
+            .keep_alive_timeout(idle / 2);
+        http
+    }
+
+    fn spawn(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        permit: OwnedSemaphorePermit,
+        http: &Arc<auto::Builder<TokioExecutor>>,
+        watcher: Watcher,
+    ) {
+        let _ = stream.set_nodelay(true);
+        let (service, http, tls) = (Arc::clone(&self.service), Arc::clone(http), self.tls.clone());
+        let idle = self.config.limits.idle;
+        tokio::spawn(async move {
+            let _permit = permit;
+            match tls {
+                None => serve(stream, peer, service, &http, watcher, idle).await,
+                Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => serve(stream, peer, service, &http, watcher, idle).await,
+                    Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+                    Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
+                },
+            }
+        });
+    }
+}
+
+/// One connection, until the client goes, stalls, or shutdown.
+async fn serve<S>(
+    stream: S,
+    peer: SocketAddr,
+    service: Arc<Service>,
+    http: &auto::Builder<TokioExecutor>,
+    watcher: Watcher,
+    idle: Duration,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let activity = Activity::default();
+    let stream = TokioIo::new(activity.watch(stream));
+    let answer = service_fn(|request| {
+        let running = activity.request();
+        let service = Arc::clone(&service);
+        async move {
+            let response = service.handle(peer, request).await;
+            drop(running);
+            Ok::<_, std::convert::Infallible>(response)
+        }
+    });
+    let connection = watcher.watch(http.serve_connection(stream, answer));
+    tokio::select! {
+        result = connection => {
+            if let Err(error) = result {
+                tracing::debug!(%peer, %error, "connection ended");
+            }
+        }
+        () = activity.stalled(idle) => tracing::debug!(%peer, "connection was idle for too long"),
+    }
+}
