@@ -1,1 +1,28 @@
-fn main() {}
+//! `emberbox`: the server and its command line. It parses, wires the parts together and takes them down in order; it
+//! decides nothing.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod client;
+mod commands;
+mod config;
+mod data_dir;
+mod package;
+mod timeline;
+mod ui;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match commands::run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{} {error:#}", ui::error_label());
+            ExitCode::FAILURE
+        }
+    }
+}

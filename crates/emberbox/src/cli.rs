@@ -1,0 +1,308 @@
+//! The command line, as `--help` teaches it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+
+use crate::units::parse_duration;
+
+const EXAMPLES: &str = "\
+Try it:
+  emberbox demo                                   see everything work, in a few seconds
+
+Then, in one terminal:
+  emberbox serve                                  start the server
+
+and in another:
+  emberbox deploy ./my-function --name hello      a folder, a zip or a program
+  emberbox invoke hello '{\"name\": \"world\"}'
+  emberbox logs hello --follow
+
+Any AWS tool works as well:
+  export AWS_ENDPOINT_URL_LAMBDA=http://127.0.0.1:4566
+  aws lambda list-functions";
+
+/// AWS Lambda on your own machines.
+///
+/// Code that runs on AWS Lambda runs here unchanged, each function isolated in a sandbox of its own, and the tools that
+/// talk to AWS Lambda talk to Emberbox.
+#[derive(Parser, Debug)]
+#[command(name = "emberbox", version, after_help = EXAMPLES, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run the server
+    Serve(Serve),
+    /// Create or update a function from a folder, a zip or a program
+    Deploy(Deploy),
+    /// Run a function and print its answer
+    Invoke(Invoke),
+    /// Show what a function wrote, and how its invocations went
+    Logs(Logs),
+    /// List the functions
+    Functions(Functions),
+    /// Delete a function, with all its versions and aliases
+    Delete(Delete),
+    /// List or install runtimes (languages) on this machine
+    #[command(subcommand)]
+    Runtime(Runtime),
+    /// Say what this machine can do, what is missing and how to get it
+    Doctor(Doctor),
+    /// Start Emberbox, deploy samples, invoke them cold and warm, show the timeline, clean up
+    Demo(Demo),
+    /// Print a completion script for your shell
+    #[command(
+        after_help = "For bash, now and in every new shell:\n  emberbox completions bash > ~/.local/share/bash-completion/completions/emberbox"
+    )]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Which server a client command talks to, and as whom.
+#[derive(Args, Debug, Clone, Default)]
+#[command(next_help_heading = "Which server, and as whom")]
+pub struct Target {
+    /// URL of the API, or `aws` for AWS Lambda itself [default: $AWS_ENDPOINT_URL_LAMBDA, $AWS_ENDPOINT_URL, or http://127.0.0.1:4566]
+    #[arg(long, value_name = "URL", value_hint = ValueHint::Url)]
+    pub endpoint: Option<String>,
+    /// Region for signing [default: $AWS_REGION, the profile's, or us-east-1]
+    #[arg(long)]
+    pub region: Option<String>,
+    /// Profile of ~/.aws/credentials and ~/.aws/config [default: $AWS_PROFILE or default]
+    #[arg(long)]
+    pub profile: Option<String>,
+}
+
+/// `emberbox serve`
+#[derive(Args, Debug, Clone, Default)]
+#[command(after_help = "\
+Examples:
+  emberbox serve
+  emberbox serve --listen 127.0.0.1:0             take a free port, and print it
+  emberbox serve --config emberbox.toml           see emberbox.example.toml
+
+Stop it with Ctrl-C: running invocations finish first; a second Ctrl-C does not wait for them.")]
+pub struct Serve {
+    /// Address and port of the API; port 0 takes a free one [default: 127.0.0.1:4566]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Where everything is kept [default: /var/lib/emberbox for root, else ~/.local/share/emberbox]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub data_dir: Option<PathBuf>,
+    /// Configuration file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+}
+
+/// `emberbox deploy`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  emberbox deploy ./my-function --name hello
+  emberbox deploy target/release/echo --name echo --memory 256
+  emberbox deploy app.zip --name app --runtime python3.12 --handler app.handler --env STAGE=dev --env DEBUG=1
+
+What is guessed: a file `bootstrap` (or a single program) runs on provided.al2023; a Python file with a function
+`handler` or `lambda_handler` on the newest Python; an index.js or index.mjs that exports `handler` on Node.js.
+What a requirements.txt asks for is added to the package with pip.")]
+pub struct Deploy {
+    /// Folder, zip file, program, or a single source file
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub path: PathBuf,
+    /// Name of the function; it is updated if it exists
+    #[arg(long)]
+    pub name: String,
+    /// e.g. python3.12, nodejs22.x, provided.al2023 [default: guessed]
+    #[arg(long)]
+    pub runtime: Option<String>,
+    /// `file.function` to call [default: guessed]
+    #[arg(long)]
+    pub handler: Option<String>,
+    /// Memory in MB, which also sets the CPU share: 1769 MB are one CPU [default: 128]
+    #[arg(long, value_name = "MB")]
+    pub memory: Option<i32>,
+    /// Longest run of one invocation, in seconds [default: 3]
+    #[arg(long, value_name = "SECONDS")]
+    pub timeout: Option<i32>,
+    /// Environment variable, as often as needed; if given, these replace the variables the function had
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub env: Vec<(String, String)>,
+    /// ARN of the execution role; only AWS itself uses it
+    #[arg(long, value_name = "ARN")]
+    pub role: Option<String>,
+    /// Leave requirements.txt alone
+    #[arg(long)]
+    pub no_install: bool,
+    /// Print the function's configuration as JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub target: Target,
+}
+
+/// `emberbox invoke`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  emberbox invoke hello '{\"name\": \"world\"}'
+  emberbox invoke hello @event.json --tail        payload from a file, with the log
+  echo '[1, 2]' | emberbox invoke hello -         payload from stdin
+  emberbox invoke hello --timeline                where the time went
+
+The answer goes to stdout, everything else to stderr. The exit code is 1 when the function failed.")]
+pub struct Invoke {
+    /// Function: a name, name:version, name:alias, or an ARN
+    pub name: String,
+    /// JSON, @file, or - for stdin
+    #[arg(default_value = "{}", hide_default_value = true, allow_negative_numbers = true)]
+    pub payload: String,
+    /// Show the invocation's log (its last 4 KB)
+    #[arg(long)]
+    pub tail: bool,
+    /// Queue the event and do not wait for the answer
+    #[arg(long, conflicts_with_all = ["tail", "timeline"])]
+    pub event: bool,
+    /// Version or alias
+    #[arg(long)]
+    pub qualifier: Option<String>,
+    /// Show step by step what happened and how long it took (Emberbox only)
+    #[arg(long)]
+    pub timeline: bool,
+    /// Print one JSON object with the answer, status, version, log and timeline
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub target: Target,
+}
+
+/// `emberbox logs`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  emberbox logs hello                             the last hour
+  emberbox logs hello --since 2d
+  emberbox logs hello --follow                    and what comes, until Ctrl-C")]
+pub struct Logs {
+    /// Name of the function
+    pub name: String,
+    /// Keep printing what is written from now on
+    #[arg(long, short)]
+    pub follow: bool,
+    /// How far back: 90s, 15m, 2h, 7d
+    #[arg(long, default_value = "1h", value_parser = parse_duration)]
+    pub since: Duration,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub target: Target,
+}
+
+/// `emberbox functions`
+#[derive(Args, Debug)]
+pub struct Functions {
+    /// Print them as JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub target: Target,
+}
+
+/// `emberbox delete`
+#[derive(Args, Debug)]
+pub struct Delete {
+    /// Name of the function
+    pub name: String,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub target: Target,
+}
+
+/// Where the runtimes of this machine are.
+#[derive(Args, Debug, Clone, Default)]
+pub struct Local {
+    /// Data directory of the server [default: /var/lib/emberbox for root, else ~/.local/share/emberbox]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub data_dir: Option<PathBuf>,
+    /// Configuration file of the server
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+}
+
+/// `emberbox runtime`
+#[derive(Subcommand, Debug)]
+pub enum Runtime {
+    /// List the runtimes, and which are ready
+    List {
+        /// Print them as JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        local: Local,
+    },
+    /// Install a runtime now rather than on its first use
+    Install {
+        /// e.g. python3.12
+        name: String,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        local: Local,
+    },
+}
+
+/// `emberbox doctor`
+#[derive(Args, Debug)]
+pub struct Doctor {
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub local: Local,
+}
+
+/// `emberbox demo`
+#[derive(Args, Debug)]
+pub struct Demo {
+    /// Install nothing; say what is missing and stop
+    #[arg(long)]
+    pub no_install: bool,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn payload_may_be_left_out() {
+        let cli = Cli::parse_from(["emberbox", "invoke", "hello", "--tail"]);
+        let Command::Invoke(invoke) = cli.command else { panic!("invoke") };
+        assert_eq!((invoke.payload.as_str(), invoke.tail), ("{}", true));
+        assert!(Cli::try_parse_from(["emberbox", "deploy", ".", "--name", "f", "--env", "=x"]).is_err());
+    }
+}

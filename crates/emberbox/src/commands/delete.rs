@@ -1,0 +1,20 @@
+//! `emberbox delete`
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use lambda_api::operations::DeleteFunction;
+use lambda_api::types::DeleteFunctionRequest;
+
+use crate::cli::Delete;
+use crate::client::Client;
+
+/// Deletes a function.
+pub async fn run(args: Delete) -> Result<ExitCode> {
+    let client = Client::new(&args.target)?;
+    client
+        .call::<DeleteFunction>(&DeleteFunctionRequest { function_name: args.name.clone(), ..Default::default() })
+        .await?;
+    eprintln!("Deleted {}.", args.name);
+    Ok(ExitCode::SUCCESS)
+}

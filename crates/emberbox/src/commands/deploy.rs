@@ -1,0 +1,306 @@
+//! `emberbox deploy`: makes the package, says what it guessed, creates or updates the function, waits until it is usable.
+
+use std::collections::BTreeMap;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use bytes::Bytes;
+use lambda_api::operations::{
+    CreateFunction, GetFunctionConfiguration, UpdateFunctionCode, UpdateFunctionConfiguration,
+};
+use lambda_api::types::{
+    CreateFunctionRequest, Environment, FunctionCode, FunctionConfiguration, GetFunctionConfigurationRequest,
+    UpdateFunctionCodeRequest, UpdateFunctionConfigurationRequest,
+};
+
+use super::{print, print_json};
+use crate::cli::Deploy;
+use crate::client::{ApiError, Client};
+use crate::package::{self, Contents, Guess, Language, Package};
+use crate::ui;
+use crate::units::show_size;
+
+/// How long to wait for a function to become usable; a runtime may have to be installed first.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// How often to ask.
+const POLL: Duration = Duration::from_millis(50);
+/// Only AWS itself looks at the role; there it has to be given.
+const NO_ROLE: &str = "arn:aws:iam::000000000000:role/emberbox";
+
+/// Runtime and handler, and what to tell the user about them.
+#[derive(Debug, PartialEq, Eq)]
+struct Choice {
+    runtime: String,
+    handler: String,
+    note: Option<String>,
+}
+
+/// `emberbox deploy`
+pub async fn run(args: Deploy) -> Result<ExitCode> {
+    let client = Client::new(&args.target)?;
+    let package = package::read(&args.path)?;
+    let existing = configuration(&client, &args.name).await?;
+    let current = existing.as_ref().and_then(|c| c.runtime.as_ref()).map(ToString::to_string);
+    let guessed = package::guess(&package, args.runtime.as_deref().and_then(Language::of_runtime));
+    let choice = choose(&args, guessed, current.as_deref(), newest_runtime)?;
+    if let Some(note) = &choice.note {
+        eprintln!("{note}");
+    }
+    let package = with_requirements(package, &args, &choice.runtime)?;
+    let zip = pack(package)?;
+    let done = match existing {
+        None => create(&client, &args, &choice, zip).await?,
+        Some(existing) => update(&client, &args, &choice, &existing, zip).await?,
+    };
+    if args.json {
+        print_json(&done)?;
+    } else {
+        let arn = done.function_arn.clone().unwrap_or_default();
+        print(format!("{arn}\n").as_bytes())?;
+        eprintln!("Invoke it: {}", ui::bold(&format!("emberbox invoke {} '{{\"key\": \"value\"}}' --tail", args.name)));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The function's configuration, if it exists.
+async fn configuration(client: &Client, name: &str) -> Result<Option<FunctionConfiguration>> {
+    let request = GetFunctionConfigurationRequest { function_name: name.to_owned(), ..Default::default() };
+    match client.call::<GetFunctionConfiguration>(&request).await {
+        Ok(configuration) => Ok(Some(configuration)),
+        Err(error) if error.downcast_ref::<ApiError>().is_some_and(|e| e.status == 404) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What the user said wins; then what was guessed; an existing function keeps its runtime while the language is the same.
+fn choose(
+    args: &Deploy,
+    guessed: Option<Guess>,
+    current: Option<&str>,
+    newest: impl Fn(Language) -> Result<String>,
+) -> Result<Choice> {
+    let given = args.runtime.as_deref();
+    let language = given.and_then(Language::of_runtime).or_else(|| guessed.as_ref().map(|g| g.language));
+    let runtime = match (given, current, &guessed) {
+        (Some(runtime), ..) => runtime.to_owned(),
+        (None, Some(current), None) => current.to_owned(),
+        (None, Some(current), Some(guess)) if Language::of_runtime(current) == Some(guess.language) => {
+            current.to_owned()
+        }
+        (None, _, Some(guess)) => newest(guess.language)?,
+        (None, None, None) => bail!(
+            "cannot guess the runtime of {}: at its top there is no `bootstrap`, no Python file with `def handler(event, context)`, \
+             and no index.js or index.mjs that exports `handler`. Say it with --runtime and --handler",
+            args.path.display()
+        ),
+    };
+    let handler = match (&args.handler, &guessed) {
+        (Some(handler), _) => handler.clone(),
+        (None, Some(guess)) => guess.handler.clone(),
+        (None, None) if language == Some(Language::Custom) => "bootstrap".to_owned(),
+        (None, None) => bail!(
+            "cannot guess the handler: found no function `handler` at the top of {}. Say it with --handler file.function",
+            args.path.display()
+        ),
+    };
+    let note = guessed
+        .filter(|_| given.is_none() || args.handler.is_none())
+        .map(|guess| format!("Guessed runtime {runtime} and handler {handler}, because {}.", guess.because));
+    Ok(Choice { runtime, handler, note })
+}
+
+/// The newest runtime of a language that this machine knows; a server elsewhere may have others.
+fn newest_runtime(language: Language) -> Result<String> {
+    Ok(match language {
+        Language::Custom => "provided.al2023".into(),
+        Language::Python => package::newest_python().unwrap_or_else(|| "python3.13".into()),
+        Language::Node => {
+            let output = Command::new("node").arg("--version").stdin(Stdio::null()).output();
+            let version = output.ok().and_then(|o| String::from_utf8(o.stdout).ok()).unwrap_or_default();
+            let major = version.trim().strip_prefix('v').and_then(|v| v.split('.').next()?.parse::<u32>().ok());
+            format!("nodejs{}.x", major.unwrap_or(22))
+        }
+    })
+}
+
+/// Adds what requirements.txt asks for, unless the user did so already.
+fn with_requirements(package: Package, args: &Deploy, runtime: &str) -> Result<Package> {
+    let Package::Files(mut files) = package else { return Ok(package) };
+    let installed = files.keys().any(|name| name.split('/').next().is_some_and(|top| top.ends_with(".dist-info")));
+    let wanted = files.contains_key("requirements.txt") && Language::of_runtime(runtime) == Some(Language::Python);
+    if wanted && !installed && !args.no_install {
+        let spinner = ui::spinner("installing what requirements.txt asks for");
+        let added = package::install_requirements(&args.path, runtime)?;
+        spinner.finish_and_clear();
+        let packages = added.keys().filter(|name| name.ends_with(".dist-info/METADATA")).count();
+        eprintln!("Added {packages} packages with pip, because there is a requirements.txt.");
+        let own = std::mem::take(&mut files);
+        files = added;
+        files.extend(own);
+    }
+    let unresolved = files.contains_key("package.json") && !files.keys().any(|name| name.starts_with("node_modules/"));
+    let dependencies = files.get("package.json").is_some_and(|file| {
+        let json: serde_json::Value = serde_json::from_slice(&file.bytes).unwrap_or_default();
+        json["dependencies"].as_object().is_some_and(|d| !d.is_empty())
+    });
+    if unresolved && dependencies {
+        eprintln!(
+            "package.json has dependencies, but there is no node_modules; `npm install` in the folder brings them."
+        );
+    }
+    Ok(Package::Files(files))
+}
+
+fn pack(package: Package) -> Result<Bytes> {
+    let files = package.names().len();
+    let spinner = ui::spinner("packing");
+    let zip = package.into_zip()?;
+    spinner.finish_and_clear();
+    eprintln!("Package: {files} file{}, {} zipped.", if files == 1 { "" } else { "s" }, show_size(zip.len() as u64));
+    Ok(zip.into())
+}
+
+async fn create(client: &Client, args: &Deploy, choice: &Choice, zip: Bytes) -> Result<FunctionConfiguration> {
+    let request = CreateFunctionRequest {
+        function_name: args.name.clone(),
+        runtime: Some(choice.runtime.as_str().into()),
+        handler: Some(choice.handler.clone()),
+        role: args.role.clone().unwrap_or_else(|| NO_ROLE.to_owned()),
+        code: FunctionCode { zip_file: Some(zip.clone()), ..Default::default() },
+        memory_size: args.memory,
+        timeout: args.timeout,
+        environment: environment(&args.env),
+        ..Default::default()
+    };
+    let bar = ui::bytes_bar("uploading", 0);
+    client.upload::<CreateFunction>(&request, &bar).await?;
+    bar.finish_and_clear();
+    let done = settled(client, &args.name).await?;
+    eprintln!("Created {}.", args.name);
+    Ok(done)
+}
+
+async fn update(
+    client: &Client,
+    args: &Deploy,
+    choice: &Choice,
+    existing: &FunctionConfiguration,
+    zip: Bytes,
+) -> Result<FunctionConfiguration> {
+    let request =
+        UpdateFunctionCodeRequest { function_name: args.name.clone(), zip_file: Some(zip), ..Default::default() };
+    let bar = ui::bytes_bar("uploading", 0);
+    let code = client.upload::<UpdateFunctionCode>(&request, &bar).await?;
+    bar.finish_and_clear();
+    let mut done = settled(client, &args.name).await?;
+    let runtime = existing.runtime.as_ref().map(ToString::to_string);
+    let changed = |new: Option<i32>, old: Option<i32>| new.filter(|new| Some(*new) != old);
+    let request = UpdateFunctionConfigurationRequest {
+        function_name: args.name.clone(),
+        runtime: (runtime.as_deref() != Some(&choice.runtime)).then(|| choice.runtime.as_str().into()),
+        handler: (existing.handler.as_deref() != Some(&choice.handler)).then(|| choice.handler.clone()),
+        memory_size: changed(args.memory, existing.memory_size),
+        timeout: changed(args.timeout, existing.timeout),
+        environment: environment(&args.env),
+        role: args.role.clone().filter(|role| existing.role.as_ref() != Some(role)),
+        ..Default::default()
+    };
+    let untouched = UpdateFunctionConfigurationRequest { function_name: args.name.clone(), ..Default::default() };
+    if request != untouched {
+        client.call::<UpdateFunctionConfiguration>(&request).await?;
+        done = settled(client, &args.name).await?;
+    }
+    let same_code = code.code_sha256 == existing.code_sha256;
+    eprintln!("Updated {}{}.", args.name, if same_code { " (its code is the same as before)" } else { "" });
+    Ok(done)
+}
+
+fn environment(variables: &[(String, String)]) -> Option<Environment> {
+    let map: BTreeMap<String, String> = variables.iter().cloned().collect();
+    (!map.is_empty()).then(|| Environment { variables: Some(map.into_iter().collect()) })
+}
+
+/// Waits until the function can be invoked and no update is under way.
+async fn settled(client: &Client, name: &str) -> Result<FunctionConfiguration> {
+    let spinner = ui::spinner("waiting until it can be invoked");
+    let started = Instant::now();
+    loop {
+        let Some(now) = configuration(client, name).await? else { bail!("{name} was deleted meanwhile") };
+        let state = now.state.as_ref().map(ToString::to_string);
+        let last_update = now.last_update_status.as_ref().map(ToString::to_string);
+        match (state.as_deref(), last_update.as_deref()) {
+            (Some("Failed"), _) => bail!("{name} cannot be used: {}", now.state_reason.unwrap_or_default()),
+            (_, Some("Failed")) => {
+                bail!("the update of {name} failed: {}", now.last_update_status_reason.unwrap_or_default())
+            }
+            (Some("Active" | "Inactive"), Some("Successful") | None) => {
+                spinner.finish_and_clear();
+                return Ok(now);
+            }
+            _ if started.elapsed() > PATIENCE => {
+                bail!(
+                    "{name} is still not usable after {} s (state {state:?}, last update {last_update:?})",
+                    PATIENCE.as_secs()
+                )
+            }
+            _ => tokio::time::sleep(POLL).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command as CliCommand};
+
+    fn args(more: &[&str]) -> Deploy {
+        let line = ["emberbox", "deploy", "dir", "--name", "f"];
+        match Cli::parse_from(line.iter().chain(more)).command {
+            CliCommand::Deploy(deploy) => deploy,
+            _ => unreachable!("the line says deploy"),
+        }
+    }
+
+    fn python() -> Option<Guess> {
+        Some(Guess {
+            language: Language::Python,
+            handler: "app.handler".into(),
+            because: "app.py has a function `handler`".into(),
+        })
+    }
+
+    fn chosen(more: &[&str], guess: Option<Guess>, current: Option<&str>) -> Result<(String, String)> {
+        choose(&args(more), guess, current, |language| Ok(format!("newest {language:?}")))
+            .map(|c| (c.runtime, c.handler))
+    }
+
+    #[test]
+    fn chooses() {
+        let is = |runtime: &str, handler: &str| (runtime.to_owned(), handler.to_owned());
+        assert_eq!(chosen(&[], python(), None).unwrap(), is("newest Python", "app.handler"));
+        assert_eq!(chosen(&[], python(), Some("python3.11")).unwrap(), is("python3.11", "app.handler"));
+        assert_eq!(chosen(&[], python(), Some("nodejs20.x")).unwrap(), is("newest Python", "app.handler"));
+        assert_eq!(
+            chosen(&["--runtime", "python3.9"], python(), Some("python3.11")).unwrap(),
+            is("python3.9", "app.handler")
+        );
+        assert_eq!(chosen(&["--handler", "x.y"], python(), None).unwrap(), is("newest Python", "x.y"));
+        assert_eq!(chosen(&["--handler", "x.y"], None, Some("ruby3.4")).unwrap(), is("ruby3.4", "x.y"));
+        assert_eq!(chosen(&["--runtime", "provided.al2023"], None, None).unwrap(), is("provided.al2023", "bootstrap"));
+        assert!(chosen(&[], None, None).unwrap_err().to_string().contains("--runtime"));
+        assert!(chosen(&["--runtime", "python3.12"], None, None).unwrap_err().to_string().contains("--handler"));
+    }
+
+    #[test]
+    fn says_what_it_guessed_and_only_that() {
+        let note = |more: &[&str]| choose(&args(more), python(), None, |_| Ok("python3.13".into())).unwrap().note;
+        assert_eq!(
+            note(&[]).unwrap(),
+            "Guessed runtime python3.13 and handler app.handler, because app.py has a function `handler`."
+        );
+        assert_eq!(note(&["--runtime", "python3.12", "--handler", "app.handler"]), None);
+    }
+}

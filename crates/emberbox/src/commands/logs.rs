@@ -1,0 +1,128 @@
+//! `emberbox logs`: CloudWatch Logs' FilterLogEvents, page by page, and again while following.
+
+use std::collections::HashSet;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use http::Request;
+use lambda_api::operations::GetFunctionConfiguration;
+use lambda_api::types::GetFunctionConfigurationRequest;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::print;
+use crate::cli::Logs;
+use crate::client::{ApiError, Client, Service};
+
+/// How often following asks.
+const POLL: Duration = Duration::from_millis(500);
+/// How far back following looks again for events that arrived late.
+const LATE: i64 = 10_000;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Page {
+    #[serde(default)]
+    events: Vec<Event>,
+    next_token: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Event {
+    event_id: String,
+    timestamp: i64,
+    message: String,
+}
+
+/// Prints what a function wrote.
+pub async fn run(args: Logs) -> Result<ExitCode> {
+    let client = Client::new(&args.target)?;
+    let group = log_group(&client, &args.name).await?;
+    let mut start = now() - i64::try_from(args.since.as_millis()).context("--since is too long")?;
+    let mut seen: HashSet<String> = HashSet::new();
+    let mut newest = start;
+    let mut first = true;
+    loop {
+        let mut fresh = HashSet::new();
+        let mut token = None;
+        loop {
+            let page = match page(&client, &group, start, token).await {
+                Ok(page) => page,
+                Err(error) if no_group(&error) => Page { events: Vec::new(), next_token: None },
+                Err(error) => return Err(error),
+            };
+            for event in page.events {
+                newest = newest.max(event.timestamp);
+                if !seen.contains(&event.event_id) && !fresh.contains(&event.event_id) {
+                    print(line(&event.message).as_bytes())?;
+                }
+                fresh.insert(event.event_id);
+            }
+            token = page.next_token;
+            if token.is_none() {
+                break;
+            }
+        }
+        if !args.follow {
+            if fresh.is_empty() {
+                eprintln!("Nothing in {group} within the time asked for (`--since`).");
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        if first && fresh.is_empty() {
+            eprintln!("Waiting for {group}; Ctrl-C ends this.");
+        }
+        first = false;
+        // Only what is asked for again has to be remembered.
+        start = start.max(newest - LATE);
+        seen = fresh;
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// The group that the function logs to; the default one if it exists no more.
+async fn log_group(client: &Client, name: &str) -> Result<String> {
+    let request = GetFunctionConfigurationRequest { function_name: name.to_owned(), ..Default::default() };
+    match client.call::<GetFunctionConfiguration>(&request).await {
+        Ok(configuration) => Ok(configuration
+            .logging_config
+            .and_then(|logging| logging.log_group)
+            .unwrap_or_else(|| format!("/aws/lambda/{}", configuration.function_name.as_deref().unwrap_or(name)))),
+        Err(error) if error.downcast_ref::<ApiError>().is_some_and(|e| e.status == 404) => {
+            let name = domain::FunctionRef::parse(name).map_or_else(|| name.to_owned(), |reference| reference.name);
+            Ok(format!("/aws/lambda/{name}"))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn page(client: &Client, group: &str, start: i64, token: Option<String>) -> Result<Page> {
+    let mut body = json!({"logGroupName": group, "startTime": start});
+    if let Some(token) = token {
+        body["nextToken"] = token.into();
+    }
+    let request = Request::post("/")
+        .header("content-type", "application/x-amz-json-1.1")
+        .header("x-amz-target", "Logs_20140328.FilterLogEvents")
+        .body(Bytes::from(body.to_string()))
+        .context("make the request")?;
+    let response = client.send(Service::Logs, request, None).await?;
+    serde_json::from_slice(response.body()).context("read the answer of FilterLogEvents")
+}
+
+/// A function that has not logged yet has no group.
+fn no_group(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<ApiError>().is_some_and(|e| e.code == "ResourceNotFoundException")
+}
+
+fn line(message: &str) -> String {
+    format!("{}\n", message.trim_end_matches('\n'))
+}
+
+fn now() -> i64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,336 @@
+//! The configuration file. Every option is described, with its default, in `emberbox.example.toml`.
+
+mod values;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use domain::AccountId;
+use serde::Deserialize;
+
+pub use values::{Allowed, Isolation, Network};
+
+/// Everything that an operator can set.
+#[derive(Deserialize, Debug, Clone, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where the API is served; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Where everything is kept; `None`: [`crate::data_dir::default_dir`].
+    pub data_dir: Option<PathBuf>,
+    /// The region in ARNs.
+    #[serde(deserialize_with = "values::region")]
+    pub region: String,
+    /// HTTPS instead of HTTP.
+    pub tls: Option<Tls>,
+    /// Who may call; empty: everybody on this machine.
+    pub credentials: Vec<Credential>,
+    /// How much.
+    pub limits: Limits,
+    /// How functions are isolated.
+    pub sandbox: Sandbox,
+    /// What functions get.
+    pub functions: Functions,
+    /// Where `S3Bucket` and `S3Key` lead.
+    pub s3: Option<S3>,
+    /// Languages.
+    pub runtimes: Runtimes,
+    /// What functions write.
+    pub logs: Logs,
+}
+
+/// `[tls]`.
+#[derive(Deserialize, Debug, Clone, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// PEM file with the certificate chain.
+    pub cert: PathBuf,
+    /// PEM file with the private key.
+    pub key: PathBuf,
+}
+
+/// `[[credentials]]`.
+#[derive(Deserialize, Clone, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Credential {
+    /// As in `AWS_ACCESS_KEY_ID`.
+    pub access_key_id: String,
+    /// As in `AWS_SECRET_ACCESS_KEY`.
+    pub secret_access_key: String,
+    /// Whose functions the caller sees.
+    #[serde(deserialize_with = "values::account")]
+    pub account: AccountId,
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credential").field("access_key_id", &self.access_key_id).finish_non_exhaustive()
+    }
+}
+
+/// `[limits]`.
+#[derive(Deserialize, Debug, Clone, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Invocations of one account at the same time.
+    pub account_concurrency: u32,
+    /// Sandboxes on this host.
+    pub sandboxes: u32,
+    /// Memory of all sandboxes together as a multiple of the host's.
+    pub memory_overcommit: f64,
+}
+
+/// `[sandbox]`.
+#[derive(Deserialize, Debug, Clone, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sandbox {
+    /// The kind.
+    pub isolation: Isolation,
+    /// What functions reach.
+    pub network: Network,
+    /// Private addresses that functions may reach nevertheless.
+    pub allow: Vec<Allowed>,
+    /// How many blank sandboxes are kept ready.
+    pub blank_pool: u32,
+    /// How long an idle sandbox is kept.
+    #[serde(deserialize_with = "values::duration")]
+    pub idle_timeout: Duration,
+    /// How old a sandbox may become.
+    #[serde(deserialize_with = "values::duration")]
+    pub max_age: Duration,
+}
+
+/// `[functions]`.
+#[derive(Deserialize, Debug, Clone, PartialEq, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Functions {
+    /// `AWS_ENDPOINT_URL` of every function.
+    pub endpoint_url: Option<String>,
+    /// What functions sign their own calls with.
+    pub credentials: Option<FunctionCredentials>,
+}
+
+/// `[functions.credentials]`.
+#[derive(Deserialize, Clone, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct FunctionCredentials {
+    /// `AWS_ACCESS_KEY_ID`.
+    pub access_key_id: String,
+    /// `AWS_SECRET_ACCESS_KEY`.
+    pub secret_access_key: String,
+    /// `AWS_SESSION_TOKEN`.
+    #[serde(default)]
+    pub session_token: Option<String>,
+}
+
+impl std::fmt::Debug for FunctionCredentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FunctionCredentials").field("access_key_id", &self.access_key_id).finish_non_exhaustive()
+    }
+}
+
+/// `[s3]`.
+#[derive(Deserialize, Clone, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct S3 {
+    /// Base URL of an S3-compatible service; buckets are taken from the path.
+    pub endpoint: String,
+    /// Key.
+    pub access_key_id: String,
+    /// Secret.
+    pub secret_access_key: String,
+    /// Region for signing; default: Emberbox's own.
+    #[serde(default)]
+    pub region: Option<String>,
+}
+
+impl std::fmt::Debug for S3 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("S3").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+/// `[runtimes]`.
+#[derive(Deserialize, Debug, Clone, PartialEq, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Runtimes {
+    /// Directories with the operator's own runtime files.
+    pub dirs: Vec<PathBuf>,
+    /// Interpreters that are not in PATH, by runtime.
+    pub interpreters: BTreeMap<String, PathBuf>,
+}
+
+/// `[logs]`.
+#[derive(Deserialize, Debug, Clone, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Logs {
+    /// How long log lines are kept.
+    #[serde(deserialize_with = "values::duration")]
+    pub retention: Duration,
+    /// How much is kept of one function's log.
+    #[serde(deserialize_with = "values::size")]
+    pub max_size: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 4566)),
+            data_dir: None,
+            region: "us-east-1".into(),
+            tls: None,
+            credentials: Vec::new(),
+            limits: Limits::default(),
+            sandbox: Sandbox::default(),
+            functions: Functions::default(),
+            s3: None,
+            runtimes: Runtimes::default(),
+            logs: Logs::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { account_concurrency: 1000, sandboxes: 1000, memory_overcommit: 1.0 }
+    }
+}
+
+impl Default for Sandbox {
+    fn default() -> Self {
+        Self {
+            isolation: Isolation::Process,
+            network: Network::Egress,
+            allow: Vec::new(),
+            blank_pool: 2,
+            idle_timeout: Duration::from_secs(600),
+            max_age: Duration::from_secs(2 * 3600),
+        }
+    }
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        Self { retention: Duration::from_secs(7 * 86_400), max_size: 64 << 20 }
+    }
+}
+
+impl Config {
+    /// Reads a file. Paths in it are relative to its own directory.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("read the configuration {}; `--config` names it", path.display()))?;
+        let mut config = Self::parse(&text).map_err(|error| {
+            anyhow!("in the configuration {}: {error:#}\nemberbox.example.toml describes every option.", path.display())
+        })?;
+        let base = path.parent().unwrap_or(Path::new("")).to_owned();
+        let mut paths: Vec<&mut PathBuf> = config.runtimes.dirs.iter_mut().collect();
+        paths.extend(config.runtimes.interpreters.values_mut());
+        paths.extend(config.data_dir.iter_mut());
+        paths.extend(config.tls.iter_mut().flat_map(|tls| [&mut tls.cert, &mut tls.key]));
+        for path in paths {
+            *path = base.join(&*path);
+        }
+        Ok(config)
+    }
+
+    /// Parses the text of a file; the error shows the line.
+    fn parse(text: &str) -> Result<Self> {
+        // The error of the toml crate has the line, a picture of it, and then what is wrong with it.
+        let config: Self = toml::from_str(text).map_err(|error| anyhow!("{}", error.to_string().trim_end()))?;
+        let mut seen = std::collections::HashSet::new();
+        for (n, credential) in config.credentials.iter().enumerate() {
+            if credential.access_key_id.is_empty() || credential.secret_access_key.is_empty() {
+                return Err(anyhow!(
+                    "credentials number {}: an empty access_key_id or secret_access_key; give both a value",
+                    n + 1
+                ));
+            }
+            if !seen.insert(&credential.access_key_id) {
+                let key = &credential.access_key_id;
+                return Err(anyhow!("credentials number {}: access_key_id `{key}` is there twice; remove one", n + 1));
+            }
+        }
+        let overcommit = config.limits.memory_overcommit;
+        if !(0.1..=100.0).contains(&overcommit) {
+            return Err(anyhow!("limits.memory_overcommit is {overcommit}; set a number from 0.1 to 100"));
+        }
+        for (key, value) in
+            [("account_concurrency", config.limits.account_concurrency), ("sandboxes", config.limits.sandboxes)]
+        {
+            if value == 0 {
+                return Err(anyhow!("limits.{key} is 0, so that no function could run; set at least 1"));
+            }
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_the_defaults() {
+        let example = include_str!("../../../emberbox.example.toml");
+        assert_eq!(Config::parse(example).unwrap(), Config::default(), "as it stands, every option is its default");
+    }
+
+    #[test]
+    fn every_option_of_the_example_is_accepted() {
+        // Options without a default value stand in the example as `#option = value`, prose as `# Sentence`.
+        let example = include_str!("../../../emberbox.example.toml");
+        let commented = regex::Regex::new(r"(?m)^#(\S.*)$").unwrap();
+        let text = commented.replace_all(example, "$1");
+        let config = Config::parse(&text).unwrap();
+        assert!(config.tls.is_some() && config.s3.is_some() && config.functions.credentials.is_some(), "{config:?}");
+        assert_eq!(config.credentials.len(), 1);
+        assert!(config.data_dir.is_some() && config.functions.endpoint_url.is_some());
+        assert!(!config.runtimes.interpreters.is_empty());
+    }
+
+    #[test]
+    fn mistakes_name_line_key_and_remedy() {
+        for (text, words) in [
+            ("listn = 1", vec!["line 1", "listn", "listen"]),
+            ("\n[limits]\nsandboxes = 'many'", vec!["line 3", "sandboxes"]),
+            ("=", vec!["line 1"]),
+            ("[sandbox]\nallow = ['example.com']", vec!["line 2", "example.com", "10.0.0.5:5432"]),
+            ("[sandbox]\nnetwork = 'host'", vec!["line 2", "host", "egress", "none"]),
+            ("[sandbox]\nidle_timeout = 5", vec!["line 2", "90s"]),
+            ("[logs]\nmax_size = 'big'", vec!["line 2", "64 MB"]),
+            ("region = 'Frankfurt!'", vec!["line 1", "eu-central-1"]),
+            (
+                "[[credentials]]\naccess_key_id = 'a'\nsecret_access_key = 'b'\naccount = '12'",
+                vec!["line 4", "12 digits"],
+            ),
+            ("[limits]\nsandboxes = 0", vec!["limits.sandboxes", "at least 1"]),
+            ("[limits]\nmemory_overcommit = nan", vec!["memory_overcommit", "from 0.1"]),
+        ] {
+            let error = format!("{:#}", Config::parse(text).unwrap_err());
+            for word in words {
+                assert!(error.contains(word), "{text:?} should say {word:?}:\n{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("e.toml");
+        fs::write(&path, "data_dir = 'data'\n[runtimes]\ndirs = ['/abs', 'own']\n").unwrap();
+        let config = Config::read(&path).unwrap();
+        assert_eq!(config.data_dir.unwrap(), dir.path().join("data"));
+        assert_eq!(config.runtimes.dirs, [PathBuf::from("/abs"), dir.path().join("own")]);
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let text = "[[credentials]]\naccess_key_id = 'a'\nsecret_access_key = 'hidden'\naccount = '123456789012'";
+        assert!(!format!("{:?}", Config::parse(text).unwrap()).contains("hidden"));
+    }
+}

@@ -1,0 +1,102 @@
+//! Where a server keeps everything, and the lock that keeps a second server out.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+/// A data directory that this process owns while the value lives. The kernel drops the lock with the process, however it
+/// ended, so that a server that was killed does not block the next one.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Makes the directory if needed, and takes the lock.
+    pub fn open(path: &Path) -> Result<Self> {
+        fs::create_dir_all(path)
+            .with_context(|| format!("make the data directory {}; `--data-dir` names another", path.display()))?;
+        let path = fs::canonicalize(path).with_context(|| format!("resolve the data directory {}", path.display()))?;
+        let file = path.join("lock");
+        let mut lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&file)
+            .with_context(|| format!("open {}; `--data-dir` names another data directory", file.display()))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut owner = String::new();
+                lock.read_to_string(&mut owner).ok();
+                bail!(
+                    "the data directory {} is in use by another Emberbox (process {}). Stop that one, or name another \
+                     directory with --data-dir",
+                    path.display(),
+                    if owner.trim().is_empty() { "unknown" } else { owner.trim() }
+                );
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("lock {}", file.display()));
+            }
+        }
+        let write_owner = |lock: &mut File| {
+            lock.set_len(0)?;
+            lock.rewind()?;
+            writeln!(lock, "{}", std::process::id())
+        };
+        write_owner(&mut lock).with_context(|| format!("write {}", file.display()))?;
+        Ok(Self { path, _lock: lock })
+    }
+
+    /// Absolute.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// `/var/lib/emberbox` for root, else as the XDG base directory specification says.
+pub fn default_dir() -> Result<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Ok("/var/lib/emberbox".into());
+    }
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    if let Some(data) = absolute("XDG_DATA_HOME") {
+        return Ok(data.join("emberbox"));
+    }
+    match absolute("HOME") {
+        Some(home) => Ok(home.join(".local/share/emberbox")),
+        None => bail!(
+            "there is no default data directory, as neither XDG_DATA_HOME nor HOME is set; name one with --data-dir"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_owner_at_a_time_and_a_stale_lock_does_not_block() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/data");
+        let first = DataDir::open(&path).unwrap();
+        let error = format!("{:#}", DataDir::open(&path).unwrap_err());
+        assert!(error.contains(&std::process::id().to_string()) && error.contains("--data-dir"), "{error}");
+        drop(first);
+        fs::write(path.join("lock"), "99999999\n").unwrap();
+        DataDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn explains_a_directory_that_cannot_be() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let error = format!("{:#}", DataDir::open(&dir.path().join("file")).unwrap_err());
+        assert!(error.contains("--data-dir"), "{error}");
+    }
+}

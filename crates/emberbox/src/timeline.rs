@@ -1,0 +1,101 @@
+//! Draws the timeline of an invocation as rows of bars, in 80 columns.
+
+use serde::{Deserialize, Serialize};
+
+/// One mark of the `X-Emberbox-Timeline` header.
+#[derive(Serialize, Deserialize, Clone, PartialEq, Debug)]
+pub struct Mark {
+    /// What was reached, e.g. `sandbox_created`.
+    pub step: String,
+    /// Microseconds since the request was received.
+    pub us: u64,
+    /// A word on how; may be empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
+}
+
+/// Columns of the bars.
+const WIDTH: usize = 36;
+
+/// One row for each mark: when it was reached, how long that took since the mark before, and a bar of that stretch.
+pub fn draw(marks: &[Mark]) -> String {
+    let mut marks = marks.to_vec();
+    marks.sort_by_key(|m| m.us);
+    let total = marks.last().map_or(0, |m| m.us).max(1);
+    let mut out = format!("{:<16} {:>10} {:>10}\n", "step", "at", "took");
+    let mut before = 0;
+    for mark in &marks {
+        let took = mark.us - before;
+        let bar = bar(before, mark.us, total);
+        let line =
+            format!("{:<16} {:>10} {:>10}  {bar:<WIDTH$}", mark.step.replace('_', " "), show(mark.us), show(took));
+        out.push_str(line.trim_end());
+        out.push('\n');
+        if !mark.note.is_empty() {
+            out.push_str(&format!("{:<16} {}\n", "", mark.note));
+        }
+        before = mark.us;
+    }
+    out
+}
+
+/// The columns from `from` to `to` of `total`, at least one wide.
+fn bar(from: u64, to: u64, total: u64) -> String {
+    let column = |us: u64| (us as f64 / total as f64 * WIDTH as f64).round() as usize;
+    let start = column(from).min(WIDTH - 1);
+    let end = column(to).clamp(start + 1, WIDTH);
+    let glyph = if column(to) > column(from) { "█" } else { "▏" };
+    format!("{}{}", " ".repeat(start), glyph.repeat(end - start))
+}
+
+/// Three significant digits or so, in the unit that fits.
+pub fn show(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us} µs"),
+        1_000..100_000 => format!("{:.2} ms", us as f64 / 1e3),
+        100_000..1_000_000 => format!("{:.0} ms", us as f64 / 1e3),
+        _ => format!("{:.2} s", us as f64 / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mark(step: &str, us: u64, note: &str) -> Mark {
+        Mark { step: step.into(), us, note: note.into() }
+    }
+
+    #[test]
+    fn draws_a_cold_start() {
+        let marks = [
+            mark("received", 0, ""),
+            mark("placed", 40, "worker host-1, the only one"),
+            mark("sandbox_created", 5_000, ""),
+            mark("init_done", 90_000, ""),
+            mark("assigned", 90_040, "cold"),
+            mark("answered", 100_000, ""),
+        ];
+        let expected = "\
+step                     at       took
+received               0 µs       0 µs  ▏
+placed                40 µs      40 µs  ▏
+                 worker host-1, the only one
+sandbox created     5.00 ms    4.96 ms  ██
+init done          90.00 ms   85.00 ms    ██████████████████████████████
+assigned           90.04 ms      40 µs                                  ▏
+                 cold
+answered             100 ms    9.96 ms                                  ████
+";
+        assert_eq!(draw(&marks), expected);
+    }
+
+    #[test]
+    fn never_wider_than_80_columns_and_never_panics() {
+        assert_eq!(draw(&[]).lines().count(), 1);
+        let marks = [mark("a", u64::MAX, ""), mark("b", 0, ""), mark("c", u64::MAX, ""), mark("d", 7, "")];
+        for line in draw(&marks).lines().filter(|l| !l.starts_with(['a', 'c'])) {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
+}
