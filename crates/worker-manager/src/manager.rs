@@ -1,0 +1,313 @@
+//! The shell around the pools.
+
+mod cold;
+mod upkeep;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use domain::{
+    AccountId, AssignError, AssignRequest, Clock, FunctionArn, FunctionVersion, Lease, RetireReason, SandboxId,
+    SlotEvents, Step, Timeline, VersionKey, Worker, WorkerError, WorkerManager,
+};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use crate::concurrency::AccountUse;
+use crate::config::Config;
+use crate::fleet::Fleet;
+use crate::map::ReadMap;
+use crate::pool::{self, Answer, FunctionPool, Ticket};
+use crate::status::{AccountStatus, Status};
+
+type Result<T, E = AssignError> = std::result::Result<T, E>;
+type Grant = pool::Grant<Arc<dyn Worker>>;
+type Action = pool::Action<Caller, Arc<dyn Worker>>;
+type Pool = FunctionPool<Caller, Arc<dyn Worker>>;
+
+/// A waiting request is told once, under its function's lock: one that goes away finds either itself in the queue or
+/// its lease in the channel.
+type Caller = oneshot::Sender<Result<Granted>>;
+
+struct Granted {
+    grant: Grant,
+    /// Of the start, if the sandbox was initialised for this request.
+    timeline: Timeline,
+}
+
+/// Decides which sandbox serves a request. Cheap to clone; all clones are one manager.
+#[derive(Clone)]
+pub struct Manager(Arc<Inner>);
+
+struct Inner {
+    clock: Arc<dyn Clock>,
+    config: Config,
+    fleet: Fleet,
+    /// `Init` and `Shutdown` run here, whoever waits for them or not.
+    runtime: Handle,
+    stopping: AtomicBool,
+    /// The warm path's way to a function, and that of the workers' events. Both change under the function's lock only.
+    versions: ReadMap<VersionKey, Function>,
+    sandboxes: ReadMap<SandboxId, Function>,
+    functions: Mutex<HashMap<FunctionArn, Arc<Function>>>,
+    accounts: Mutex<HashMap<AccountId, Arc<AccountUse>>>,
+}
+
+struct Function {
+    arn: FunctionArn,
+    pool: Mutex<Pool>,
+}
+
+impl Manager {
+    /// A manager of these workers. Starts no task; [`Manager::run`] drives what depends on time.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn new(clock: Arc<dyn Clock>, config: Config, workers: Vec<Arc<dyn Worker>>) -> Self {
+        Self(Arc::new(Inner {
+            clock,
+            config,
+            fleet: Fleet::new(workers),
+            runtime: Handle::current(),
+            stopping: AtomicBool::new(false),
+            versions: ReadMap::new(),
+            sandboxes: ReadMap::new(),
+            functions: Mutex::default(),
+            accounts: Mutex::default(),
+        }))
+    }
+
+    /// One more worker: workers need the manager's [`SlotEvents`] to be built, so they may come after it.
+    pub fn add_worker(&self, worker: Arc<dyn Worker>) {
+        self.0.fleet.add(worker);
+    }
+
+    /// What there is now.
+    pub fn status(&self) -> Status {
+        let functions: Vec<_> = self.0.functions.lock().values().cloned().collect();
+        let mut functions: Vec<_> = functions.iter().map(|f| f.pool.lock().status(f.arn.clone())).collect();
+        functions.sort_by_key(|f| f.function.to_string());
+        let accounts = self.0.accounts.lock();
+        let mut accounts: Vec<_> = accounts
+            .iter()
+            .map(|(account, count)| AccountStatus { account: account.clone(), unreserved_in_use: count.in_use() })
+            .collect();
+        accounts.sort_by(|a, b| a.account.cmp(&b.account));
+        Status { functions, accounts }
+    }
+}
+
+impl Inner {
+    fn now(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// The function's pool, made if this is its first request.
+    fn function(&self, version: &FunctionVersion) -> Arc<Function> {
+        if let Some(function) = self.versions.get(&version.key) {
+            return function;
+        }
+        let mut functions = self.functions.lock();
+        if let Some(function) = functions.get(&version.arn) {
+            return Arc::clone(function);
+        }
+        let account = Arc::clone(self.accounts.lock().entry(version.account.clone()).or_default());
+        let pool = FunctionPool::new(self.config, account, || SandboxId(Uuid::new_v4()), self.now());
+        let function = Arc::new(Function { arn: version.arn.clone(), pool: Mutex::new(pool) });
+        functions.insert(version.arn.clone(), Arc::clone(&function));
+        function
+    }
+
+    /// An event about a sandbox. One that is not known (any more) concerns nobody.
+    fn event(self: &Arc<Self>, sandbox: SandboxId, event: impl FnOnce(&mut Pool, Duration, &mut Vec<Action>)) {
+        if let Some(function) = self.sandboxes.get(&sandbox) {
+            self.with(&function, event);
+        }
+    }
+
+    /// Tells the pool something and carries out what it decides.
+    fn with<T>(
+        self: &Arc<Self>,
+        function: &Arc<Function>,
+        event: impl FnOnce(&mut Pool, Duration, &mut Vec<Action>) -> T,
+    ) -> T {
+        let now = self.now();
+        let mut actions = Vec::new();
+        let mut pool = function.pool.lock();
+        let result = event(&mut pool, now, &mut actions);
+        self.carry_out(function, actions, &mut Timeline::default());
+        result
+    }
+
+    /// Under the function's lock: nothing here waits. `init` is the timeline of the start that ended, if one did.
+    fn carry_out(self: &Arc<Self>, function: &Arc<Function>, actions: Vec<Action>, init: &mut Timeline) {
+        for action in actions {
+            // A caller that does not listen any more is about to take itself out, see `Waiting`.
+            match action {
+                Action::Grant { caller, grant } => {
+                    let timeline = if grant.cold { std::mem::take(init) } else { Timeline::default() };
+                    let _ = caller.send(Ok(Granted { grant, timeline }));
+                }
+                Action::Throttle { caller, reason } => {
+                    let _ = caller.send(Err(AssignError::Throttled(reason)));
+                }
+                Action::Gone { caller, sandbox } => {
+                    let _ = caller.send(Err(WorkerError::Gone(sandbox).into()));
+                }
+                Action::Stopping { caller } => {
+                    let _ = caller.send(Err(WorkerError::Stopping.into()));
+                }
+                Action::Start { sandbox, version } => {
+                    self.sandboxes.insert(sandbox, Arc::clone(function));
+                    self.fleet.announce(sandbox);
+                    self.versions.insert(version.key.clone(), Arc::clone(function));
+                    self.runtime.spawn(Arc::clone(self).start(Arc::clone(function), sandbox, version));
+                }
+                Action::Shutdown { sandbox } => {
+                    self.sandboxes.remove(&sandbox);
+                    self.runtime.spawn(Arc::clone(self).shut_down(sandbox));
+                }
+                Action::Forget { version } => self.versions.remove(&version),
+            }
+        }
+    }
+
+    async fn shut_down(self: Arc<Self>, sandbox: SandboxId) {
+        if let Some(worker) = self.fleet.worker_of(sandbox) {
+            worker.shutdown(sandbox, RetireReason::Spindown).await;
+            self.fleet.gone(sandbox);
+        }
+    }
+
+    /// The part of `assign` that takes time: the request waits for a sandbox that finishes or starts.
+    async fn wait(self: Arc<Self>, mut waiting: Waiting) -> Result<Lease> {
+        for grace in [self.config.finishing_grace, self.config.limit_grace] {
+            let left = (waiting.arrived + grace).saturating_sub(self.now());
+            tokio::select! {
+                            // An answer that came in time counts, however late it is looked at.
+                            biased;
+                            answer = &mut waiting.answer => return waiting.answered(answer),
+                            () = tokio::time::sleep(left) => {
+             self.with(&waiting.function, |pool, now, actions| pool.settle(now, actions));
+            }
+                        }
+        }
+        let answer = (&mut waiting.answer).await;
+        waiting.answered(answer)
+    }
+}
+
+/// A request that waits. Dropped before it was answered, it takes itself out, or gives back what it was given.
+struct Waiting {
+    manager: Arc<Inner>,
+    function: Arc<Function>,
+    ticket: Ticket,
+    arrived: Duration,
+    answer: oneshot::Receiver<Result<Granted>>,
+    over: bool,
+}
+
+impl Waiting {
+    fn answered(mut self, answer: std::result::Result<Result<Granted>, oneshot::error::RecvError>) -> Result<Lease> {
+        self.over = true;
+        let Granted { grant, mut timeline } = answer.expect("a waiting request is answered before its sender goes")?;
+        if !grant.cold {
+            timeline.note(Step::Assigned, self.manager.now(), "warm");
+        }
+        Ok(Lease { sandbox: grant.sandbox, worker: grant.worker, cold: grant.cold, timeline })
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let (ticket, answer) = (self.ticket, &mut self.answer);
+        self.manager.with(&self.function, |pool, now, actions| {
+            if !pool.cancel(now, ticket, actions)
+                && let Ok(Ok(granted)) = answer.try_recv()
+            {
+                pool.release(now, granted.grant.sandbox, actions);
+            }
+        });
+    }
+}
+
+#[async_trait]
+impl WorkerManager for Manager {
+    async fn assign(&self, request: AssignRequest) -> Result<Lease> {
+        let inner = &self.0;
+        loop {
+            let function = inner.function(&request.version);
+            let now = inner.now();
+            let mut receiver = None;
+            let answer = {
+                let mut actions = Vec::new();
+                let mut pool = function.pool.lock();
+                // A function that is new since `stop` looked at all of them is seen here.
+                if inner.is_stopping() {
+                    return Err(WorkerError::Stopping.into());
+                }
+                let caller = || {
+                    let (sender, answer) = oneshot::channel();
+                    receiver = Some(answer);
+                    sender
+                };
+                let answer = pool.assign(now, &request, caller, &mut actions);
+                inner.carry_out(&function, actions, &mut Timeline::default());
+                answer
+            };
+            let ticket = match answer {
+                Answer::Lease(Grant { sandbox, worker, cold }) => {
+                    let mut timeline = Timeline::default();
+                    timeline.note(Step::Assigned, now, "warm");
+                    return Ok(Lease { sandbox, worker, cold, timeline });
+                }
+                Answer::Wait(ticket) => ticket,
+                Answer::Throttled(reason) => return Err(AssignError::Throttled(reason)),
+                Answer::Stopping => return Err(WorkerError::Stopping.into()),
+                Answer::Closed => continue,
+            };
+            let answer = receiver.expect("a request that waits has left its caller");
+            let manager = Arc::clone(inner);
+            let waiting = Waiting { manager, function, ticket, arrived: now, answer, over: false };
+            // Boxed, so that a warm request does not carry it.
+            return Box::pin(Arc::clone(inner).wait(waiting)).await;
+        }
+    }
+
+    fn release(&self, sandbox: SandboxId) {
+        self.0.event(sandbox, |pool, now, actions| pool.release(now, sandbox, actions));
+    }
+
+    fn retire(&self, version: &VersionKey) {
+        if let Some(function) = self.0.versions.get(version) {
+            self.0.with(&function, |pool, now, actions| pool.retire(now, version, actions));
+        }
+    }
+}
+
+impl SlotEvents for Manager {
+    fn answered(&self, sandbox: SandboxId) {
+        self.0.event(sandbox, |pool, _, _| pool.answered(sandbox));
+    }
+
+    fn idle(&self, sandbox: SandboxId) {
+        self.0.event(sandbox, |pool, now, actions| pool.idle(now, sandbox, actions));
+    }
+
+    fn dead(&self, sandbox: SandboxId, reason: RetireReason) {
+        tracing::debug!(%sandbox, ?reason, "sandbox died");
+        self.0.dead(sandbox);
+    }
+}

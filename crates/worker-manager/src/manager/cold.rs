@@ -1,0 +1,105 @@
+//! A cold start: Placement, room, `Init`.
+
+use futures::future::join_all;
+
+use super::*;
+use crate::fleet::Candidate;
+
+/// How often idle sandboxes are given up for one start. Each time others may take the room that was made.
+const ROUNDS: usize = 4;
+
+impl Inner {
+    /// Runs whether or not the request still waits: a sandbox that starts for nobody serves the next one.
+    pub(super) async fn start(self: Arc<Self>, function: Arc<Function>, id: SandboxId, version: Arc<FunctionVersion>) {
+        let mut timeline = Timeline::default();
+        timeline.note(Step::Assigned, self.now(), "cold");
+        let result = self.clone().init(id, version, &mut timeline).await;
+        let now = self.now();
+        let mut actions = Vec::new();
+        let mut pool = function.pool.lock();
+        match result {
+            Ok(worker) => {
+                self.fleet.init_over(id);
+                if !pool.init_done(now, id, worker, &mut actions) {
+                    actions.push(Action::Shutdown { sandbox: id });
+                }
+                self.carry_out(&function, actions, &mut timeline);
+            }
+            Err(error) => {
+                self.sandboxes.remove(&id);
+                self.fleet.gone(id);
+                tracing::warn!(sandbox = %id, function = %function.arn, %error, "sandbox did not start");
+                if let Some(caller) = pool.init_failed(now, id, &mut actions) {
+                    // One that does not listen any more is about to take itself out.
+                    let _ = caller.send(Err(error));
+                }
+                self.carry_out(&function, actions, &mut Timeline::default());
+            }
+        }
+    }
+
+    async fn init(
+        self: Arc<Self>,
+        sandbox: SandboxId,
+        version: Arc<FunctionVersion>,
+        timeline: &mut Timeline,
+    ) -> Result<Arc<dyn Worker>> {
+        let worker = self.place(sandbox, &version, timeline).await?;
+        let done = worker.init(domain::InitRequest { sandbox, version }).await?;
+        timeline.append(done.timeline);
+        Ok(worker)
+    }
+
+    async fn place(
+        self: &Arc<Self>,
+        sandbox: SandboxId,
+        version: &FunctionVersion,
+        timeline: &mut Timeline,
+    ) -> Result<Arc<dyn Worker>> {
+        let mut round = 0;
+        loop {
+            let why = match self.fleet.place(sandbox, version) {
+                Ok((worker, reason)) => {
+                    timeline.note(Step::Placed, self.now(), format!("{}: {reason}", worker.id()));
+                    return Ok(worker);
+                }
+                Err(why) => why,
+            };
+            round += 1;
+            if round > ROUNDS || !why.could_ever_fit() || !self.make_room(version).await {
+                return Err(AssignError::NoCapacity(why.to_string()));
+            }
+        }
+    }
+
+    /// Gives up the least recently used idle sandboxes whose room `version` needs. `false` if that is not enough.
+    async fn make_room(self: &Arc<Self>, version: &FunctionVersion) -> bool {
+        let functions: Vec<_> = self.functions.lock().values().cloned().collect();
+        let mut idle = Vec::new();
+        for function in functions {
+            let pool = function.pool.lock();
+            idle.extend(pool.idle_entries().map(|(entry, _)| (entry.since, entry, Arc::clone(&function))));
+        }
+        idle.sort_by_key(|(since, ..)| *since);
+        let candidates: Vec<_> =
+            idle.iter().map(|(_, entry, _)| Candidate { sandbox: entry.sandbox, memory_mb: entry.memory_mb }).collect();
+        let chosen = self.fleet.make_room(version, &candidates);
+        let ends = chosen.iter().filter_map(|id| {
+            let (.., function) = idle.iter().find(|(_, entry, _)| entry.sandbox == *id)?;
+            self.evict(function, *id)
+        });
+        let ends: Vec<_> = ends.collect();
+        join_all(ends).await;
+        // One that was taken meanwhile is no loss: the next round looks again.
+        !chosen.is_empty()
+    }
+
+    /// Gives up one sandbox, if it is still idle. The future ends when nothing is left of it.
+    fn evict(self: &Arc<Self>, function: &Arc<Function>, id: SandboxId) -> Option<impl Future<Output = ()> + use<>> {
+        let evicted = function.pool.lock().evict(id);
+        evicted.then(|| {
+            self.sandboxes.remove(&id);
+            Arc::clone(self).shut_down(id)
+        })
+    }
+}
