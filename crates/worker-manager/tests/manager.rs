@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use domain::{AssignError, RetireReason, SlotEvents, Step, ThrottleReason, WorkerError, WorkerManager};
 use futures::future::join_all;
+use proptest::prelude::Rng as _;
 use proptest::test_runner::{RngAlgorithm, TestRng};
-use rand_core::Rng as _;
 use sim::{Sim, ms, request};
 use worker_manager::Config;
 
