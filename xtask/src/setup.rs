@@ -52,7 +52,10 @@ pub fn debian_packages() -> Result<()> {
     update.args(["update", "-q"]);
     run(&mut update)?;
     let mut command = Command::new("apt-get");
-    command.env("DEBIAN_FRONTEND", "noninteractive").args(["install", "-y", "-q", "--no-install-recommends"]).args(packages);
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .args(["install", "-y", "-q", "--no-install-recommends"])
+        .args(packages);
     run(&mut command)
 }
 
@@ -60,7 +63,8 @@ pub fn debian_packages() -> Result<()> {
 pub fn python_environment(root: &Path, requirements: &Path) -> Result<PathBuf> {
     let venv = root.join("target/venv");
     let stamp = venv.join("requirements.txt");
-    let wanted = std::fs::read_to_string(requirements).with_context(|| format!("reading {}", requirements.display()))?;
+    let wanted =
+        std::fs::read_to_string(requirements).with_context(|| format!("reading {}", requirements.display()))?;
     if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
         return Ok(venv.join("bin"));
     }

@@ -78,7 +78,8 @@ fn installable(emberbox: &Path, data_dir: &Path) -> Result<Vec<String>> {
     if !output.status.success() {
         bail!("emberbox runtime list: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let listed: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).context("emberbox runtime list --json")?;
+    let listed: Vec<serde_json::Value> =
+        serde_json::from_slice(&output.stdout).context("emberbox runtime list --json")?;
     let own = Command::new("python3")
         .args(["-c", "import sys; print('python%d.%d' % sys.version_info[:2])"])
         .output()

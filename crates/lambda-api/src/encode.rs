@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 
 use crate::message::Message;
 use crate::operation::Operation;
-use crate::schema::{Location, Structure};
+use crate::schema::{Location, Shape, Structure};
+use crate::wire::Timestamp;
 
 /// The response to a successful request. A sequence of events (of `InvokeWithResponseStream`) is left out: the server
 /// writes them one by one after the head.
@@ -73,7 +74,7 @@ impl Parts {
                 }
                 Location::Label(name) => parts.labels.push((name, text(member.shape, &value))),
                 Location::Query(name) => match (member.shape, &value) {
-                    (crate::schema::Shape::List { member, .. }, Value::Array(values)) => {
+                    (Shape::List { member, .. }, Value::Array(values)) => {
                         parts.query.extend(values.iter().map(|value| (name, text(member, value))));
                     }
                     (shape, value) => parts.query.push((name, text(shape, value))),
@@ -93,11 +94,9 @@ impl Parts {
 }
 
 /// A value as text, for labels, headers and the query string.
-fn text(shape: &crate::schema::Shape, value: &Value) -> String {
+fn text(shape: &Shape, value: &Value) -> String {
     match (shape, value) {
-        (crate::schema::Shape::Timestamp, value) => {
-            crate::wire::Timestamp(value.as_f64().unwrap_or_default()).to_string()
-        }
+        (Shape::Timestamp, value) => Timestamp(value.as_f64().unwrap_or_default()).to_string(),
         (_, Value::String(text)) => text.clone(),
         (_, other) => other.to_string(),
     }

@@ -54,6 +54,13 @@ macro_rules! define_operations {
             }
         }
 
+        /// The schemas of every input and output.
+        #[cfg(test)]
+        pub(crate) fn structures() -> Vec<&'static crate::schema::Structure> {
+            use crate::message::Message as _;
+            vec![$(crate::types::$input::structure(), crate::types::$output::structure(),)+]
+        }
+
         impl std::fmt::Display for OperationId {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(self.name())
