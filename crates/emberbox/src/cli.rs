@@ -60,7 +60,7 @@ pub enum Command {
     Demo(Demo),
     /// Print a completion script for your shell
     #[command(
-        after_help = "For bash, now and in every new shell:\n  emberbox completions bash > ~/.local/share/bash-completion/completions/emberbox"
+        after_help = "For bash, now and in every new shell:\n  emberbox completions bash > /etc/bash_completion.d/emberbox"
     )]
     Completions {
         /// Which shell
@@ -110,10 +110,12 @@ pub struct Serve {
 Examples:
   emberbox deploy ./my-function --name hello
   emberbox deploy target/release/echo --name echo --memory 256
-  emberbox deploy app.zip --name app --runtime python3.12 --handler app.handler --env STAGE=dev --env DEBUG=1
+  emberbox deploy app.zip --name app --runtime python3.12 --handler app.run
+  emberbox deploy . --name app --env STAGE=dev --env DEBUG=1
 
-What is guessed: a file `bootstrap` (or a single program) runs on provided.al2023; a Python file with a function
-`handler` or `lambda_handler` on the newest Python; an index.js or index.mjs that exports `handler` on Node.js.
+What is guessed: a file `bootstrap`, or a single program, runs on
+provided.al2023; a Python file with a function `handler` or `lambda_handler` on
+the newest Python; a JavaScript file that exports `handler` on Node.js.
 What a requirements.txt asks for is added to the package with pip.")]
 pub struct Deploy {
     /// Folder, zip file, program, or a single source file

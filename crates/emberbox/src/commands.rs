@@ -2,6 +2,7 @@
 
 mod delete;
 mod deploy;
+mod doctor;
 mod functions;
 mod invoke;
 mod logs;
@@ -14,22 +15,24 @@ use anyhow::{Context, Result};
 use clap::CommandFactory;
 
 use crate::cli::{Cli, Command};
+use crate::client::Client;
 
 /// Does what was asked.
 pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
-        Command::Deploy(args) => client_side(deploy::run(args)),
-        Command::Invoke(args) => client_side(invoke::run(args)),
-        Command::Logs(args) => client_side(logs::run(args)),
-        Command::Functions(args) => client_side(functions::run(args)),
-        Command::Delete(args) => client_side(delete::run(args)),
+        Command::Deploy(args) => client_side(async { deploy::run(&Client::new(&args.target)?, args).await }),
+        Command::Invoke(args) => client_side(async { invoke::run(&Client::new(&args.target)?, args).await }),
+        Command::Logs(args) => client_side(async { logs::run(&Client::new(&args.target)?, args).await }),
+        Command::Functions(args) => client_side(async { functions::run(&Client::new(&args.target)?, args).await }),
+        Command::Delete(args) => client_side(async { delete::run(&Client::new(&args.target)?, args).await }),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "emberbox", &mut script);
             print(&script)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Serve(_) | Command::Runtime(_) | Command::Doctor(_) | Command::Demo(_) => {
+        Command::Doctor(args) => doctor::run(args),
+        Command::Serve(_) | Command::Runtime(_) | Command::Demo(_) => {
             anyhow::bail!("not in this build")
         }
     }

@@ -7,6 +7,7 @@ mod client;
 mod commands;
 mod config;
 mod data_dir;
+mod host;
 mod package;
 mod timeline;
 mod ui;

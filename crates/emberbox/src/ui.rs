@@ -5,31 +5,33 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Whether stderr takes colours.
+/// Whether what is printed goes to a terminal that takes colours; some of it goes to stdout, some to stderr.
 fn coloured() -> bool {
-    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+    std::io::stdout().is_terminal()
+        && std::io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 
 fn paint(code: &str, text: &str) -> String {
     if coloured() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
-/// For headings on stderr.
+/// For headings.
 pub fn bold(text: &str) -> String {
     paint("1", text)
 }
 
-/// For less important words on stderr.
+/// For less important words.
 pub fn dim(text: &str) -> String {
     paint("2", text)
 }
 
-/// For what is good, on stderr.
+/// For what is good.
 pub fn good(text: &str) -> String {
     paint("32", text)
 }
 
-/// For what is missing, on stderr.
+/// For what is missing.
 pub fn bad(text: &str) -> String {
     paint("31", text)
 }

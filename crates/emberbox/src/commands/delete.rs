@@ -10,8 +10,7 @@ use crate::cli::Delete;
 use crate::client::Client;
 
 /// Deletes a function.
-pub async fn run(args: Delete) -> Result<ExitCode> {
-    let client = Client::new(&args.target)?;
+pub async fn run(client: &Client, args: Delete) -> Result<ExitCode> {
     client
         .call::<DeleteFunction>(&DeleteFunctionRequest { function_name: args.name.clone(), ..Default::default() })
         .await?;

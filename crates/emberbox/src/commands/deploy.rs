@@ -37,10 +37,9 @@ struct Choice {
 }
 
 /// `emberbox deploy`
-pub async fn run(args: Deploy) -> Result<ExitCode> {
-    let client = Client::new(&args.target)?;
+pub async fn run(client: &Client, args: Deploy) -> Result<ExitCode> {
     let package = package::read(&args.path)?;
-    let existing = configuration(&client, &args.name).await?;
+    let existing = configuration(client, &args.name).await?;
     let current = existing.as_ref().and_then(|c| c.runtime.as_ref()).map(ToString::to_string);
     let guessed = package::guess(&package, args.runtime.as_deref().and_then(Language::of_runtime));
     let choice = choose(&args, guessed, current.as_deref(), newest_runtime)?;
@@ -50,8 +49,8 @@ pub async fn run(args: Deploy) -> Result<ExitCode> {
     let package = with_requirements(package, &args, &choice.runtime)?;
     let zip = pack(package)?;
     let done = match existing {
-        None => create(&client, &args, &choice, zip).await?,
-        Some(existing) => update(&client, &args, &choice, &existing, zip).await?,
+        None => create(client, &args, &choice, zip).await?,
+        Some(existing) => update(client, &args, &choice, &existing, zip).await?,
     };
     if args.json {
         print_json(&done)?;

@@ -12,8 +12,7 @@ use crate::client::Client;
 use crate::units::show_size;
 
 /// Lists all functions of the account.
-pub async fn run(args: Functions) -> Result<ExitCode> {
-    let client = Client::new(&args.target)?;
+pub async fn run(client: &Client, args: Functions) -> Result<ExitCode> {
     let mut functions: Vec<FunctionConfiguration> = Vec::new();
     let mut marker = None;
     loop {

@@ -69,8 +69,7 @@ pub async fn call(client: &Client, input: InvocationRequest, timeline: bool) -> 
 }
 
 /// `emberbox invoke`
-pub async fn run(args: Invoke) -> Result<ExitCode> {
-    let client = Client::new(&args.target)?;
+pub async fn run(client: &Client, args: Invoke) -> Result<ExitCode> {
     let payload = payload(&args.payload, &mut std::io::stdin())?;
     let input = InvocationRequest {
         function_name: args.name,
@@ -80,7 +79,7 @@ pub async fn run(args: Invoke) -> Result<ExitCode> {
         qualifier: args.qualifier,
         ..Default::default()
     };
-    let answer = call(&client, input, args.timeline).await?;
+    let answer = call(client, input, args.timeline).await?;
     if args.json {
         print_json(&report(&answer))?;
     } else if args.event {

@@ -38,9 +38,8 @@ struct Event {
 }
 
 /// Prints what a function wrote.
-pub async fn run(args: Logs) -> Result<ExitCode> {
-    let client = Client::new(&args.target)?;
-    let group = log_group(&client, &args.name).await?;
+pub async fn run(client: &Client, args: Logs) -> Result<ExitCode> {
+    let group = log_group(client, &args.name).await?;
     let mut start = now() - i64::try_from(args.since.as_millis()).context("--since is too long")?;
     let mut seen: HashSet<String> = HashSet::new();
     let mut newest = start;
@@ -49,7 +48,7 @@ pub async fn run(args: Logs) -> Result<ExitCode> {
         let mut fresh = HashSet::new();
         let mut token = None;
         loop {
-            let page = match page(&client, &group, start, token).await {
+            let page = match page(client, &group, start, token).await {
                 Ok(page) => page,
                 Err(error) if no_group(&error) => Page { events: Vec::new(), next_token: None },
                 Err(error) => return Err(error),
