@@ -12,12 +12,19 @@
 
 mod auth;
 mod body;
+mod code_url;
 mod config;
+mod invoke;
+mod logs_api;
 mod loopback;
+mod metrics;
+pub mod ports;
 mod server;
 mod service;
 pub mod sigv4;
 
+pub use auth::Identity;
 pub use config::{CodeUrlKey, Config, Credential, Limits, TlsFiles};
+pub use metrics::Metrics;
 pub use server::{BindError, Server};
 pub use service::Deps;

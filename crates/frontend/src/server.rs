@@ -3,6 +3,7 @@
 mod activity;
 mod tls;
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::service::{Deps, Service};
@@ -57,6 +59,8 @@ pub struct Server {
     tls: Option<TlsAcceptor>,
     service: Arc<Service>,
     config: Config,
+    /// Closes the connections that are left at the end.
+    closing: CancellationToken,
 }
 
 impl Server {
@@ -72,8 +76,8 @@ impl Server {
         let listen = |e| BindError::Listen(config.listen, e);
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let local_addr = listener.local_addr().map_err(listen)?;
-        let service = Arc::new(Service::new(&config, deps));
-        Ok(Self { listener, local_addr, tls, service, config })
+        let service = Arc::new(Service::new(&config, local_addr, deps));
+        Ok(Self { listener, local_addr, tls, service, config, closing: CancellationToken::new() })
     }
 
     /// Where it listens, with the port that was chosen for port 0.
@@ -111,7 +115,7 @@ impl Server {
             () = accepting => {}
         }
         self.service.drain();
-        let Self { listener, service, config, .. } = self;
+        let Self { listener, service, config, closing, .. } = self;
         drop(listener);
         let finish = async {
             graceful.shutdown().await;
@@ -120,6 +124,7 @@ impl Server {
         if tokio::time::timeout(config.limits.shutdown, finish).await.is_err() {
             tracing::warn!(limit = ?config.limits.shutdown, "requests still ran at the end of the shutdown limit");
         }
+        closing.cancel();
     }
 
     fn http(&self) -> auto::Builder<TokioExecutor> {
@@ -144,14 +149,21 @@ impl Server {
         watcher: Watcher,
     ) {
         let _ = stream.set_nodelay(true);
-        let (service, http, tls) = (Arc::clone(&self.service), Arc::clone(http), self.tls.clone());
-        let idle = self.config.limits.idle;
+        let connection = Connection {
+            peer,
+            service: Arc::clone(&self.service),
+            http: Arc::clone(http),
+            watcher,
+            closing: self.closing.clone(),
+            idle: self.config.limits.idle,
+        };
+        let tls = self.tls.clone();
         tokio::spawn(async move {
             let _permit = permit;
             match tls {
-                None => serve(stream, peer, service, &http, watcher, idle).await,
+                None => connection.serve(stream).await,
                 Some(tls) => match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => serve(stream, peer, service, &http, watcher, idle).await,
+                    Ok(Ok(stream)) => connection.serve(stream).await,
                     Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
                     Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
                 },
@@ -160,35 +172,42 @@ impl Server {
     }
 }
 
-/// One connection, until the client goes, stalls, or shutdown.
-async fn serve<S>(
-    stream: S,
+/// What serving one connection takes.
+struct Connection {
     peer: SocketAddr,
     service: Arc<Service>,
-    http: &auto::Builder<TokioExecutor>,
+    http: Arc<auto::Builder<TokioExecutor>>,
     watcher: Watcher,
+    closing: CancellationToken,
     idle: Duration,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let activity = Activity::default();
-    let stream = TokioIo::new(activity.watch(stream));
-    let answer = service_fn(|request| {
-        let running = activity.request();
-        let service = Arc::clone(&service);
-        async move {
-            let response = service.handle(peer, request).await;
-            drop(running);
-            Ok::<_, std::convert::Infallible>(response)
-        }
-    });
-    let connection = watcher.watch(http.serve_connection(stream, answer));
-    tokio::select! {
-        result = connection => {
-            if let Err(error) = result {
-                tracing::debug!(%peer, %error, "connection ended");
+}
+
+impl Connection {
+    /// Until the client goes or stalls, or shutdown.
+    async fn serve<S>(self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Self { peer, service, http, watcher, closing, idle } = self;
+        let activity = Activity::default();
+        let stream = TokioIo::new(activity.watch(stream));
+        let answer = service_fn(|request| {
+            let running = activity.request();
+            let service = Arc::clone(&service);
+            async move {
+                let response = service.handle(peer, request).await;
+                drop(running);
+                Ok::<_, Infallible>(response)
             }
+        });
+        tokio::select! {
+            result = watcher.watch(http.serve_connection(stream, answer)) => {
+                if let Err(error) = result {
+                    tracing::debug!(%peer, %error, "connection ended");
+                }
+            }
+            () = activity.stalled(idle) => tracing::debug!(%peer, "connection was idle for too long"),
+            () = closing.cancelled() => {}
         }
-        () = activity.stalled(idle) => tracing::debug!(%peer, "connection was idle for too long"),
     }
 }

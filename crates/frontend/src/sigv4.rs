@@ -79,7 +79,7 @@ pub struct Claim {
     unsigned_payload: bool,
 }
 
-/// Why a signature was not accepted. The text is the message that the caller gets.
+/// Why a signature was not accepted. The text is the message that the caller gets; the status is always 403.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SigError {
     /// There is none.
@@ -97,16 +97,6 @@ pub enum SigError {
 }
 
 impl SigError {
-    /// The exception's name on the wire; its status is always 403.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Missing => "MissingAuthenticationTokenException",
-            Self::Incomplete(_) => "IncompleteSignatureException",
-            Self::Invalid(_) => "InvalidSignatureException",
-            Self::Unrecognized => "UnrecognizedClientException",
-        }
-    }
-
     fn mismatch() -> Self {
         Self::Invalid(
             "The request signature we calculated does not match the signature you provided. Check your AWS Secret \

@@ -1,0 +1,146 @@
+//! What the Frontend needs from other parts, in its own terms. In one process the parts implement it directly; in a
+//! cluster a client of theirs does.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use domain::{AccountId, ConcurrencyLimits, FunctionVersion};
+use http::{HeaderMap, Response};
+use lambda_api::{ApiError, Routed};
+
+use crate::auth::Identity;
+
+/// Functions: the management of them, and the lookup that every invocation begins with.
+#[async_trait]
+pub trait Functions: Send + Sync + 'static {
+    /// Name and qualifier to the version that serves this invocation. Answered from memory. `random`, in `0..1`,
+    /// decides between the versions of a weighted alias.
+    fn resolve(&self, caller: &Identity, name: &str, qualifier: Option<&str>, random: f64) -> Result<Target, ApiError>;
+
+    /// Carries out any operation but Invoke; `None` if it is not implemented.
+    async fn manage(&self, call: Call<'_>) -> Option<Result<Response<Bytes>, ApiError>>;
+}
+
+/// What an invocation goes to.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The exact version.
+    pub version: Arc<FunctionVersion>,
+    /// ARN as invoked: with the qualifier only if the caller gave one.
+    pub invoked_arn: String,
+    /// How many may run at once.
+    pub limits: ConcurrencyLimits,
+}
+
+/// A request for an operation, authenticated and read.
+pub struct Call<'a> {
+    /// Who asks.
+    pub caller: &'a Identity,
+    /// For what.
+    pub routed: &'a Routed,
+    /// Query string without `?`.
+    pub query: Option<&'a str>,
+    /// All headers.
+    pub headers: &'a HeaderMap,
+    /// The body.
+    pub body: Bytes,
+    /// Makes the download address of a package from its SHA-256 in base64.
+    pub code_url: &'a (dyn Fn(&str) -> Option<String> + Send + Sync),
+}
+
+/// Code packages, for downloads.
+#[async_trait]
+pub trait Code: Send + Sync + 'static {
+    /// The zip file with this SHA-256 (base64); `None` if it is not in storage.
+    async fn zip(&self, sha256_base64: &str) -> Result<Option<Bytes>, String>;
+}
+
+/// The logs of functions. Calls may read files.
+#[async_trait]
+pub trait Logs: Send + Sync + 'static {
+    /// Names of all log groups of an account and region, sorted.
+    async fn groups(&self, account: &AccountId, region: &str) -> Result<Vec<String>, LogsError>;
+    /// Streams of a group by name; none for a group that does not exist.
+    async fn streams(&self, group: &LogGroup) -> Result<Vec<LogStream>, LogsError>;
+    /// Events of a group in the order of arrival.
+    async fn events(&self, group: &LogGroup, query: LogQuery) -> Result<LogPage, LogsError>;
+}
+
+/// Names a log group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogGroup {
+    /// Owner.
+    pub account: AccountId,
+    /// e.g. `us-east-1`.
+    pub region: String,
+    /// e.g. `/aws/lambda/hello`.
+    pub name: String,
+}
+
+/// A log stream.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogStream {
+    /// Its name.
+    pub name: String,
+    /// Time of the first event that is still there, in milliseconds since 1970.
+    pub first: u64,
+    /// Time of the last event.
+    pub last: u64,
+    /// Bytes of its messages.
+    pub bytes: u64,
+}
+
+/// Which events are wanted.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct LogQuery {
+    /// Only of these streams; empty: of all.
+    pub streams: Vec<String>,
+    /// Only of streams whose name begins so.
+    pub stream_prefix: Option<String>,
+    /// Not before this time, in milliseconds since 1970.
+    pub start: Option<u64>,
+    /// Before this time.
+    pub end: Option<u64>,
+    /// CloudWatch Logs' filter pattern.
+    pub pattern: Option<String>,
+    /// At most so many.
+    pub limit: usize,
+    /// Where an earlier page ended: its `next`.
+    pub from: Option<String>,
+}
+
+/// One event.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogEvent {
+    /// Its place in the group. Ids of one group sort as they arrived.
+    pub id: String,
+    /// Its stream.
+    pub stream: String,
+    /// Milliseconds since 1970.
+    pub timestamp: u64,
+    /// Without a trailing newline.
+    pub message: String,
+}
+
+/// Some events, and where to read on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogPage {
+    /// In the order of arrival.
+    pub events: Vec<LogEvent>,
+    /// Where the next page begins; at the end of the log: where later events will be.
+    pub next: String,
+    /// Whether there may be more now.
+    pub more: bool,
+}
+
+/// Why logs cannot be had.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum LogsError {
+    /// [`LogQuery::from`] is not a place in a log.
+    #[error("the token is not valid")]
+    Token,
+    /// They cannot be read.
+    #[error("read logs: {0}")]
+    Failed(String),
+}
