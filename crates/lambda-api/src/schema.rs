@@ -23,6 +23,16 @@ pub struct Member {
     pub location: Location,
 }
 
+impl Member {
+    pub const fn required(name: &'static str, path: &'static str, shape: &'static Shape, location: Location) -> Self {
+        Self { name, path, shape, required: true, location }
+    }
+
+    pub const fn optional(name: &'static str, path: &'static str, shape: &'static Shape, location: Location) -> Self {
+        Self { name, path, shape, required: false, location }
+    }
+}
+
 /// Where a member of an input or output travels. Names are those on the wire; headers are in lower case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Location {

@@ -38,10 +38,10 @@ fn structure(model: &Model, name: &str, shape: &Shape) -> anyhow::Result<String>
     for (member_name, member) in &shape.members {
         write!(
             out,
-            "Member {{ name: {member_name:?}, path: {:?}, shape: {}, required: {}, location: {} }},",
+            "Member::{}({member_name:?}, {:?}, {}, {}),",
+            if shape.is_required(member_name) { "required" } else { "optional" },
             names::path(member_name),
             reference(model, &member.shape)?,
-            shape.is_required(member_name),
             location(model, shape, member_name, member).with_context(|| format!("member {name}.{member_name}"))?,
         )?;
     }

@@ -3,13 +3,12 @@
 use crate::schema::{Location, Member, Pattern, Shape, Structure};
 
 pub static ACCELERATOR_CONFIG: Structure = Structure {
-    members: &[Member {
-        name: "AcceleratorMemorySize",
-        path: "acceleratorMemorySize",
-        shape: &ACCELERATOR_MEMORY_GB,
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required(
+        "AcceleratorMemorySize",
+        "acceleratorMemorySize",
+        &ACCELERATOR_MEMORY_GB,
+        Location::Body,
+    )],
     payload: None,
 };
 
@@ -17,61 +16,24 @@ pub static ACCELERATOR_MEMORY_GB: Shape = Shape::Integer { min: None, max: None 
 
 pub static ACCOUNT_LIMIT: Structure = Structure {
     members: &[
-        Member {
-            name: "TotalCodeSize",
-            path: "totalCodeSize",
-            shape: &LONG,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CodeSizeUnzipped",
-            path: "codeSizeUnzipped",
-            shape: &LONG,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CodeSizeZipped",
-            path: "codeSizeZipped",
-            shape: &LONG,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ConcurrentExecutions",
-            path: "concurrentExecutions",
-            shape: &INTEGER,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "UnreservedConcurrentExecutions",
-            path: "unreservedConcurrentExecutions",
-            shape: &UNRESERVED_CONCURRENT_EXECUTIONS,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("TotalCodeSize", "totalCodeSize", &LONG, Location::Body),
+        Member::optional("CodeSizeUnzipped", "codeSizeUnzipped", &LONG, Location::Body),
+        Member::optional("CodeSizeZipped", "codeSizeZipped", &LONG, Location::Body),
+        Member::optional("ConcurrentExecutions", "concurrentExecutions", &INTEGER, Location::Body),
+        Member::optional(
+            "UnreservedConcurrentExecutions",
+            "unreservedConcurrentExecutions",
+            &UNRESERVED_CONCURRENT_EXECUTIONS,
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
 pub static ACCOUNT_USAGE: Structure = Structure {
     members: &[
-        Member {
-            name: "TotalCodeSize",
-            path: "totalCodeSize",
-            shape: &LONG,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "FunctionCount",
-            path: "functionCount",
-            shape: &LONG,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("TotalCodeSize", "totalCodeSize", &LONG, Location::Body),
+        Member::optional("FunctionCount", "functionCount", &LONG, Location::Body),
     ],
     payload: None,
 };
@@ -82,143 +44,50 @@ pub static ACTION: Shape =
 
 pub static ADD_LAYER_VERSION_PERMISSION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "LayerName",
-            path: "layerName",
-            shape: &LAYER_NAME_OR_ARN,
-            required: true,
-            location: Location::Label("LayerName"),
-        },
-        Member {
-            name: "VersionNumber",
-            path: "versionNumber",
-            shape: &LAYER_VERSION_NUMBER,
-            required: true,
-            location: Location::Label("VersionNumber"),
-        },
-        Member {
-            name: "StatementId",
-            path: "statementId",
-            shape: &STATEMENT_ID,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "Action",
-            path: "action",
-            shape: &LAYER_PERMISSION_ALLOWED_ACTION,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "Principal",
-            path: "principal",
-            shape: &LAYER_PERMISSION_ALLOWED_PRINCIPAL,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "OrganizationId",
-            path: "organizationId",
-            shape: &ORGANIZATION_ID,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "RevisionId",
-            path: "revisionId",
-            shape: &STRING,
-            required: false,
-            location: Location::Query("RevisionId"),
-        },
+        Member::required("LayerName", "layerName", &LAYER_NAME_OR_ARN, Location::Label("LayerName")),
+        Member::required("VersionNumber", "versionNumber", &LAYER_VERSION_NUMBER, Location::Label("VersionNumber")),
+        Member::required("StatementId", "statementId", &STATEMENT_ID, Location::Body),
+        Member::required("Action", "action", &LAYER_PERMISSION_ALLOWED_ACTION, Location::Body),
+        Member::required("Principal", "principal", &LAYER_PERMISSION_ALLOWED_PRINCIPAL, Location::Body),
+        Member::optional("OrganizationId", "organizationId", &ORGANIZATION_ID, Location::Body),
+        Member::optional("RevisionId", "revisionId", &STRING, Location::Query("RevisionId")),
     ],
     payload: None,
 };
 
 pub static ADD_LAYER_VERSION_PERMISSION_RESPONSE: Structure = Structure {
     members: &[
-        Member { name: "Statement", path: "statement", shape: &STRING, required: false, location: Location::Body },
-        Member { name: "RevisionId", path: "revisionId", shape: &STRING, required: false, location: Location::Body },
+        Member::optional("Statement", "statement", &STRING, Location::Body),
+        Member::optional("RevisionId", "revisionId", &STRING, Location::Body),
     ],
     payload: None,
 };
 
 pub static ADD_PERMISSION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "StatementId",
-            path: "statementId",
-            shape: &STATEMENT_ID,
-            required: true,
-            location: Location::Body,
-        },
-        Member { name: "Action", path: "action", shape: &ACTION, required: true, location: Location::Body },
-        Member { name: "Principal", path: "principal", shape: &PRINCIPAL, required: true, location: Location::Body },
-        Member { name: "SourceArn", path: "sourceArn", shape: &ARN, required: false, location: Location::Body },
-        Member {
-            name: "FunctionUrlAuthType",
-            path: "functionUrlAuthType",
-            shape: &FUNCTION_URL_AUTH_TYPE,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "InvokedViaFunctionUrl",
-            path: "invokedViaFunctionUrl",
-            shape: &INVOKED_VIA_FUNCTION_URL,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "SourceAccount",
-            path: "sourceAccount",
-            shape: &SOURCE_OWNER,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "EventSourceToken",
-            path: "eventSourceToken",
-            shape: &EVENT_SOURCE_TOKEN,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
-            required: false,
-            location: Location::Query("Qualifier"),
-        },
-        Member { name: "RevisionId", path: "revisionId", shape: &STRING, required: false, location: Location::Body },
-        Member {
-            name: "PrincipalOrgID",
-            path: "principalOrgID",
-            shape: &PRINCIPAL_ORG_ID,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::required("StatementId", "statementId", &STATEMENT_ID, Location::Body),
+        Member::required("Action", "action", &ACTION, Location::Body),
+        Member::required("Principal", "principal", &PRINCIPAL, Location::Body),
+        Member::optional("SourceArn", "sourceArn", &ARN, Location::Body),
+        Member::optional("FunctionUrlAuthType", "functionUrlAuthType", &FUNCTION_URL_AUTH_TYPE, Location::Body),
+        Member::optional("InvokedViaFunctionUrl", "invokedViaFunctionUrl", &INVOKED_VIA_FUNCTION_URL, Location::Body),
+        Member::optional("SourceAccount", "sourceAccount", &SOURCE_OWNER, Location::Body),
+        Member::optional("EventSourceToken", "eventSourceToken", &EVENT_SOURCE_TOKEN, Location::Body),
+        Member::optional(
+            "Qualifier",
+            "qualifier",
+            &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
+            Location::Query("Qualifier"),
+        ),
+        Member::optional("RevisionId", "revisionId", &STRING, Location::Body),
+        Member::optional("PrincipalOrgID", "principalOrgID", &PRINCIPAL_ORG_ID, Location::Body),
     ],
     payload: None,
 };
 
-pub static ADD_PERMISSION_RESPONSE: Structure = Structure {
-    members: &[Member {
-        name: "Statement",
-        path: "statement",
-        shape: &STRING,
-        required: false,
-        location: Location::Body,
-    }],
-    payload: None,
-};
+pub static ADD_PERMISSION_RESPONSE: Structure =
+    Structure { members: &[Member::optional("Statement", "statement", &STRING, Location::Body)], payload: None };
 
 static ADDITIONAL_VERSION_PATTERN: Pattern = Pattern::new(r#"[0-9]+"#);
 pub static ADDITIONAL_VERSION: Shape =
@@ -233,30 +102,17 @@ pub static ALIAS: Shape =
 
 pub static ALIAS_CONFIGURATION: Structure = Structure {
     members: &[
-        Member { name: "AliasArn", path: "aliasArn", shape: &FUNCTION_ARN, required: false, location: Location::Body },
-        Member { name: "Name", path: "name", shape: &ALIAS, required: false, location: Location::Body },
-        Member {
-            name: "FunctionVersion",
-            path: "functionVersion",
-            shape: &VERSION,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Description",
-            path: "description",
-            shape: &DESCRIPTION,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "RoutingConfig",
-            path: "routingConfig",
-            shape: &Shape::Structure(&ALIAS_ROUTING_CONFIGURATION),
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "RevisionId", path: "revisionId", shape: &STRING, required: false, location: Location::Body },
+        Member::optional("AliasArn", "aliasArn", &FUNCTION_ARN, Location::Body),
+        Member::optional("Name", "name", &ALIAS, Location::Body),
+        Member::optional("FunctionVersion", "functionVersion", &VERSION, Location::Body),
+        Member::optional("Description", "description", &DESCRIPTION, Location::Body),
+        Member::optional(
+            "RoutingConfig",
+            "routingConfig",
+            &Shape::Structure(&ALIAS_ROUTING_CONFIGURATION),
+            Location::Body,
+        ),
+        Member::optional("RevisionId", "revisionId", &STRING, Location::Body),
     ],
     payload: None,
 };
@@ -265,13 +121,12 @@ pub static ALIAS_LIST: Shape =
     Shape::List { name: "AliasList", member: &Shape::Structure(&ALIAS_CONFIGURATION), min: None, max: None };
 
 pub static ALIAS_ROUTING_CONFIGURATION: Structure = Structure {
-    members: &[Member {
-        name: "AdditionalVersionWeights",
-        path: "additionalVersionWeights",
-        shape: &ADDITIONAL_VERSION_WEIGHTS,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional(
+        "AdditionalVersionWeights",
+        "additionalVersionWeights",
+        &ADDITIONAL_VERSION_WEIGHTS,
+        Location::Body,
+    )],
     payload: None,
 };
 
@@ -284,32 +139,24 @@ pub static ALLOW_ORIGINS_LIST: Shape =
     Shape::List { name: "AllowOriginsList", member: &ORIGIN, min: Some(0), max: Some(100) };
 
 pub static ALLOWED_PUBLISHERS: Structure = Structure {
-    members: &[Member {
-        name: "SigningProfileVersionArns",
-        path: "signingProfileVersionArns",
-        shape: &SIGNING_PROFILE_VERSION_ARNS,
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required(
+        "SigningProfileVersionArns",
+        "signingProfileVersionArns",
+        &SIGNING_PROFILE_VERSION_ARNS,
+        Location::Body,
+    )],
     payload: None,
 };
 
 pub static AMAZON_MANAGED_KAFKA_EVENT_SOURCE_CONFIG: Structure = Structure {
     members: &[
-        Member {
-            name: "ConsumerGroupId",
-            path: "consumerGroupId",
-            shape: &URI,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "SchemaRegistryConfig",
-            path: "schemaRegistryConfig",
-            shape: &Shape::Structure(&KAFKA_SCHEMA_REGISTRY_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("ConsumerGroupId", "consumerGroupId", &URI, Location::Body),
+        Member::optional(
+            "SchemaRegistryConfig",
+            "schemaRegistryConfig",
+            &Shape::Structure(&KAFKA_SCHEMA_REGISTRY_CONFIG),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
@@ -343,33 +190,15 @@ pub static BOOLEAN: Shape = Shape::Boolean;
 
 pub static CALLBACK_DETAILS: Structure = Structure {
     members: &[
-        Member {
-            name: "CallbackId",
-            path: "callbackId",
-            shape: &CALLBACK_ID,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Result", path: "result", shape: &OPERATION_PAYLOAD, required: false, location: Location::Body },
-        Member {
-            name: "Error",
-            path: "error",
-            shape: &Shape::Structure(&ERROR_OBJECT),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("CallbackId", "callbackId", &CALLBACK_ID, Location::Body),
+        Member::optional("Result", "result", &OPERATION_PAYLOAD, Location::Body),
+        Member::optional("Error", "error", &Shape::Structure(&ERROR_OBJECT), Location::Body),
     ],
     payload: None,
 };
 
 pub static CALLBACK_FAILED_DETAILS: Structure = Structure {
-    members: &[Member {
-        name: "Error",
-        path: "error",
-        shape: &Shape::Structure(&EVENT_ERROR),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required("Error", "error", &Shape::Structure(&EVENT_ERROR), Location::Body)],
     payload: None,
 };
 
@@ -379,20 +208,13 @@ pub static CALLBACK_ID: Shape =
 
 pub static CALLBACK_OPTIONS: Structure = Structure {
     members: &[
-        Member {
-            name: "TimeoutSeconds",
-            path: "timeoutSeconds",
-            shape: &CALLBACK_OPTIONS_TIMEOUT_SECONDS_INTEGER,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "HeartbeatTimeoutSeconds",
-            path: "heartbeatTimeoutSeconds",
-            shape: &CALLBACK_OPTIONS_HEARTBEAT_TIMEOUT_SECONDS_INTEGER,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("TimeoutSeconds", "timeoutSeconds", &CALLBACK_OPTIONS_TIMEOUT_SECONDS_INTEGER, Location::Body),
+        Member::optional(
+            "HeartbeatTimeoutSeconds",
+            "heartbeatTimeoutSeconds",
+            &CALLBACK_OPTIONS_HEARTBEAT_TIMEOUT_SECONDS_INTEGER,
+            Location::Body,
+        ),
     ],
     payload: None,
 };
@@ -404,119 +226,55 @@ pub static CALLBACK_OPTIONS_TIMEOUT_SECONDS_INTEGER: Shape = Shape::Integer { mi
 
 pub static CALLBACK_STARTED_DETAILS: Structure = Structure {
     members: &[
-        Member {
-            name: "CallbackId",
-            path: "callbackId",
-            shape: &CALLBACK_ID,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "HeartbeatTimeout",
-            path: "heartbeatTimeout",
-            shape: &DURATION_SECONDS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Timeout",
-            path: "timeout",
-            shape: &DURATION_SECONDS,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("CallbackId", "callbackId", &CALLBACK_ID, Location::Body),
+        Member::optional("HeartbeatTimeout", "heartbeatTimeout", &DURATION_SECONDS, Location::Body),
+        Member::optional("Timeout", "timeout", &DURATION_SECONDS, Location::Body),
     ],
     payload: None,
 };
 
 pub static CALLBACK_SUCCEEDED_DETAILS: Structure = Structure {
-    members: &[Member {
-        name: "Result",
-        path: "result",
-        shape: &Shape::Structure(&EVENT_RESULT),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required("Result", "result", &Shape::Structure(&EVENT_RESULT), Location::Body)],
     payload: None,
 };
 
 pub static CALLBACK_TIMED_OUT_DETAILS: Structure = Structure {
-    members: &[Member {
-        name: "Error",
-        path: "error",
-        shape: &Shape::Structure(&EVENT_ERROR),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required("Error", "error", &Shape::Structure(&EVENT_ERROR), Location::Body)],
     payload: None,
 };
 
 pub static CAPACITY_PROVIDER: Structure = Structure {
     members: &[
-        Member {
-            name: "CapacityProviderArn",
-            path: "capacityProviderArn",
-            shape: &CAPACITY_PROVIDER_ARN,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "State",
-            path: "state",
-            shape: &CAPACITY_PROVIDER_STATE,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "VpcConfig",
-            path: "vpcConfig",
-            shape: &Shape::Structure(&CAPACITY_PROVIDER_VPC_CONFIG),
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "PermissionsConfig",
-            path: "permissionsConfig",
-            shape: &Shape::Structure(&CAPACITY_PROVIDER_PERMISSIONS_CONFIG),
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "InstanceRequirements",
-            path: "instanceRequirements",
-            shape: &Shape::Structure(&INSTANCE_REQUIREMENTS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CapacityProviderScalingConfig",
-            path: "capacityProviderScalingConfig",
-            shape: &Shape::Structure(&CAPACITY_PROVIDER_SCALING_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "KmsKeyArn", path: "kmsKeyArn", shape: &KMS_KEY_ARN, required: false, location: Location::Body },
-        Member {
-            name: "LastModified",
-            path: "lastModified",
-            shape: &TIMESTAMP,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "PropagateTags",
-            path: "propagateTags",
-            shape: &Shape::Structure(&PROPAGATE_TAGS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "TelemetryConfig",
-            path: "telemetryConfig",
-            shape: &Shape::Structure(&CAPACITY_PROVIDER_TELEMETRY_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("CapacityProviderArn", "capacityProviderArn", &CAPACITY_PROVIDER_ARN, Location::Body),
+        Member::required("State", "state", &CAPACITY_PROVIDER_STATE, Location::Body),
+        Member::required("VpcConfig", "vpcConfig", &Shape::Structure(&CAPACITY_PROVIDER_VPC_CONFIG), Location::Body),
+        Member::required(
+            "PermissionsConfig",
+            "permissionsConfig",
+            &Shape::Structure(&CAPACITY_PROVIDER_PERMISSIONS_CONFIG),
+            Location::Body,
+        ),
+        Member::optional(
+            "InstanceRequirements",
+            "instanceRequirements",
+            &Shape::Structure(&INSTANCE_REQUIREMENTS),
+            Location::Body,
+        ),
+        Member::optional(
+            "CapacityProviderScalingConfig",
+            "capacityProviderScalingConfig",
+            &Shape::Structure(&CAPACITY_PROVIDER_SCALING_CONFIG),
+            Location::Body,
+        ),
+        Member::optional("KmsKeyArn", "kmsKeyArn", &KMS_KEY_ARN, Location::Body),
+        Member::optional("LastModified", "lastModified", &TIMESTAMP, Location::Body),
+        Member::optional("PropagateTags", "propagateTags", &Shape::Structure(&PROPAGATE_TAGS), Location::Body),
+        Member::optional(
+            "TelemetryConfig",
+            "telemetryConfig",
+            &Shape::Structure(&CAPACITY_PROVIDER_TELEMETRY_CONFIG),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
@@ -528,26 +286,19 @@ pub static CAPACITY_PROVIDER_ARN: Shape =
     Shape::String { min: Some(1), max: Some(140), pattern: Some(&CAPACITY_PROVIDER_ARN_PATTERN), sensitive: false };
 
 pub static CAPACITY_PROVIDER_CONFIG: Structure = Structure {
-    members: &[Member {
-        name: "LambdaManagedInstancesCapacityProviderConfig",
-        path: "lambdaManagedInstancesCapacityProviderConfig",
-        shape: &Shape::Structure(&LAMBDA_MANAGED_INSTANCES_CAPACITY_PROVIDER_CONFIG),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required(
+        "LambdaManagedInstancesCapacityProviderConfig",
+        "lambdaManagedInstancesCapacityProviderConfig",
+        &Shape::Structure(&LAMBDA_MANAGED_INSTANCES_CAPACITY_PROVIDER_CONFIG),
+        Location::Body,
+    )],
     payload: None,
 };
 
 pub static CAPACITY_PROVIDER_LOGGING_CONFIG: Structure = Structure {
     members: &[
-        Member {
-            name: "SystemLogLevel",
-            path: "systemLogLevel",
-            shape: &SYSTEM_LOG_LEVEL,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "LogGroup", path: "logGroup", shape: &LOG_GROUP, required: false, location: Location::Body },
+        Member::optional("SystemLogLevel", "systemLogLevel", &SYSTEM_LOG_LEVEL, Location::Body),
+        Member::optional("LogGroup", "logGroup", &LOG_GROUP, Location::Body),
     ],
     payload: None,
 };
@@ -561,13 +312,12 @@ pub static CAPACITY_PROVIDER_NAME: Shape =
     Shape::String { min: Some(1), max: Some(140), pattern: Some(&CAPACITY_PROVIDER_NAME_PATTERN), sensitive: false };
 
 pub static CAPACITY_PROVIDER_PERMISSIONS_CONFIG: Structure = Structure {
-    members: &[Member {
-        name: "CapacityProviderOperatorRoleArn",
-        path: "capacityProviderOperatorRoleArn",
-        shape: &ROLE_ARN,
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required(
+        "CapacityProviderOperatorRoleArn",
+        "capacityProviderOperatorRoleArn",
+        &ROLE_ARN,
+        Location::Body,
+    )],
     payload: None,
 };
 
@@ -578,27 +328,14 @@ pub static CAPACITY_PROVIDER_PREDEFINED_METRIC_TYPE: Shape = Shape::Enum {
 
 pub static CAPACITY_PROVIDER_SCALING_CONFIG: Structure = Structure {
     members: &[
-        Member {
-            name: "MaxVCpuCount",
-            path: "maxVCpuCount",
-            shape: &CAPACITY_PROVIDER_MAX_VCPU_COUNT,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ScalingMode",
-            path: "scalingMode",
-            shape: &CAPACITY_PROVIDER_SCALING_MODE,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ScalingPolicies",
-            path: "scalingPolicies",
-            shape: &CAPACITY_PROVIDER_SCALING_POLICIES_LIST,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("MaxVCpuCount", "maxVCpuCount", &CAPACITY_PROVIDER_MAX_VCPU_COUNT, Location::Body),
+        Member::optional("ScalingMode", "scalingMode", &CAPACITY_PROVIDER_SCALING_MODE, Location::Body),
+        Member::optional(
+            "ScalingPolicies",
+            "scalingPolicies",
+            &CAPACITY_PROVIDER_SCALING_POLICIES_LIST,
+            Location::Body,
+        ),
     ],
     payload: None,
 };
@@ -623,32 +360,19 @@ pub static CAPACITY_PROVIDER_SUBNET_IDS: Shape =
     Shape::List { name: "CapacityProviderSubnetIds", member: &SUBNET_ID, min: Some(1), max: Some(16) };
 
 pub static CAPACITY_PROVIDER_TELEMETRY_CONFIG: Structure = Structure {
-    members: &[Member {
-        name: "LoggingConfig",
-        path: "loggingConfig",
-        shape: &Shape::Structure(&CAPACITY_PROVIDER_LOGGING_CONFIG),
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional(
+        "LoggingConfig",
+        "loggingConfig",
+        &Shape::Structure(&CAPACITY_PROVIDER_LOGGING_CONFIG),
+        Location::Body,
+    )],
     payload: None,
 };
 
 pub static CAPACITY_PROVIDER_VPC_CONFIG: Structure = Structure {
     members: &[
-        Member {
-            name: "SubnetIds",
-            path: "subnetIds",
-            shape: &CAPACITY_PROVIDER_SUBNET_IDS,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "SecurityGroupIds",
-            path: "securityGroupIds",
-            shape: &CAPACITY_PROVIDER_SECURITY_GROUP_IDS,
-            required: true,
-            location: Location::Body,
-        },
+        Member::required("SubnetIds", "subnetIds", &CAPACITY_PROVIDER_SUBNET_IDS, Location::Body),
+        Member::required("SecurityGroupIds", "securityGroupIds", &CAPACITY_PROVIDER_SECURITY_GROUP_IDS, Location::Body),
     ],
     payload: None,
 };
@@ -662,168 +386,76 @@ pub static CAPACITY_PROVIDERS_LIST: Shape = Shape::List {
 
 pub static CHAINED_INVOKE_DETAILS: Structure = Structure {
     members: &[
-        Member { name: "Result", path: "result", shape: &OPERATION_PAYLOAD, required: false, location: Location::Body },
-        Member {
-            name: "Error",
-            path: "error",
-            shape: &Shape::Structure(&ERROR_OBJECT),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("Result", "result", &OPERATION_PAYLOAD, Location::Body),
+        Member::optional("Error", "error", &Shape::Structure(&ERROR_OBJECT), Location::Body),
     ],
     payload: None,
 };
 
 pub static CHAINED_INVOKE_FAILED_DETAILS: Structure = Structure {
-    members: &[Member {
-        name: "Error",
-        path: "error",
-        shape: &Shape::Structure(&EVENT_ERROR),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required("Error", "error", &Shape::Structure(&EVENT_ERROR), Location::Body)],
     payload: None,
 };
 
 pub static CHAINED_INVOKE_OPTIONS: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Body,
-        },
-        Member { name: "TenantId", path: "tenantId", shape: &TENANT_ID, required: false, location: Location::Body },
-        Member {
-            name: "XAmznTraceId",
-            path: "xAmznTraceId",
-            shape: &X_AMZN_TRACE_ID,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Body),
+        Member::optional("TenantId", "tenantId", &TENANT_ID, Location::Body),
+        Member::optional("XAmznTraceId", "xAmznTraceId", &X_AMZN_TRACE_ID, Location::Body),
     ],
     payload: None,
 };
 
 pub static CHAINED_INVOKE_STARTED_DETAILS: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Body,
-        },
-        Member { name: "TenantId", path: "tenantId", shape: &TENANT_ID, required: false, location: Location::Body },
-        Member {
-            name: "Input",
-            path: "input",
-            shape: &Shape::Structure(&EVENT_INPUT),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ExecutedVersion",
-            path: "executedVersion",
-            shape: &VERSION_WITH_LATEST_PUBLISHED,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "DurableExecutionArn",
-            path: "durableExecutionArn",
-            shape: &DURABLE_EXECUTION_ARN,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Body),
+        Member::optional("TenantId", "tenantId", &TENANT_ID, Location::Body),
+        Member::optional("Input", "input", &Shape::Structure(&EVENT_INPUT), Location::Body),
+        Member::optional("ExecutedVersion", "executedVersion", &VERSION_WITH_LATEST_PUBLISHED, Location::Body),
+        Member::optional("DurableExecutionArn", "durableExecutionArn", &DURABLE_EXECUTION_ARN, Location::Body),
     ],
     payload: None,
 };
 
 pub static CHAINED_INVOKE_STOPPED_DETAILS: Structure = Structure {
-    members: &[Member {
-        name: "Error",
-        path: "error",
-        shape: &Shape::Structure(&EVENT_ERROR),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required("Error", "error", &Shape::Structure(&EVENT_ERROR), Location::Body)],
     payload: None,
 };
 
 pub static CHAINED_INVOKE_SUCCEEDED_DETAILS: Structure = Structure {
-    members: &[Member {
-        name: "Result",
-        path: "result",
-        shape: &Shape::Structure(&EVENT_RESULT),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required("Result", "result", &Shape::Structure(&EVENT_RESULT), Location::Body)],
     payload: None,
 };
 
 pub static CHAINED_INVOKE_TIMED_OUT_DETAILS: Structure = Structure {
-    members: &[Member {
-        name: "Error",
-        path: "error",
-        shape: &Shape::Structure(&EVENT_ERROR),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required("Error", "error", &Shape::Structure(&EVENT_ERROR), Location::Body)],
     payload: None,
 };
 
 pub static CHECKPOINT_DURABLE_EXECUTION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "DurableExecutionArn",
-            path: "durableExecutionArn",
-            shape: &DURABLE_EXECUTION_ARN,
-            required: true,
-            location: Location::Label("DurableExecutionArn"),
-        },
-        Member {
-            name: "CheckpointToken",
-            path: "checkpointToken",
-            shape: &CHECKPOINT_TOKEN,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "Updates",
-            path: "updates",
-            shape: &OPERATION_UPDATES,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ClientToken",
-            path: "clientToken",
-            shape: &CLIENT_TOKEN,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required(
+            "DurableExecutionArn",
+            "durableExecutionArn",
+            &DURABLE_EXECUTION_ARN,
+            Location::Label("DurableExecutionArn"),
+        ),
+        Member::required("CheckpointToken", "checkpointToken", &CHECKPOINT_TOKEN, Location::Body),
+        Member::optional("Updates", "updates", &OPERATION_UPDATES, Location::Body),
+        Member::optional("ClientToken", "clientToken", &CLIENT_TOKEN, Location::Body),
     ],
     payload: None,
 };
 
 pub static CHECKPOINT_DURABLE_EXECUTION_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "CheckpointToken",
-            path: "checkpointToken",
-            shape: &CHECKPOINT_TOKEN,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "NewExecutionState",
-            path: "newExecutionState",
-            shape: &Shape::Structure(&CHECKPOINT_UPDATED_EXECUTION_STATE),
-            required: true,
-            location: Location::Body,
-        },
+        Member::optional("CheckpointToken", "checkpointToken", &CHECKPOINT_TOKEN, Location::Body),
+        Member::required(
+            "NewExecutionState",
+            "newExecutionState",
+            &Shape::Structure(&CHECKPOINT_UPDATED_EXECUTION_STATE),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
@@ -834,14 +466,8 @@ pub static CHECKPOINT_TOKEN: Shape =
 
 pub static CHECKPOINT_UPDATED_EXECUTION_STATE: Structure = Structure {
     members: &[
-        Member {
-            name: "Operations",
-            path: "operations",
-            shape: &OPERATIONS,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "NextMarker", path: "nextMarker", shape: &STRING, required: false, location: Location::Body },
+        Member::optional("Operations", "operations", &OPERATIONS, Location::Body),
+        Member::optional("NextMarker", "nextMarker", &STRING, Location::Body),
     ],
     payload: None,
 };
@@ -852,48 +478,22 @@ pub static CLIENT_TOKEN: Shape =
 
 pub static CODE_SIGNING_CONFIG: Structure = Structure {
     members: &[
-        Member {
-            name: "CodeSigningConfigId",
-            path: "codeSigningConfigId",
-            shape: &CODE_SIGNING_CONFIG_ID,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "CodeSigningConfigArn",
-            path: "codeSigningConfigArn",
-            shape: &CODE_SIGNING_CONFIG_ARN,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "Description",
-            path: "description",
-            shape: &DESCRIPTION,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AllowedPublishers",
-            path: "allowedPublishers",
-            shape: &Shape::Structure(&ALLOWED_PUBLISHERS),
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "CodeSigningPolicies",
-            path: "codeSigningPolicies",
-            shape: &Shape::Structure(&CODE_SIGNING_POLICIES),
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "LastModified",
-            path: "lastModified",
-            shape: &TIMESTAMP,
-            required: true,
-            location: Location::Body,
-        },
+        Member::required("CodeSigningConfigId", "codeSigningConfigId", &CODE_SIGNING_CONFIG_ID, Location::Body),
+        Member::required("CodeSigningConfigArn", "codeSigningConfigArn", &CODE_SIGNING_CONFIG_ARN, Location::Body),
+        Member::optional("Description", "description", &DESCRIPTION, Location::Body),
+        Member::required(
+            "AllowedPublishers",
+            "allowedPublishers",
+            &Shape::Structure(&ALLOWED_PUBLISHERS),
+            Location::Body,
+        ),
+        Member::required(
+            "CodeSigningPolicies",
+            "codeSigningPolicies",
+            &Shape::Structure(&CODE_SIGNING_POLICIES),
+            Location::Body,
+        ),
+        Member::required("LastModified", "lastModified", &TIMESTAMP, Location::Body),
     ],
     payload: None,
 };
@@ -916,13 +516,12 @@ pub static CODE_SIGNING_CONFIG_LIST: Shape = Shape::List {
 };
 
 pub static CODE_SIGNING_POLICIES: Structure = Structure {
-    members: &[Member {
-        name: "UntrustedArtifactOnDeployment",
-        path: "untrustedArtifactOnDeployment",
-        shape: &CODE_SIGNING_POLICY,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional(
+        "UntrustedArtifactOnDeployment",
+        "untrustedArtifactOnDeployment",
+        &CODE_SIGNING_POLICY,
+        Location::Body,
+    )],
     payload: None,
 };
 
@@ -939,681 +538,323 @@ pub static COMPATIBLE_RUNTIMES: Shape =
     Shape::List { name: "CompatibleRuntimes", member: &RUNTIME, min: Some(0), max: Some(15) };
 
 pub static CONCURRENCY: Structure = Structure {
-    members: &[Member {
-        name: "ReservedConcurrentExecutions",
-        path: "reservedConcurrentExecutions",
-        shape: &RESERVED_CONCURRENT_EXECUTIONS,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional(
+        "ReservedConcurrentExecutions",
+        "reservedConcurrentExecutions",
+        &RESERVED_CONCURRENT_EXECUTIONS,
+        Location::Body,
+    )],
     payload: None,
 };
 
 pub static CONTEXT_DETAILS: Structure = Structure {
     members: &[
-        Member {
-            name: "ReplayChildren",
-            path: "replayChildren",
-            shape: &REPLAY_CHILDREN,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Result", path: "result", shape: &OPERATION_PAYLOAD, required: false, location: Location::Body },
-        Member {
-            name: "Error",
-            path: "error",
-            shape: &Shape::Structure(&ERROR_OBJECT),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("ReplayChildren", "replayChildren", &REPLAY_CHILDREN, Location::Body),
+        Member::optional("Result", "result", &OPERATION_PAYLOAD, Location::Body),
+        Member::optional("Error", "error", &Shape::Structure(&ERROR_OBJECT), Location::Body),
     ],
     payload: None,
 };
 
 pub static CONTEXT_FAILED_DETAILS: Structure = Structure {
-    members: &[Member {
-        name: "Error",
-        path: "error",
-        shape: &Shape::Structure(&EVENT_ERROR),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required("Error", "error", &Shape::Structure(&EVENT_ERROR), Location::Body)],
     payload: None,
 };
 
 pub static CONTEXT_OPTIONS: Structure = Structure {
-    members: &[Member {
-        name: "ReplayChildren",
-        path: "replayChildren",
-        shape: &REPLAY_CHILDREN,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional("ReplayChildren", "replayChildren", &REPLAY_CHILDREN, Location::Body)],
     payload: None,
 };
 
 pub static CONTEXT_STARTED_DETAILS: Structure = Structure { members: &[], payload: None };
 
 pub static CONTEXT_SUCCEEDED_DETAILS: Structure = Structure {
-    members: &[Member {
-        name: "Result",
-        path: "result",
-        shape: &Shape::Structure(&EVENT_RESULT),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required("Result", "result", &Shape::Structure(&EVENT_RESULT), Location::Body)],
     payload: None,
 };
 
 pub static CORS: Structure = Structure {
     members: &[
-        Member {
-            name: "AllowCredentials",
-            path: "allowCredentials",
-            shape: &ALLOW_CREDENTIALS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AllowHeaders",
-            path: "allowHeaders",
-            shape: &HEADERS_LIST,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AllowMethods",
-            path: "allowMethods",
-            shape: &ALLOW_METHODS_LIST,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AllowOrigins",
-            path: "allowOrigins",
-            shape: &ALLOW_ORIGINS_LIST,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ExposeHeaders",
-            path: "exposeHeaders",
-            shape: &HEADERS_LIST,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "MaxAge", path: "maxAge", shape: &MAX_AGE, required: false, location: Location::Body },
+        Member::optional("AllowCredentials", "allowCredentials", &ALLOW_CREDENTIALS, Location::Body),
+        Member::optional("AllowHeaders", "allowHeaders", &HEADERS_LIST, Location::Body),
+        Member::optional("AllowMethods", "allowMethods", &ALLOW_METHODS_LIST, Location::Body),
+        Member::optional("AllowOrigins", "allowOrigins", &ALLOW_ORIGINS_LIST, Location::Body),
+        Member::optional("ExposeHeaders", "exposeHeaders", &HEADERS_LIST, Location::Body),
+        Member::optional("MaxAge", "maxAge", &MAX_AGE, Location::Body),
     ],
     payload: None,
 };
 
 pub static CREATE_ALIAS_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member { name: "Name", path: "name", shape: &ALIAS, required: true, location: Location::Body },
-        Member {
-            name: "FunctionVersion",
-            path: "functionVersion",
-            shape: &VERSION_WITH_LATEST_PUBLISHED,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "Description",
-            path: "description",
-            shape: &DESCRIPTION,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "RoutingConfig",
-            path: "routingConfig",
-            shape: &Shape::Structure(&ALIAS_ROUTING_CONFIGURATION),
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("FunctionName", "functionName", &FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::required("Name", "name", &ALIAS, Location::Body),
+        Member::required("FunctionVersion", "functionVersion", &VERSION_WITH_LATEST_PUBLISHED, Location::Body),
+        Member::optional("Description", "description", &DESCRIPTION, Location::Body),
+        Member::optional(
+            "RoutingConfig",
+            "routingConfig",
+            &Shape::Structure(&ALIAS_ROUTING_CONFIGURATION),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
 pub static CREATE_CAPACITY_PROVIDER_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "CapacityProviderName",
-            path: "capacityProviderName",
-            shape: &CAPACITY_PROVIDER_NAME,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "VpcConfig",
-            path: "vpcConfig",
-            shape: &Shape::Structure(&CAPACITY_PROVIDER_VPC_CONFIG),
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "PermissionsConfig",
-            path: "permissionsConfig",
-            shape: &Shape::Structure(&CAPACITY_PROVIDER_PERMISSIONS_CONFIG),
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "InstanceRequirements",
-            path: "instanceRequirements",
-            shape: &Shape::Structure(&INSTANCE_REQUIREMENTS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CapacityProviderScalingConfig",
-            path: "capacityProviderScalingConfig",
-            shape: &Shape::Structure(&CAPACITY_PROVIDER_SCALING_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "KmsKeyArn",
-            path: "kmsKeyArn",
-            shape: &KMS_KEY_ARN_NON_EMPTY,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Tags", path: "tags", shape: &TAGS, required: false, location: Location::Body },
-        Member {
-            name: "PropagateTags",
-            path: "propagateTags",
-            shape: &Shape::Structure(&PROPAGATE_TAGS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "TelemetryConfig",
-            path: "telemetryConfig",
-            shape: &Shape::Structure(&CAPACITY_PROVIDER_TELEMETRY_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("CapacityProviderName", "capacityProviderName", &CAPACITY_PROVIDER_NAME, Location::Body),
+        Member::required("VpcConfig", "vpcConfig", &Shape::Structure(&CAPACITY_PROVIDER_VPC_CONFIG), Location::Body),
+        Member::required(
+            "PermissionsConfig",
+            "permissionsConfig",
+            &Shape::Structure(&CAPACITY_PROVIDER_PERMISSIONS_CONFIG),
+            Location::Body,
+        ),
+        Member::optional(
+            "InstanceRequirements",
+            "instanceRequirements",
+            &Shape::Structure(&INSTANCE_REQUIREMENTS),
+            Location::Body,
+        ),
+        Member::optional(
+            "CapacityProviderScalingConfig",
+            "capacityProviderScalingConfig",
+            &Shape::Structure(&CAPACITY_PROVIDER_SCALING_CONFIG),
+            Location::Body,
+        ),
+        Member::optional("KmsKeyArn", "kmsKeyArn", &KMS_KEY_ARN_NON_EMPTY, Location::Body),
+        Member::optional("Tags", "tags", &TAGS, Location::Body),
+        Member::optional("PropagateTags", "propagateTags", &Shape::Structure(&PROPAGATE_TAGS), Location::Body),
+        Member::optional(
+            "TelemetryConfig",
+            "telemetryConfig",
+            &Shape::Structure(&CAPACITY_PROVIDER_TELEMETRY_CONFIG),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
 pub static CREATE_CAPACITY_PROVIDER_RESPONSE: Structure = Structure {
-    members: &[Member {
-        name: "CapacityProvider",
-        path: "capacityProvider",
-        shape: &Shape::Structure(&CAPACITY_PROVIDER),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required(
+        "CapacityProvider",
+        "capacityProvider",
+        &Shape::Structure(&CAPACITY_PROVIDER),
+        Location::Body,
+    )],
     payload: None,
 };
 
 pub static CREATE_CODE_SIGNING_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "Description",
-            path: "description",
-            shape: &DESCRIPTION,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AllowedPublishers",
-            path: "allowedPublishers",
-            shape: &Shape::Structure(&ALLOWED_PUBLISHERS),
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "CodeSigningPolicies",
-            path: "codeSigningPolicies",
-            shape: &Shape::Structure(&CODE_SIGNING_POLICIES),
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Tags", path: "tags", shape: &TAGS, required: false, location: Location::Body },
+        Member::optional("Description", "description", &DESCRIPTION, Location::Body),
+        Member::required(
+            "AllowedPublishers",
+            "allowedPublishers",
+            &Shape::Structure(&ALLOWED_PUBLISHERS),
+            Location::Body,
+        ),
+        Member::optional(
+            "CodeSigningPolicies",
+            "codeSigningPolicies",
+            &Shape::Structure(&CODE_SIGNING_POLICIES),
+            Location::Body,
+        ),
+        Member::optional("Tags", "tags", &TAGS, Location::Body),
     ],
     payload: None,
 };
 
 pub static CREATE_CODE_SIGNING_CONFIG_RESPONSE: Structure = Structure {
-    members: &[Member {
-        name: "CodeSigningConfig",
-        path: "codeSigningConfig",
-        shape: &Shape::Structure(&CODE_SIGNING_CONFIG),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required(
+        "CodeSigningConfig",
+        "codeSigningConfig",
+        &Shape::Structure(&CODE_SIGNING_CONFIG),
+        Location::Body,
+    )],
     payload: None,
 };
 
 pub static CREATE_EVENT_SOURCE_MAPPING_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "EventSourceArn",
-            path: "eventSourceArn",
-            shape: &ARN,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Body,
-        },
-        Member { name: "Enabled", path: "enabled", shape: &ENABLED, required: false, location: Location::Body },
-        Member { name: "BatchSize", path: "batchSize", shape: &BATCH_SIZE, required: false, location: Location::Body },
-        Member {
-            name: "FilterCriteria",
-            path: "filterCriteria",
-            shape: &Shape::Structure(&FILTER_CRITERIA),
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "KMSKeyArn", path: "kMSKeyArn", shape: &KMS_KEY_ARN, required: false, location: Location::Body },
-        Member {
-            name: "MetricsConfig",
-            path: "metricsConfig",
-            shape: &Shape::Structure(&EVENT_SOURCE_MAPPING_METRICS_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "LoggingConfig",
-            path: "loggingConfig",
-            shape: &Shape::Structure(&EVENT_SOURCE_MAPPING_LOGGING_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ScalingConfig",
-            path: "scalingConfig",
-            shape: &Shape::Structure(&SCALING_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "MaximumBatchingWindowInSeconds",
-            path: "maximumBatchingWindowInSeconds",
-            shape: &MAXIMUM_BATCHING_WINDOW_IN_SECONDS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ParallelizationFactor",
-            path: "parallelizationFactor",
-            shape: &PARALLELIZATION_FACTOR,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "StartingPosition",
-            path: "startingPosition",
-            shape: &EVENT_SOURCE_POSITION,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "StartingPositionTimestamp",
-            path: "startingPositionTimestamp",
-            shape: &DATE,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "DestinationConfig",
-            path: "destinationConfig",
-            shape: &Shape::Structure(&DESTINATION_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "MaximumRecordAgeInSeconds",
-            path: "maximumRecordAgeInSeconds",
-            shape: &MAXIMUM_RECORD_AGE_IN_SECONDS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "BisectBatchOnFunctionError",
-            path: "bisectBatchOnFunctionError",
-            shape: &BISECT_BATCH_ON_FUNCTION_ERROR,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "MaximumRetryAttempts",
-            path: "maximumRetryAttempts",
-            shape: &MAXIMUM_RETRY_ATTEMPTS_EVENT_SOURCE_MAPPING,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Tags", path: "tags", shape: &TAGS, required: false, location: Location::Body },
-        Member {
-            name: "TumblingWindowInSeconds",
-            path: "tumblingWindowInSeconds",
-            shape: &TUMBLING_WINDOW_IN_SECONDS,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Topics", path: "topics", shape: &TOPICS, required: false, location: Location::Body },
-        Member { name: "Queues", path: "queues", shape: &QUEUES, required: false, location: Location::Body },
-        Member {
-            name: "SourceAccessConfigurations",
-            path: "sourceAccessConfigurations",
-            shape: &SOURCE_ACCESS_CONFIGURATIONS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "SelfManagedEventSource",
-            path: "selfManagedEventSource",
-            shape: &Shape::Structure(&SELF_MANAGED_EVENT_SOURCE),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "FunctionResponseTypes",
-            path: "functionResponseTypes",
-            shape: &FUNCTION_RESPONSE_TYPE_LIST,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AmazonManagedKafkaEventSourceConfig",
-            path: "amazonManagedKafkaEventSourceConfig",
-            shape: &Shape::Structure(&AMAZON_MANAGED_KAFKA_EVENT_SOURCE_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "SelfManagedKafkaEventSourceConfig",
-            path: "selfManagedKafkaEventSourceConfig",
-            shape: &Shape::Structure(&SELF_MANAGED_KAFKA_EVENT_SOURCE_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "DocumentDBEventSourceConfig",
-            path: "documentDBEventSourceConfig",
-            shape: &Shape::Structure(&DOCUMENT_DB_EVENT_SOURCE_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ProvisionedPollerConfig",
-            path: "provisionedPollerConfig",
-            shape: &Shape::Structure(&PROVISIONED_POLLER_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("EventSourceArn", "eventSourceArn", &ARN, Location::Body),
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Body),
+        Member::optional("Enabled", "enabled", &ENABLED, Location::Body),
+        Member::optional("BatchSize", "batchSize", &BATCH_SIZE, Location::Body),
+        Member::optional("FilterCriteria", "filterCriteria", &Shape::Structure(&FILTER_CRITERIA), Location::Body),
+        Member::optional("KMSKeyArn", "kMSKeyArn", &KMS_KEY_ARN, Location::Body),
+        Member::optional(
+            "MetricsConfig",
+            "metricsConfig",
+            &Shape::Structure(&EVENT_SOURCE_MAPPING_METRICS_CONFIG),
+            Location::Body,
+        ),
+        Member::optional(
+            "LoggingConfig",
+            "loggingConfig",
+            &Shape::Structure(&EVENT_SOURCE_MAPPING_LOGGING_CONFIG),
+            Location::Body,
+        ),
+        Member::optional("ScalingConfig", "scalingConfig", &Shape::Structure(&SCALING_CONFIG), Location::Body),
+        Member::optional(
+            "MaximumBatchingWindowInSeconds",
+            "maximumBatchingWindowInSeconds",
+            &MAXIMUM_BATCHING_WINDOW_IN_SECONDS,
+            Location::Body,
+        ),
+        Member::optional("ParallelizationFactor", "parallelizationFactor", &PARALLELIZATION_FACTOR, Location::Body),
+        Member::optional("StartingPosition", "startingPosition", &EVENT_SOURCE_POSITION, Location::Body),
+        Member::optional("StartingPositionTimestamp", "startingPositionTimestamp", &DATE, Location::Body),
+        Member::optional(
+            "DestinationConfig",
+            "destinationConfig",
+            &Shape::Structure(&DESTINATION_CONFIG),
+            Location::Body,
+        ),
+        Member::optional(
+            "MaximumRecordAgeInSeconds",
+            "maximumRecordAgeInSeconds",
+            &MAXIMUM_RECORD_AGE_IN_SECONDS,
+            Location::Body,
+        ),
+        Member::optional(
+            "BisectBatchOnFunctionError",
+            "bisectBatchOnFunctionError",
+            &BISECT_BATCH_ON_FUNCTION_ERROR,
+            Location::Body,
+        ),
+        Member::optional(
+            "MaximumRetryAttempts",
+            "maximumRetryAttempts",
+            &MAXIMUM_RETRY_ATTEMPTS_EVENT_SOURCE_MAPPING,
+            Location::Body,
+        ),
+        Member::optional("Tags", "tags", &TAGS, Location::Body),
+        Member::optional(
+            "TumblingWindowInSeconds",
+            "tumblingWindowInSeconds",
+            &TUMBLING_WINDOW_IN_SECONDS,
+            Location::Body,
+        ),
+        Member::optional("Topics", "topics", &TOPICS, Location::Body),
+        Member::optional("Queues", "queues", &QUEUES, Location::Body),
+        Member::optional(
+            "SourceAccessConfigurations",
+            "sourceAccessConfigurations",
+            &SOURCE_ACCESS_CONFIGURATIONS,
+            Location::Body,
+        ),
+        Member::optional(
+            "SelfManagedEventSource",
+            "selfManagedEventSource",
+            &Shape::Structure(&SELF_MANAGED_EVENT_SOURCE),
+            Location::Body,
+        ),
+        Member::optional(
+            "FunctionResponseTypes",
+            "functionResponseTypes",
+            &FUNCTION_RESPONSE_TYPE_LIST,
+            Location::Body,
+        ),
+        Member::optional(
+            "AmazonManagedKafkaEventSourceConfig",
+            "amazonManagedKafkaEventSourceConfig",
+            &Shape::Structure(&AMAZON_MANAGED_KAFKA_EVENT_SOURCE_CONFIG),
+            Location::Body,
+        ),
+        Member::optional(
+            "SelfManagedKafkaEventSourceConfig",
+            "selfManagedKafkaEventSourceConfig",
+            &Shape::Structure(&SELF_MANAGED_KAFKA_EVENT_SOURCE_CONFIG),
+            Location::Body,
+        ),
+        Member::optional(
+            "DocumentDBEventSourceConfig",
+            "documentDBEventSourceConfig",
+            &Shape::Structure(&DOCUMENT_DB_EVENT_SOURCE_CONFIG),
+            Location::Body,
+        ),
+        Member::optional(
+            "ProvisionedPollerConfig",
+            "provisionedPollerConfig",
+            &Shape::Structure(&PROVISIONED_POLLER_CONFIG),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
 pub static CREATE_FUNCTION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_NAME,
-            required: true,
-            location: Location::Body,
-        },
-        Member { name: "Runtime", path: "runtime", shape: &RUNTIME, required: false, location: Location::Body },
-        Member { name: "Role", path: "role", shape: &ROLE_ARN, required: true, location: Location::Body },
-        Member { name: "Handler", path: "handler", shape: &HANDLER, required: false, location: Location::Body },
-        Member {
-            name: "Code",
-            path: "code",
-            shape: &Shape::Structure(&FUNCTION_CODE),
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "Description",
-            path: "description",
-            shape: &DESCRIPTION,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Timeout", path: "timeout", shape: &TIMEOUT, required: false, location: Location::Body },
-        Member {
-            name: "MemorySize",
-            path: "memorySize",
-            shape: &MEMORY_SIZE,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Publish", path: "publish", shape: &BOOLEAN, required: false, location: Location::Body },
-        Member {
-            name: "PublishTo",
-            path: "publishTo",
-            shape: &FUNCTION_VERSION_LATEST_PUBLISHED,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "VpcConfig",
-            path: "vpcConfig",
-            shape: &Shape::Structure(&VPC_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "PackageType",
-            path: "packageType",
-            shape: &PACKAGE_TYPE,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "DeadLetterConfig",
-            path: "deadLetterConfig",
-            shape: &Shape::Structure(&DEAD_LETTER_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Environment",
-            path: "environment",
-            shape: &Shape::Structure(&ENVIRONMENT),
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "KMSKeyArn", path: "kMSKeyArn", shape: &KMS_KEY_ARN, required: false, location: Location::Body },
-        Member {
-            name: "TracingConfig",
-            path: "tracingConfig",
-            shape: &Shape::Structure(&TRACING_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Tags", path: "tags", shape: &TAGS, required: false, location: Location::Body },
-        Member { name: "Layers", path: "layers", shape: &LAYER_LIST, required: false, location: Location::Body },
-        Member {
-            name: "FileSystemConfigs",
-            path: "fileSystemConfigs",
-            shape: &FILE_SYSTEM_CONFIG_LIST,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CodeSigningConfigArn",
-            path: "codeSigningConfigArn",
-            shape: &CODE_SIGNING_CONFIG_ARN,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ImageConfig",
-            path: "imageConfig",
-            shape: &Shape::Structure(&IMAGE_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Architectures",
-            path: "architectures",
-            shape: &ARCHITECTURES_LIST,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "EphemeralStorage",
-            path: "ephemeralStorage",
-            shape: &Shape::Structure(&EPHEMERAL_STORAGE),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "SnapStart",
-            path: "snapStart",
-            shape: &Shape::Structure(&SNAP_START),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "LoggingConfig",
-            path: "loggingConfig",
-            shape: &Shape::Structure(&LOGGING_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "TenancyConfig",
-            path: "tenancyConfig",
-            shape: &Shape::Structure(&TENANCY_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CapacityProviderConfig",
-            path: "capacityProviderConfig",
-            shape: &Shape::Structure(&CAPACITY_PROVIDER_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "DurableConfig",
-            path: "durableConfig",
-            shape: &Shape::Structure(&DURABLE_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "RuntimeConfig",
-            path: "runtimeConfig",
-            shape: &Shape::Structure(&FUNCTION_RUNTIME_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AcceleratorConfig",
-            path: "acceleratorConfig",
-            shape: &Shape::Structure(&ACCELERATOR_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("FunctionName", "functionName", &FUNCTION_NAME, Location::Body),
+        Member::optional("Runtime", "runtime", &RUNTIME, Location::Body),
+        Member::required("Role", "role", &ROLE_ARN, Location::Body),
+        Member::optional("Handler", "handler", &HANDLER, Location::Body),
+        Member::required("Code", "code", &Shape::Structure(&FUNCTION_CODE), Location::Body),
+        Member::optional("Description", "description", &DESCRIPTION, Location::Body),
+        Member::optional("Timeout", "timeout", &TIMEOUT, Location::Body),
+        Member::optional("MemorySize", "memorySize", &MEMORY_SIZE, Location::Body),
+        Member::optional("Publish", "publish", &BOOLEAN, Location::Body),
+        Member::optional("PublishTo", "publishTo", &FUNCTION_VERSION_LATEST_PUBLISHED, Location::Body),
+        Member::optional("VpcConfig", "vpcConfig", &Shape::Structure(&VPC_CONFIG), Location::Body),
+        Member::optional("PackageType", "packageType", &PACKAGE_TYPE, Location::Body),
+        Member::optional(
+            "DeadLetterConfig",
+            "deadLetterConfig",
+            &Shape::Structure(&DEAD_LETTER_CONFIG),
+            Location::Body,
+        ),
+        Member::optional("Environment", "environment", &Shape::Structure(&ENVIRONMENT), Location::Body),
+        Member::optional("KMSKeyArn", "kMSKeyArn", &KMS_KEY_ARN, Location::Body),
+        Member::optional("TracingConfig", "tracingConfig", &Shape::Structure(&TRACING_CONFIG), Location::Body),
+        Member::optional("Tags", "tags", &TAGS, Location::Body),
+        Member::optional("Layers", "layers", &LAYER_LIST, Location::Body),
+        Member::optional("FileSystemConfigs", "fileSystemConfigs", &FILE_SYSTEM_CONFIG_LIST, Location::Body),
+        Member::optional("CodeSigningConfigArn", "codeSigningConfigArn", &CODE_SIGNING_CONFIG_ARN, Location::Body),
+        Member::optional("ImageConfig", "imageConfig", &Shape::Structure(&IMAGE_CONFIG), Location::Body),
+        Member::optional("Architectures", "architectures", &ARCHITECTURES_LIST, Location::Body),
+        Member::optional("EphemeralStorage", "ephemeralStorage", &Shape::Structure(&EPHEMERAL_STORAGE), Location::Body),
+        Member::optional("SnapStart", "snapStart", &Shape::Structure(&SNAP_START), Location::Body),
+        Member::optional("LoggingConfig", "loggingConfig", &Shape::Structure(&LOGGING_CONFIG), Location::Body),
+        Member::optional("TenancyConfig", "tenancyConfig", &Shape::Structure(&TENANCY_CONFIG), Location::Body),
+        Member::optional(
+            "CapacityProviderConfig",
+            "capacityProviderConfig",
+            &Shape::Structure(&CAPACITY_PROVIDER_CONFIG),
+            Location::Body,
+        ),
+        Member::optional("DurableConfig", "durableConfig", &Shape::Structure(&DURABLE_CONFIG), Location::Body),
+        Member::optional("RuntimeConfig", "runtimeConfig", &Shape::Structure(&FUNCTION_RUNTIME_CONFIG), Location::Body),
+        Member::optional(
+            "AcceleratorConfig",
+            "acceleratorConfig",
+            &Shape::Structure(&ACCELERATOR_CONFIG),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
 pub static CREATE_FUNCTION_URL_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_URL_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &FUNCTION_URL_QUALIFIER,
-            required: false,
-            location: Location::Query("Qualifier"),
-        },
-        Member {
-            name: "AuthType",
-            path: "authType",
-            shape: &FUNCTION_URL_AUTH_TYPE,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "Cors",
-            path: "cors",
-            shape: &Shape::Structure(&CORS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "InvokeMode",
-            path: "invokeMode",
-            shape: &INVOKE_MODE,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("FunctionName", "functionName", &FUNCTION_URL_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional("Qualifier", "qualifier", &FUNCTION_URL_QUALIFIER, Location::Query("Qualifier")),
+        Member::required("AuthType", "authType", &FUNCTION_URL_AUTH_TYPE, Location::Body),
+        Member::optional("Cors", "cors", &Shape::Structure(&CORS), Location::Body),
+        Member::optional("InvokeMode", "invokeMode", &INVOKE_MODE, Location::Body),
     ],
     payload: None,
 };
 
 pub static CREATE_FUNCTION_URL_CONFIG_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionUrl",
-            path: "functionUrl",
-            shape: &FUNCTION_URL,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "FunctionArn",
-            path: "functionArn",
-            shape: &FUNCTION_ARN,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "AuthType",
-            path: "authType",
-            shape: &FUNCTION_URL_AUTH_TYPE,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "Cors",
-            path: "cors",
-            shape: &Shape::Structure(&CORS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CreationTime",
-            path: "creationTime",
-            shape: &TIMESTAMP,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "InvokeMode",
-            path: "invokeMode",
-            shape: &INVOKE_MODE,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("FunctionUrl", "functionUrl", &FUNCTION_URL, Location::Body),
+        Member::required("FunctionArn", "functionArn", &FUNCTION_ARN, Location::Body),
+        Member::required("AuthType", "authType", &FUNCTION_URL_AUTH_TYPE, Location::Body),
+        Member::optional("Cors", "cors", &Shape::Structure(&CORS), Location::Body),
+        Member::required("CreationTime", "creationTime", &TIMESTAMP, Location::Body),
+        Member::optional("InvokeMode", "invokeMode", &INVOKE_MODE, Location::Body),
     ],
     payload: None,
 };
@@ -1624,248 +865,146 @@ pub static DATABASE_NAME: Shape =
 
 pub static DATE: Shape = Shape::Timestamp;
 
-pub static DEAD_LETTER_CONFIG: Structure = Structure {
-    members: &[Member {
-        name: "TargetArn",
-        path: "targetArn",
-        shape: &RESOURCE_ARN,
-        required: false,
-        location: Location::Body,
-    }],
-    payload: None,
-};
+pub static DEAD_LETTER_CONFIG: Structure =
+    Structure { members: &[Member::optional("TargetArn", "targetArn", &RESOURCE_ARN, Location::Body)], payload: None };
 
 pub static DELETE_ALIAS_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member { name: "Name", path: "name", shape: &ALIAS, required: true, location: Location::Label("Name") },
+        Member::required("FunctionName", "functionName", &FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::required("Name", "name", &ALIAS, Location::Label("Name")),
     ],
     payload: None,
 };
 
 pub static DELETE_CAPACITY_PROVIDER_REQUEST: Structure = Structure {
-    members: &[Member {
-        name: "CapacityProviderName",
-        path: "capacityProviderName",
-        shape: &CAPACITY_PROVIDER_NAME,
-        required: true,
-        location: Location::Label("CapacityProviderName"),
-    }],
+    members: &[Member::required(
+        "CapacityProviderName",
+        "capacityProviderName",
+        &CAPACITY_PROVIDER_NAME,
+        Location::Label("CapacityProviderName"),
+    )],
     payload: None,
 };
 
 pub static DELETE_CAPACITY_PROVIDER_RESPONSE: Structure = Structure {
-    members: &[Member {
-        name: "CapacityProvider",
-        path: "capacityProvider",
-        shape: &Shape::Structure(&CAPACITY_PROVIDER),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required(
+        "CapacityProvider",
+        "capacityProvider",
+        &Shape::Structure(&CAPACITY_PROVIDER),
+        Location::Body,
+    )],
     payload: None,
 };
 
 pub static DELETE_CODE_SIGNING_CONFIG_REQUEST: Structure = Structure {
-    members: &[Member {
-        name: "CodeSigningConfigArn",
-        path: "codeSigningConfigArn",
-        shape: &CODE_SIGNING_CONFIG_ARN,
-        required: true,
-        location: Location::Label("CodeSigningConfigArn"),
-    }],
+    members: &[Member::required(
+        "CodeSigningConfigArn",
+        "codeSigningConfigArn",
+        &CODE_SIGNING_CONFIG_ARN,
+        Location::Label("CodeSigningConfigArn"),
+    )],
     payload: None,
 };
 
 pub static DELETE_CODE_SIGNING_CONFIG_RESPONSE: Structure = Structure { members: &[], payload: None };
 
 pub static DELETE_DURABLE_EXECUTION_REQUEST: Structure = Structure {
-    members: &[Member {
-        name: "DurableExecutionArn",
-        path: "durableExecutionArn",
-        shape: &DURABLE_EXECUTION_ARN,
-        required: true,
-        location: Location::Label("DurableExecutionArn"),
-    }],
+    members: &[Member::required(
+        "DurableExecutionArn",
+        "durableExecutionArn",
+        &DURABLE_EXECUTION_ARN,
+        Location::Label("DurableExecutionArn"),
+    )],
     payload: None,
 };
 
 pub static DELETE_DURABLE_EXECUTION_RESPONSE: Structure = Structure {
-    members: &[Member {
-        name: "DeletionRequestTimestamp",
-        path: "deletionRequestTimestamp",
-        shape: &EXECUTION_TIMESTAMP,
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required(
+        "DeletionRequestTimestamp",
+        "deletionRequestTimestamp",
+        &EXECUTION_TIMESTAMP,
+        Location::Body,
+    )],
     payload: None,
 };
 
-pub static DELETE_EVENT_SOURCE_MAPPING_REQUEST: Structure = Structure {
-    members: &[Member {
-        name: "UUID",
-        path: "uUID",
-        shape: &UUID_STRING,
-        required: true,
-        location: Location::Label("UUID"),
-    }],
-    payload: None,
-};
+pub static DELETE_EVENT_SOURCE_MAPPING_REQUEST: Structure =
+    Structure { members: &[Member::required("UUID", "uUID", &UUID_STRING, Location::Label("UUID"))], payload: None };
 
 pub static DELETE_FUNCTION_CODE_SIGNING_CONFIG_REQUEST: Structure = Structure {
-    members: &[Member {
-        name: "FunctionName",
-        path: "functionName",
-        shape: &NAMESPACED_FUNCTION_NAME,
-        required: true,
-        location: Location::Label("FunctionName"),
-    }],
+    members: &[Member::required(
+        "FunctionName",
+        "functionName",
+        &NAMESPACED_FUNCTION_NAME,
+        Location::Label("FunctionName"),
+    )],
     payload: None,
 };
 
 pub static DELETE_FUNCTION_CONCURRENCY_REQUEST: Structure = Structure {
-    members: &[Member {
-        name: "FunctionName",
-        path: "functionName",
-        shape: &FUNCTION_NAME,
-        required: true,
-        location: Location::Label("FunctionName"),
-    }],
+    members: &[Member::required("FunctionName", "functionName", &FUNCTION_NAME, Location::Label("FunctionName"))],
     payload: None,
 };
 
 pub static DELETE_FUNCTION_EVENT_INVOKE_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
-            required: false,
-            location: Location::Query("Qualifier"),
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional(
+            "Qualifier",
+            "qualifier",
+            &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
+            Location::Query("Qualifier"),
+        ),
     ],
     payload: None,
 };
 
 pub static DELETE_FUNCTION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
-            required: false,
-            location: Location::Query("Qualifier"),
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional(
+            "Qualifier",
+            "qualifier",
+            &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
+            Location::Query("Qualifier"),
+        ),
     ],
     payload: None,
 };
 
 pub static DELETE_FUNCTION_RESPONSE: Structure = Structure {
-    members: &[Member {
-        name: "StatusCode",
-        path: "statusCode",
-        shape: &INTEGER,
-        required: false,
-        location: Location::StatusCode,
-    }],
+    members: &[Member::optional("StatusCode", "statusCode", &INTEGER, Location::StatusCode)],
     payload: None,
 };
 
 pub static DELETE_FUNCTION_URL_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_URL_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &FUNCTION_URL_QUALIFIER,
-            required: false,
-            location: Location::Query("Qualifier"),
-        },
+        Member::required("FunctionName", "functionName", &FUNCTION_URL_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional("Qualifier", "qualifier", &FUNCTION_URL_QUALIFIER, Location::Query("Qualifier")),
     ],
     payload: None,
 };
 
 pub static DELETE_LAYER_VERSION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "LayerName",
-            path: "layerName",
-            shape: &LAYER_NAME_OR_ARN,
-            required: true,
-            location: Location::Label("LayerName"),
-        },
-        Member {
-            name: "VersionNumber",
-            path: "versionNumber",
-            shape: &LAYER_VERSION_NUMBER,
-            required: true,
-            location: Location::Label("VersionNumber"),
-        },
+        Member::required("LayerName", "layerName", &LAYER_NAME_OR_ARN, Location::Label("LayerName")),
+        Member::required("VersionNumber", "versionNumber", &LAYER_VERSION_NUMBER, Location::Label("VersionNumber")),
     ],
     payload: None,
 };
 
 pub static DELETE_PROVISIONED_CONCURRENCY_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &QUALIFIER,
-            required: true,
-            location: Location::Query("Qualifier"),
-        },
+        Member::required("FunctionName", "functionName", &FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::required("Qualifier", "qualifier", &QUALIFIER, Location::Query("Qualifier")),
     ],
     payload: None,
 };
 
 pub static DELETE_RESOURCE_POLICY_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "ResourceArn",
-            path: "resourceArn",
-            shape: &POLICY_RESOURCE_ARN,
-            required: true,
-            location: Location::Label("ResourceArn"),
-        },
-        Member {
-            name: "RevisionId",
-            path: "revisionId",
-            shape: &REVISION_ID,
-            required: false,
-            location: Location::Query("RevisionId"),
-        },
+        Member::required("ResourceArn", "resourceArn", &POLICY_RESOURCE_ARN, Location::Label("ResourceArn")),
+        Member::optional("RevisionId", "revisionId", &REVISION_ID, Location::Query("RevisionId")),
     ],
     payload: None,
 };
@@ -1880,20 +1019,8 @@ pub static DESTINATION_ARN: Shape =
 
 pub static DESTINATION_CONFIG: Structure = Structure {
     members: &[
-        Member {
-            name: "OnSuccess",
-            path: "onSuccess",
-            shape: &Shape::Structure(&ON_SUCCESS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "OnFailure",
-            path: "onFailure",
-            shape: &Shape::Structure(&ON_FAILURE),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("OnSuccess", "onSuccess", &Shape::Structure(&ON_SUCCESS), Location::Body),
+        Member::optional("OnFailure", "onFailure", &Shape::Structure(&ON_FAILURE), Location::Body),
     ],
     payload: None,
 };
@@ -1902,48 +1029,18 @@ pub static DIRECT_S3_READ: Shape = Shape::Enum { name: "DirectS3Read", values: &
 
 pub static DOCUMENT_DB_EVENT_SOURCE_CONFIG: Structure = Structure {
     members: &[
-        Member {
-            name: "DatabaseName",
-            path: "databaseName",
-            shape: &DATABASE_NAME,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CollectionName",
-            path: "collectionName",
-            shape: &COLLECTION_NAME,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "FullDocument",
-            path: "fullDocument",
-            shape: &FULL_DOCUMENT,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("DatabaseName", "databaseName", &DATABASE_NAME, Location::Body),
+        Member::optional("CollectionName", "collectionName", &COLLECTION_NAME, Location::Body),
+        Member::optional("FullDocument", "fullDocument", &FULL_DOCUMENT, Location::Body),
     ],
     payload: None,
 };
 
 pub static DURABLE_CONFIG: Structure = Structure {
     members: &[
-        Member { name: "KMSKeyArn", path: "kMSKeyArn", shape: &KMS_KEY_ARN, required: false, location: Location::Body },
-        Member {
-            name: "RetentionPeriodInDays",
-            path: "retentionPeriodInDays",
-            shape: &RETENTION_PERIOD_IN_DAYS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ExecutionTimeout",
-            path: "executionTimeout",
-            shape: &EXECUTION_TIMEOUT,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("KMSKeyArn", "kMSKeyArn", &KMS_KEY_ARN, Location::Body),
+        Member::optional("RetentionPeriodInDays", "retentionPeriodInDays", &RETENTION_PERIOD_IN_DAYS, Location::Body),
+        Member::optional("ExecutionTimeout", "executionTimeout", &EXECUTION_TIMEOUT, Location::Body),
     ],
     payload: None,
 };
@@ -1980,46 +1077,22 @@ pub static ENDPOINTS: Shape =
     Shape::Map { key: &END_POINT_TYPE, value: &ENDPOINT_LISTS, min: Some(1), max: Some(2), sensitive: false };
 
 pub static ENVIRONMENT: Structure = Structure {
-    members: &[Member {
-        name: "Variables",
-        path: "variables",
-        shape: &ENVIRONMENT_VARIABLES,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional("Variables", "variables", &ENVIRONMENT_VARIABLES, Location::Body)],
     payload: None,
 };
 
 pub static ENVIRONMENT_ERROR: Structure = Structure {
     members: &[
-        Member { name: "ErrorCode", path: "errorCode", shape: &STRING, required: false, location: Location::Body },
-        Member {
-            name: "Message",
-            path: "message",
-            shape: &SENSITIVE_STRING,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("ErrorCode", "errorCode", &STRING, Location::Body),
+        Member::optional("Message", "message", &SENSITIVE_STRING, Location::Body),
     ],
     payload: None,
 };
 
 pub static ENVIRONMENT_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "Variables",
-            path: "variables",
-            shape: &ENVIRONMENT_VARIABLES,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Error",
-            path: "error",
-            shape: &Shape::Structure(&ENVIRONMENT_ERROR),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("Variables", "variables", &ENVIRONMENT_VARIABLES, Location::Body),
+        Member::optional("Error", "error", &Shape::Structure(&ENVIRONMENT_ERROR), Location::Body),
     ],
     payload: None,
 };
@@ -2038,16 +1111,8 @@ pub static ENVIRONMENT_VARIABLES: Shape = Shape::Map {
     sensitive: true,
 };
 
-pub static EPHEMERAL_STORAGE: Structure = Structure {
-    members: &[Member {
-        name: "Size",
-        path: "size",
-        shape: &EPHEMERAL_STORAGE_SIZE,
-        required: true,
-        location: Location::Body,
-    }],
-    payload: None,
-};
+pub static EPHEMERAL_STORAGE: Structure =
+    Structure { members: &[Member::required("Size", "size", &EPHEMERAL_STORAGE_SIZE, Location::Body)], payload: None };
 
 pub static EPHEMERAL_STORAGE_SIZE: Shape = Shape::Integer { min: Some(512), max: Some(32768) };
 
@@ -2057,22 +1122,10 @@ pub static ERROR_MESSAGE: Shape = Shape::String { min: None, max: None, pattern:
 
 pub static ERROR_OBJECT: Structure = Structure {
     members: &[
-        Member {
-            name: "ErrorMessage",
-            path: "errorMessage",
-            shape: &ERROR_MESSAGE,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "ErrorType", path: "errorType", shape: &ERROR_TYPE, required: false, location: Location::Body },
-        Member { name: "ErrorData", path: "errorData", shape: &ERROR_DATA, required: false, location: Location::Body },
-        Member {
-            name: "StackTrace",
-            path: "stackTrace",
-            shape: &STACK_TRACE_ENTRIES,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("ErrorMessage", "errorMessage", &ERROR_MESSAGE, Location::Body),
+        Member::optional("ErrorType", "errorType", &ERROR_TYPE, Location::Body),
+        Member::optional("ErrorData", "errorData", &ERROR_DATA, Location::Body),
+        Member::optional("StackTrace", "stackTrace", &STACK_TRACE_ENTRIES, Location::Body),
     ],
     payload: None,
 };
@@ -2081,221 +1134,177 @@ pub static ERROR_TYPE: Shape = Shape::String { min: None, max: None, pattern: No
 
 pub static EVENT: Structure = Structure {
     members: &[
-        Member { name: "EventType", path: "eventType", shape: &EVENT_TYPE, required: false, location: Location::Body },
-        Member {
-            name: "SubType",
-            path: "subType",
-            shape: &OPERATION_SUB_TYPE,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "EventId", path: "eventId", shape: &EVENT_ID, required: false, location: Location::Body },
-        Member { name: "Id", path: "id", shape: &OPERATION_ID, required: false, location: Location::Body },
-        Member { name: "Name", path: "name", shape: &OPERATION_NAME, required: false, location: Location::Body },
-        Member {
-            name: "EventTimestamp",
-            path: "eventTimestamp",
-            shape: &EXECUTION_TIMESTAMP,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "ParentId", path: "parentId", shape: &OPERATION_ID, required: false, location: Location::Body },
-        Member {
-            name: "ExecutionStartedDetails",
-            path: "executionStartedDetails",
-            shape: &Shape::Structure(&EXECUTION_STARTED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ExecutionSucceededDetails",
-            path: "executionSucceededDetails",
-            shape: &Shape::Structure(&EXECUTION_SUCCEEDED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ExecutionFailedDetails",
-            path: "executionFailedDetails",
-            shape: &Shape::Structure(&EXECUTION_FAILED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ExecutionTimedOutDetails",
-            path: "executionTimedOutDetails",
-            shape: &Shape::Structure(&EXECUTION_TIMED_OUT_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ExecutionStoppedDetails",
-            path: "executionStoppedDetails",
-            shape: &Shape::Structure(&EXECUTION_STOPPED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ContextStartedDetails",
-            path: "contextStartedDetails",
-            shape: &Shape::Structure(&CONTEXT_STARTED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ContextSucceededDetails",
-            path: "contextSucceededDetails",
-            shape: &Shape::Structure(&CONTEXT_SUCCEEDED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ContextFailedDetails",
-            path: "contextFailedDetails",
-            shape: &Shape::Structure(&CONTEXT_FAILED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "WaitStartedDetails",
-            path: "waitStartedDetails",
-            shape: &Shape::Structure(&WAIT_STARTED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "WaitSucceededDetails",
-            path: "waitSucceededDetails",
-            shape: &Shape::Structure(&WAIT_SUCCEEDED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "WaitCancelledDetails",
-            path: "waitCancelledDetails",
-            shape: &Shape::Structure(&WAIT_CANCELLED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "StepStartedDetails",
-            path: "stepStartedDetails",
-            shape: &Shape::Structure(&STEP_STARTED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "StepSucceededDetails",
-            path: "stepSucceededDetails",
-            shape: &Shape::Structure(&STEP_SUCCEEDED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "StepFailedDetails",
-            path: "stepFailedDetails",
-            shape: &Shape::Structure(&STEP_FAILED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ChainedInvokeStartedDetails",
-            path: "chainedInvokeStartedDetails",
-            shape: &Shape::Structure(&CHAINED_INVOKE_STARTED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ChainedInvokeSucceededDetails",
-            path: "chainedInvokeSucceededDetails",
-            shape: &Shape::Structure(&CHAINED_INVOKE_SUCCEEDED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ChainedInvokeFailedDetails",
-            path: "chainedInvokeFailedDetails",
-            shape: &Shape::Structure(&CHAINED_INVOKE_FAILED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ChainedInvokeTimedOutDetails",
-            path: "chainedInvokeTimedOutDetails",
-            shape: &Shape::Structure(&CHAINED_INVOKE_TIMED_OUT_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ChainedInvokeStoppedDetails",
-            path: "chainedInvokeStoppedDetails",
-            shape: &Shape::Structure(&CHAINED_INVOKE_STOPPED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CallbackStartedDetails",
-            path: "callbackStartedDetails",
-            shape: &Shape::Structure(&CALLBACK_STARTED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CallbackSucceededDetails",
-            path: "callbackSucceededDetails",
-            shape: &Shape::Structure(&CALLBACK_SUCCEEDED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CallbackFailedDetails",
-            path: "callbackFailedDetails",
-            shape: &Shape::Structure(&CALLBACK_FAILED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CallbackTimedOutDetails",
-            path: "callbackTimedOutDetails",
-            shape: &Shape::Structure(&CALLBACK_TIMED_OUT_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "InvocationCompletedDetails",
-            path: "invocationCompletedDetails",
-            shape: &Shape::Structure(&INVOCATION_COMPLETED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ExecutionPausedDetails",
-            path: "executionPausedDetails",
-            shape: &Shape::Structure(&EXECUTION_PAUSED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ExecutionResumedDetails",
-            path: "executionResumedDetails",
-            shape: &Shape::Structure(&EXECUTION_RESUMED_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("EventType", "eventType", &EVENT_TYPE, Location::Body),
+        Member::optional("SubType", "subType", &OPERATION_SUB_TYPE, Location::Body),
+        Member::optional("EventId", "eventId", &EVENT_ID, Location::Body),
+        Member::optional("Id", "id", &OPERATION_ID, Location::Body),
+        Member::optional("Name", "name", &OPERATION_NAME, Location::Body),
+        Member::optional("EventTimestamp", "eventTimestamp", &EXECUTION_TIMESTAMP, Location::Body),
+        Member::optional("ParentId", "parentId", &OPERATION_ID, Location::Body),
+        Member::optional(
+            "ExecutionStartedDetails",
+            "executionStartedDetails",
+            &Shape::Structure(&EXECUTION_STARTED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "ExecutionSucceededDetails",
+            "executionSucceededDetails",
+            &Shape::Structure(&EXECUTION_SUCCEEDED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "ExecutionFailedDetails",
+            "executionFailedDetails",
+            &Shape::Structure(&EXECUTION_FAILED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "ExecutionTimedOutDetails",
+            "executionTimedOutDetails",
+            &Shape::Structure(&EXECUTION_TIMED_OUT_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "ExecutionStoppedDetails",
+            "executionStoppedDetails",
+            &Shape::Structure(&EXECUTION_STOPPED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "ContextStartedDetails",
+            "contextStartedDetails",
+            &Shape::Structure(&CONTEXT_STARTED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "ContextSucceededDetails",
+            "contextSucceededDetails",
+            &Shape::Structure(&CONTEXT_SUCCEEDED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "ContextFailedDetails",
+            "contextFailedDetails",
+            &Shape::Structure(&CONTEXT_FAILED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "WaitStartedDetails",
+            "waitStartedDetails",
+            &Shape::Structure(&WAIT_STARTED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "WaitSucceededDetails",
+            "waitSucceededDetails",
+            &Shape::Structure(&WAIT_SUCCEEDED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "WaitCancelledDetails",
+            "waitCancelledDetails",
+            &Shape::Structure(&WAIT_CANCELLED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "StepStartedDetails",
+            "stepStartedDetails",
+            &Shape::Structure(&STEP_STARTED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "StepSucceededDetails",
+            "stepSucceededDetails",
+            &Shape::Structure(&STEP_SUCCEEDED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "StepFailedDetails",
+            "stepFailedDetails",
+            &Shape::Structure(&STEP_FAILED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "ChainedInvokeStartedDetails",
+            "chainedInvokeStartedDetails",
+            &Shape::Structure(&CHAINED_INVOKE_STARTED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "ChainedInvokeSucceededDetails",
+            "chainedInvokeSucceededDetails",
+            &Shape::Structure(&CHAINED_INVOKE_SUCCEEDED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "ChainedInvokeFailedDetails",
+            "chainedInvokeFailedDetails",
+            &Shape::Structure(&CHAINED_INVOKE_FAILED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "ChainedInvokeTimedOutDetails",
+            "chainedInvokeTimedOutDetails",
+            &Shape::Structure(&CHAINED_INVOKE_TIMED_OUT_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "ChainedInvokeStoppedDetails",
+            "chainedInvokeStoppedDetails",
+            &Shape::Structure(&CHAINED_INVOKE_STOPPED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "CallbackStartedDetails",
+            "callbackStartedDetails",
+            &Shape::Structure(&CALLBACK_STARTED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "CallbackSucceededDetails",
+            "callbackSucceededDetails",
+            &Shape::Structure(&CALLBACK_SUCCEEDED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "CallbackFailedDetails",
+            "callbackFailedDetails",
+            &Shape::Structure(&CALLBACK_FAILED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "CallbackTimedOutDetails",
+            "callbackTimedOutDetails",
+            &Shape::Structure(&CALLBACK_TIMED_OUT_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "InvocationCompletedDetails",
+            "invocationCompletedDetails",
+            &Shape::Structure(&INVOCATION_COMPLETED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "ExecutionPausedDetails",
+            "executionPausedDetails",
+            &Shape::Structure(&EXECUTION_PAUSED_DETAILS),
+            Location::Body,
+        ),
+        Member::optional(
+            "ExecutionResumedDetails",
+            "executionResumedDetails",
+            &Shape::Structure(&EXECUTION_RESUMED_DETAILS),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
 pub static EVENT_ERROR: Structure = Structure {
     members: &[
-        Member {
-            name: "Payload",
-            path: "payload",
-            shape: &Shape::Structure(&ERROR_OBJECT),
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Truncated", path: "truncated", shape: &TRUNCATED, required: false, location: Location::Body },
+        Member::optional("Payload", "payload", &Shape::Structure(&ERROR_OBJECT), Location::Body),
+        Member::optional("Truncated", "truncated", &TRUNCATED, Location::Body),
     ],
     payload: None,
 };
@@ -2304,38 +1313,32 @@ pub static EVENT_ID: Shape = Shape::Integer { min: Some(1), max: None };
 
 pub static EVENT_INPUT: Structure = Structure {
     members: &[
-        Member { name: "Payload", path: "payload", shape: &INPUT_PAYLOAD, required: false, location: Location::Body },
-        Member { name: "Truncated", path: "truncated", shape: &TRUNCATED, required: false, location: Location::Body },
+        Member::optional("Payload", "payload", &INPUT_PAYLOAD, Location::Body),
+        Member::optional("Truncated", "truncated", &TRUNCATED, Location::Body),
     ],
     payload: None,
 };
 
 pub static EVENT_PAUSE_REASON: Structure = Structure {
     members: &[
-        Member { name: "Payload", path: "payload", shape: &PAUSE_REASON, required: false, location: Location::Body },
-        Member { name: "Truncated", path: "truncated", shape: &TRUNCATED, required: false, location: Location::Body },
+        Member::optional("Payload", "payload", &PAUSE_REASON, Location::Body),
+        Member::optional("Truncated", "truncated", &TRUNCATED, Location::Body),
     ],
     payload: None,
 };
 
 pub static EVENT_RESULT: Structure = Structure {
     members: &[
-        Member {
-            name: "Payload",
-            path: "payload",
-            shape: &OPERATION_PAYLOAD,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Truncated", path: "truncated", shape: &TRUNCATED, required: false, location: Location::Body },
+        Member::optional("Payload", "payload", &OPERATION_PAYLOAD, Location::Body),
+        Member::optional("Truncated", "truncated", &TRUNCATED, Location::Body),
     ],
     payload: None,
 };
 
 pub static EVENT_RESUME_REASON: Structure = Structure {
     members: &[
-        Member { name: "Payload", path: "payload", shape: &RESUME_REASON, required: false, location: Location::Body },
-        Member { name: "Truncated", path: "truncated", shape: &TRUNCATED, required: false, location: Location::Body },
+        Member::optional("Payload", "payload", &RESUME_REASON, Location::Body),
+        Member::optional("Truncated", "truncated", &TRUNCATED, Location::Body),
     ],
     payload: None,
 };
@@ -2348,207 +1351,130 @@ pub static EVENT_SOURCE_MAPPING_ARN: Shape =
 
 pub static EVENT_SOURCE_MAPPING_CONFIGURATION: Structure = Structure {
     members: &[
-        Member { name: "UUID", path: "uUID", shape: &UUID_STRING, required: false, location: Location::Body },
-        Member {
-            name: "StartingPosition",
-            path: "startingPosition",
-            shape: &EVENT_SOURCE_POSITION,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "StartingPositionTimestamp",
-            path: "startingPositionTimestamp",
-            shape: &DATE,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "BatchSize", path: "batchSize", shape: &BATCH_SIZE, required: false, location: Location::Body },
-        Member {
-            name: "MaximumBatchingWindowInSeconds",
-            path: "maximumBatchingWindowInSeconds",
-            shape: &MAXIMUM_BATCHING_WINDOW_IN_SECONDS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ParallelizationFactor",
-            path: "parallelizationFactor",
-            shape: &PARALLELIZATION_FACTOR,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "EventSourceArn",
-            path: "eventSourceArn",
-            shape: &ARN,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "FilterCriteria",
-            path: "filterCriteria",
-            shape: &Shape::Structure(&FILTER_CRITERIA),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "FilterCriteriaError",
-            path: "filterCriteriaError",
-            shape: &Shape::Structure(&FILTER_CRITERIA_ERROR),
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "KMSKeyArn", path: "kMSKeyArn", shape: &KMS_KEY_ARN, required: false, location: Location::Body },
-        Member {
-            name: "MetricsConfig",
-            path: "metricsConfig",
-            shape: &Shape::Structure(&EVENT_SOURCE_MAPPING_METRICS_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "LoggingConfig",
-            path: "loggingConfig",
-            shape: &Shape::Structure(&EVENT_SOURCE_MAPPING_LOGGING_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ScalingConfig",
-            path: "scalingConfig",
-            shape: &Shape::Structure(&SCALING_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "FunctionArn",
-            path: "functionArn",
-            shape: &FUNCTION_ARN,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "LastModified", path: "lastModified", shape: &DATE, required: false, location: Location::Body },
-        Member {
-            name: "LastProcessingResult",
-            path: "lastProcessingResult",
-            shape: &STRING,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "State", path: "state", shape: &STRING, required: false, location: Location::Body },
-        Member {
-            name: "StateTransitionReason",
-            path: "stateTransitionReason",
-            shape: &STRING,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "DestinationConfig",
-            path: "destinationConfig",
-            shape: &Shape::Structure(&DESTINATION_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Topics", path: "topics", shape: &TOPICS, required: false, location: Location::Body },
-        Member { name: "Queues", path: "queues", shape: &QUEUES, required: false, location: Location::Body },
-        Member {
-            name: "SourceAccessConfigurations",
-            path: "sourceAccessConfigurations",
-            shape: &SOURCE_ACCESS_CONFIGURATIONS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "SelfManagedEventSource",
-            path: "selfManagedEventSource",
-            shape: &Shape::Structure(&SELF_MANAGED_EVENT_SOURCE),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "MaximumRecordAgeInSeconds",
-            path: "maximumRecordAgeInSeconds",
-            shape: &MAXIMUM_RECORD_AGE_IN_SECONDS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "BisectBatchOnFunctionError",
-            path: "bisectBatchOnFunctionError",
-            shape: &BISECT_BATCH_ON_FUNCTION_ERROR,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "MaximumRetryAttempts",
-            path: "maximumRetryAttempts",
-            shape: &MAXIMUM_RETRY_ATTEMPTS_EVENT_SOURCE_MAPPING,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "TumblingWindowInSeconds",
-            path: "tumblingWindowInSeconds",
-            shape: &TUMBLING_WINDOW_IN_SECONDS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "FunctionResponseTypes",
-            path: "functionResponseTypes",
-            shape: &FUNCTION_RESPONSE_TYPE_LIST,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AmazonManagedKafkaEventSourceConfig",
-            path: "amazonManagedKafkaEventSourceConfig",
-            shape: &Shape::Structure(&AMAZON_MANAGED_KAFKA_EVENT_SOURCE_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "SelfManagedKafkaEventSourceConfig",
-            path: "selfManagedKafkaEventSourceConfig",
-            shape: &Shape::Structure(&SELF_MANAGED_KAFKA_EVENT_SOURCE_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "DocumentDBEventSourceConfig",
-            path: "documentDBEventSourceConfig",
-            shape: &Shape::Structure(&DOCUMENT_DB_EVENT_SOURCE_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "EventSourceMappingArn",
-            path: "eventSourceMappingArn",
-            shape: &EVENT_SOURCE_MAPPING_ARN,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ProvisionedPollerConfig",
-            path: "provisionedPollerConfig",
-            shape: &Shape::Structure(&PROVISIONED_POLLER_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("UUID", "uUID", &UUID_STRING, Location::Body),
+        Member::optional("StartingPosition", "startingPosition", &EVENT_SOURCE_POSITION, Location::Body),
+        Member::optional("StartingPositionTimestamp", "startingPositionTimestamp", &DATE, Location::Body),
+        Member::optional("BatchSize", "batchSize", &BATCH_SIZE, Location::Body),
+        Member::optional(
+            "MaximumBatchingWindowInSeconds",
+            "maximumBatchingWindowInSeconds",
+            &MAXIMUM_BATCHING_WINDOW_IN_SECONDS,
+            Location::Body,
+        ),
+        Member::optional("ParallelizationFactor", "parallelizationFactor", &PARALLELIZATION_FACTOR, Location::Body),
+        Member::optional("EventSourceArn", "eventSourceArn", &ARN, Location::Body),
+        Member::optional("FilterCriteria", "filterCriteria", &Shape::Structure(&FILTER_CRITERIA), Location::Body),
+        Member::optional(
+            "FilterCriteriaError",
+            "filterCriteriaError",
+            &Shape::Structure(&FILTER_CRITERIA_ERROR),
+            Location::Body,
+        ),
+        Member::optional("KMSKeyArn", "kMSKeyArn", &KMS_KEY_ARN, Location::Body),
+        Member::optional(
+            "MetricsConfig",
+            "metricsConfig",
+            &Shape::Structure(&EVENT_SOURCE_MAPPING_METRICS_CONFIG),
+            Location::Body,
+        ),
+        Member::optional(
+            "LoggingConfig",
+            "loggingConfig",
+            &Shape::Structure(&EVENT_SOURCE_MAPPING_LOGGING_CONFIG),
+            Location::Body,
+        ),
+        Member::optional("ScalingConfig", "scalingConfig", &Shape::Structure(&SCALING_CONFIG), Location::Body),
+        Member::optional("FunctionArn", "functionArn", &FUNCTION_ARN, Location::Body),
+        Member::optional("LastModified", "lastModified", &DATE, Location::Body),
+        Member::optional("LastProcessingResult", "lastProcessingResult", &STRING, Location::Body),
+        Member::optional("State", "state", &STRING, Location::Body),
+        Member::optional("StateTransitionReason", "stateTransitionReason", &STRING, Location::Body),
+        Member::optional(
+            "DestinationConfig",
+            "destinationConfig",
+            &Shape::Structure(&DESTINATION_CONFIG),
+            Location::Body,
+        ),
+        Member::optional("Topics", "topics", &TOPICS, Location::Body),
+        Member::optional("Queues", "queues", &QUEUES, Location::Body),
+        Member::optional(
+            "SourceAccessConfigurations",
+            "sourceAccessConfigurations",
+            &SOURCE_ACCESS_CONFIGURATIONS,
+            Location::Body,
+        ),
+        Member::optional(
+            "SelfManagedEventSource",
+            "selfManagedEventSource",
+            &Shape::Structure(&SELF_MANAGED_EVENT_SOURCE),
+            Location::Body,
+        ),
+        Member::optional(
+            "MaximumRecordAgeInSeconds",
+            "maximumRecordAgeInSeconds",
+            &MAXIMUM_RECORD_AGE_IN_SECONDS,
+            Location::Body,
+        ),
+        Member::optional(
+            "BisectBatchOnFunctionError",
+            "bisectBatchOnFunctionError",
+            &BISECT_BATCH_ON_FUNCTION_ERROR,
+            Location::Body,
+        ),
+        Member::optional(
+            "MaximumRetryAttempts",
+            "maximumRetryAttempts",
+            &MAXIMUM_RETRY_ATTEMPTS_EVENT_SOURCE_MAPPING,
+            Location::Body,
+        ),
+        Member::optional(
+            "TumblingWindowInSeconds",
+            "tumblingWindowInSeconds",
+            &TUMBLING_WINDOW_IN_SECONDS,
+            Location::Body,
+        ),
+        Member::optional(
+            "FunctionResponseTypes",
+            "functionResponseTypes",
+            &FUNCTION_RESPONSE_TYPE_LIST,
+            Location::Body,
+        ),
+        Member::optional(
+            "AmazonManagedKafkaEventSourceConfig",
+            "amazonManagedKafkaEventSourceConfig",
+            &Shape::Structure(&AMAZON_MANAGED_KAFKA_EVENT_SOURCE_CONFIG),
+            Location::Body,
+        ),
+        Member::optional(
+            "SelfManagedKafkaEventSourceConfig",
+            "selfManagedKafkaEventSourceConfig",
+            &Shape::Structure(&SELF_MANAGED_KAFKA_EVENT_SOURCE_CONFIG),
+            Location::Body,
+        ),
+        Member::optional(
+            "DocumentDBEventSourceConfig",
+            "documentDBEventSourceConfig",
+            &Shape::Structure(&DOCUMENT_DB_EVENT_SOURCE_CONFIG),
+            Location::Body,
+        ),
+        Member::optional("EventSourceMappingArn", "eventSourceMappingArn", &EVENT_SOURCE_MAPPING_ARN, Location::Body),
+        Member::optional(
+            "ProvisionedPollerConfig",
+            "provisionedPollerConfig",
+            &Shape::Structure(&PROVISIONED_POLLER_CONFIG),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
 pub static EVENT_SOURCE_MAPPING_LOGGING_CONFIG: Structure = Structure {
-    members: &[Member {
-        name: "SystemLogLevel",
-        path: "systemLogLevel",
-        shape: &EVENT_SOURCE_MAPPING_SYSTEM_LOG_LEVEL,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional(
+        "SystemLogLevel",
+        "systemLogLevel",
+        &EVENT_SOURCE_MAPPING_SYSTEM_LOG_LEVEL,
+        Location::Body,
+    )],
     payload: None,
 };
 
@@ -2563,13 +1489,7 @@ pub static EVENT_SOURCE_MAPPING_METRIC_LIST: Shape = Shape::List {
 };
 
 pub static EVENT_SOURCE_MAPPING_METRICS_CONFIG: Structure = Structure {
-    members: &[Member {
-        name: "Metrics",
-        path: "metrics",
-        shape: &EVENT_SOURCE_MAPPING_METRIC_LIST,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional("Metrics", "metrics", &EVENT_SOURCE_MAPPING_METRIC_LIST, Location::Body)],
     payload: None,
 };
 
@@ -2626,43 +1546,13 @@ pub static EVENTS: Shape = Shape::List { name: "Events", member: &Shape::Structu
 
 pub static EXECUTION: Structure = Structure {
     members: &[
-        Member {
-            name: "DurableExecutionArn",
-            path: "durableExecutionArn",
-            shape: &DURABLE_EXECUTION_ARN,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "DurableExecutionName",
-            path: "durableExecutionName",
-            shape: &DURABLE_EXECUTION_NAME,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "FunctionArn",
-            path: "functionArn",
-            shape: &NAME_SPACED_FUNCTION_ARN,
-            required: true,
-            location: Location::Body,
-        },
-        Member { name: "Status", path: "status", shape: &EXECUTION_STATUS, required: true, location: Location::Body },
-        Member {
-            name: "StartTimestamp",
-            path: "startTimestamp",
-            shape: &EXECUTION_TIMESTAMP,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "EndTimestamp",
-            path: "endTimestamp",
-            shape: &EXECUTION_TIMESTAMP,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "KMSKeyArn", path: "kMSKeyArn", shape: &KMS_KEY_ARN, required: false, location: Location::Body },
+        Member::required("DurableExecutionArn", "durableExecutionArn", &DURABLE_EXECUTION_ARN, Location::Body),
+        Member::required("DurableExecutionName", "durableExecutionName", &DURABLE_EXECUTION_NAME, Location::Body),
+        Member::required("FunctionArn", "functionArn", &NAME_SPACED_FUNCTION_ARN, Location::Body),
+        Member::required("Status", "status", &EXECUTION_STATUS, Location::Body),
+        Member::required("StartTimestamp", "startTimestamp", &EXECUTION_TIMESTAMP, Location::Body),
+        Member::optional("EndTimestamp", "endTimestamp", &EXECUTION_TIMESTAMP, Location::Body),
+        Member::optional("KMSKeyArn", "kMSKeyArn", &KMS_KEY_ARN, Location::Body),
     ],
     payload: None,
 };
@@ -2670,92 +1560,38 @@ pub static EXECUTION: Structure = Structure {
 pub static EXECUTION_DATA_INCLUDED: Shape = Shape::Boolean;
 
 pub static EXECUTION_DETAILS: Structure = Structure {
-    members: &[Member {
-        name: "InputPayload",
-        path: "inputPayload",
-        shape: &INPUT_PAYLOAD,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional("InputPayload", "inputPayload", &INPUT_PAYLOAD, Location::Body)],
     payload: None,
 };
 
 pub static EXECUTION_ENVIRONMENT_MEMORY_GIB_PER_VCPU: Shape = Shape::Double { min: Some(2.0), max: Some(8.0) };
 
 pub static EXECUTION_FAILED_DETAILS: Structure = Structure {
-    members: &[Member {
-        name: "Error",
-        path: "error",
-        shape: &Shape::Structure(&EVENT_ERROR),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required("Error", "error", &Shape::Structure(&EVENT_ERROR), Location::Body)],
     payload: None,
 };
 
 pub static EXECUTION_PAUSED_DETAILS: Structure = Structure {
     members: &[
-        Member {
-            name: "PauseRequestTimestamp",
-            path: "pauseRequestTimestamp",
-            shape: &EXECUTION_TIMESTAMP,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "Reason",
-            path: "reason",
-            shape: &Shape::Structure(&EVENT_PAUSE_REASON),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ExecutionTimeoutPaused",
-            path: "executionTimeoutPaused",
-            shape: &EXECUTION_TIMEOUT_PAUSED,
-            required: true,
-            location: Location::Body,
-        },
+        Member::required("PauseRequestTimestamp", "pauseRequestTimestamp", &EXECUTION_TIMESTAMP, Location::Body),
+        Member::optional("Reason", "reason", &Shape::Structure(&EVENT_PAUSE_REASON), Location::Body),
+        Member::required("ExecutionTimeoutPaused", "executionTimeoutPaused", &EXECUTION_TIMEOUT_PAUSED, Location::Body),
     ],
     payload: None,
 };
 
 pub static EXECUTION_RESUMED_DETAILS: Structure = Structure {
     members: &[
-        Member {
-            name: "ResumeRequestTimestamp",
-            path: "resumeRequestTimestamp",
-            shape: &EXECUTION_TIMESTAMP,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "Reason",
-            path: "reason",
-            shape: &Shape::Structure(&EVENT_RESUME_REASON),
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("ResumeRequestTimestamp", "resumeRequestTimestamp", &EXECUTION_TIMESTAMP, Location::Body),
+        Member::optional("Reason", "reason", &Shape::Structure(&EVENT_RESUME_REASON), Location::Body),
     ],
     payload: None,
 };
 
 pub static EXECUTION_STARTED_DETAILS: Structure = Structure {
     members: &[
-        Member {
-            name: "Input",
-            path: "input",
-            shape: &Shape::Structure(&EVENT_INPUT),
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "ExecutionTimeout",
-            path: "executionTimeout",
-            shape: &DURATION_SECONDS,
-            required: true,
-            location: Location::Body,
-        },
+        Member::required("Input", "input", &Shape::Structure(&EVENT_INPUT), Location::Body),
+        Member::required("ExecutionTimeout", "executionTimeout", &DURATION_SECONDS, Location::Body),
     ],
     payload: None,
 };
@@ -2769,35 +1605,17 @@ pub static EXECUTION_STATUS_LIST: Shape =
     Shape::List { name: "ExecutionStatusList", member: &EXECUTION_STATUS, min: Some(1), max: Some(10) };
 
 pub static EXECUTION_STOPPED_DETAILS: Structure = Structure {
-    members: &[Member {
-        name: "Error",
-        path: "error",
-        shape: &Shape::Structure(&EVENT_ERROR),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required("Error", "error", &Shape::Structure(&EVENT_ERROR), Location::Body)],
     payload: None,
 };
 
 pub static EXECUTION_SUCCEEDED_DETAILS: Structure = Structure {
-    members: &[Member {
-        name: "Result",
-        path: "result",
-        shape: &Shape::Structure(&EVENT_RESULT),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required("Result", "result", &Shape::Structure(&EVENT_RESULT), Location::Body)],
     payload: None,
 };
 
 pub static EXECUTION_TIMED_OUT_DETAILS: Structure = Structure {
-    members: &[Member {
-        name: "Error",
-        path: "error",
-        shape: &Shape::Structure(&EVENT_ERROR),
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional("Error", "error", &Shape::Structure(&EVENT_ERROR), Location::Body)],
     payload: None,
 };
 
@@ -2815,21 +1633,9 @@ pub static FILE_SYSTEM_ARN: Shape =
 
 pub static FILE_SYSTEM_CONFIG: Structure = Structure {
     members: &[
-        Member { name: "Arn", path: "arn", shape: &FILE_SYSTEM_ARN, required: true, location: Location::Body },
-        Member {
-            name: "LocalMountPath",
-            path: "localMountPath",
-            shape: &LOCAL_MOUNT_PATH,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "S3FilesConfig",
-            path: "s3FilesConfig",
-            shape: &Shape::Structure(&S3_FILES_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("Arn", "arn", &FILE_SYSTEM_ARN, Location::Body),
+        Member::required("LocalMountPath", "localMountPath", &LOCAL_MOUNT_PATH, Location::Body),
+        Member::optional("S3FilesConfig", "s3FilesConfig", &Shape::Structure(&S3_FILES_CONFIG), Location::Body),
     ],
     payload: None,
 };
@@ -2841,38 +1647,16 @@ pub static FILE_SYSTEM_CONFIG_LIST: Shape = Shape::List {
     max: Some(1),
 };
 
-pub static FILTER: Structure = Structure {
-    members: &[Member { name: "Pattern", path: "pattern", shape: &PATTERN, required: false, location: Location::Body }],
-    payload: None,
-};
+pub static FILTER: Structure =
+    Structure { members: &[Member::optional("Pattern", "pattern", &PATTERN, Location::Body)], payload: None };
 
-pub static FILTER_CRITERIA: Structure = Structure {
-    members: &[Member {
-        name: "Filters",
-        path: "filters",
-        shape: &FILTER_LIST,
-        required: false,
-        location: Location::Body,
-    }],
-    payload: None,
-};
+pub static FILTER_CRITERIA: Structure =
+    Structure { members: &[Member::optional("Filters", "filters", &FILTER_LIST, Location::Body)], payload: None };
 
 pub static FILTER_CRITERIA_ERROR: Structure = Structure {
     members: &[
-        Member {
-            name: "ErrorCode",
-            path: "errorCode",
-            shape: &FILTER_CRITERIA_ERROR_CODE,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Message",
-            path: "message",
-            shape: &FILTER_CRITERIA_ERROR_MESSAGE,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("ErrorCode", "errorCode", &FILTER_CRITERIA_ERROR_CODE, Location::Body),
+        Member::optional("Message", "message", &FILTER_CRITERIA_ERROR_MESSAGE, Location::Body),
     ],
     payload: None,
 };
@@ -2909,363 +1693,143 @@ pub static FUNCTION_ARN_LIST: Shape =
 
 pub static FUNCTION_CODE: Structure = Structure {
     members: &[
-        Member { name: "ZipFile", path: "zipFile", shape: &BLOB, required: false, location: Location::Body },
-        Member { name: "S3Bucket", path: "s3Bucket", shape: &S3_BUCKET, required: false, location: Location::Body },
-        Member { name: "S3Key", path: "s3Key", shape: &S3_KEY, required: false, location: Location::Body },
-        Member {
-            name: "S3ObjectVersion",
-            path: "s3ObjectVersion",
-            shape: &S3_OBJECT_VERSION,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "S3ObjectStorageMode",
-            path: "s3ObjectStorageMode",
-            shape: &S3_OBJECT_STORAGE_MODE,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "ImageUri", path: "imageUri", shape: &STRING, required: false, location: Location::Body },
-        Member {
-            name: "SourceKMSKeyArn",
-            path: "sourceKMSKeyArn",
-            shape: &KMS_KEY_ARN,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("ZipFile", "zipFile", &BLOB, Location::Body),
+        Member::optional("S3Bucket", "s3Bucket", &S3_BUCKET, Location::Body),
+        Member::optional("S3Key", "s3Key", &S3_KEY, Location::Body),
+        Member::optional("S3ObjectVersion", "s3ObjectVersion", &S3_OBJECT_VERSION, Location::Body),
+        Member::optional("S3ObjectStorageMode", "s3ObjectStorageMode", &S3_OBJECT_STORAGE_MODE, Location::Body),
+        Member::optional("ImageUri", "imageUri", &STRING, Location::Body),
+        Member::optional("SourceKMSKeyArn", "sourceKMSKeyArn", &KMS_KEY_ARN, Location::Body),
     ],
     payload: None,
 };
 
 pub static FUNCTION_CODE_LOCATION: Structure = Structure {
     members: &[
-        Member {
-            name: "RepositoryType",
-            path: "repositoryType",
-            shape: &STRING,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Location",
-            path: "location",
-            shape: &SENSITIVE_STRING_ON_SERVER_ONLY,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "ImageUri", path: "imageUri", shape: &STRING, required: false, location: Location::Body },
-        Member {
-            name: "ResolvedImageUri",
-            path: "resolvedImageUri",
-            shape: &STRING,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ResolvedS3Object",
-            path: "resolvedS3Object",
-            shape: &Shape::Structure(&RESOLVED_S3_OBJECT),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "SourceKMSKeyArn",
-            path: "sourceKMSKeyArn",
-            shape: &KMS_KEY_ARN,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Error",
-            path: "error",
-            shape: &Shape::Structure(&FUNCTION_CODE_LOCATION_ERROR),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("RepositoryType", "repositoryType", &STRING, Location::Body),
+        Member::optional("Location", "location", &SENSITIVE_STRING_ON_SERVER_ONLY, Location::Body),
+        Member::optional("ImageUri", "imageUri", &STRING, Location::Body),
+        Member::optional("ResolvedImageUri", "resolvedImageUri", &STRING, Location::Body),
+        Member::optional(
+            "ResolvedS3Object",
+            "resolvedS3Object",
+            &Shape::Structure(&RESOLVED_S3_OBJECT),
+            Location::Body,
+        ),
+        Member::optional("SourceKMSKeyArn", "sourceKMSKeyArn", &KMS_KEY_ARN, Location::Body),
+        Member::optional("Error", "error", &Shape::Structure(&FUNCTION_CODE_LOCATION_ERROR), Location::Body),
     ],
     payload: None,
 };
 
 pub static FUNCTION_CODE_LOCATION_ERROR: Structure = Structure {
     members: &[
-        Member { name: "ErrorCode", path: "errorCode", shape: &STRING, required: false, location: Location::Body },
-        Member {
-            name: "Message",
-            path: "message",
-            shape: &SENSITIVE_STRING,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("ErrorCode", "errorCode", &STRING, Location::Body),
+        Member::optional("Message", "message", &SENSITIVE_STRING, Location::Body),
     ],
     payload: None,
 };
 
 pub static FUNCTION_CONFIGURATION: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "FunctionArn",
-            path: "functionArn",
-            shape: &NAME_SPACED_FUNCTION_ARN,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Runtime", path: "runtime", shape: &RUNTIME, required: false, location: Location::Body },
-        Member { name: "Role", path: "role", shape: &ROLE_ARN, required: false, location: Location::Body },
-        Member { name: "Handler", path: "handler", shape: &HANDLER, required: false, location: Location::Body },
-        Member { name: "CodeSize", path: "codeSize", shape: &LONG, required: false, location: Location::Body },
-        Member {
-            name: "Description",
-            path: "description",
-            shape: &DESCRIPTION,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Timeout", path: "timeout", shape: &TIMEOUT, required: false, location: Location::Body },
-        Member {
-            name: "MemorySize",
-            path: "memorySize",
-            shape: &MEMORY_SIZE,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "LastModified",
-            path: "lastModified",
-            shape: &TIMESTAMP,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "CodeSha256", path: "codeSha256", shape: &STRING, required: false, location: Location::Body },
-        Member { name: "Version", path: "version", shape: &VERSION, required: false, location: Location::Body },
-        Member {
-            name: "VpcConfig",
-            path: "vpcConfig",
-            shape: &Shape::Structure(&VPC_CONFIG_RESPONSE),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "DeadLetterConfig",
-            path: "deadLetterConfig",
-            shape: &Shape::Structure(&DEAD_LETTER_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Environment",
-            path: "environment",
-            shape: &Shape::Structure(&ENVIRONMENT_RESPONSE),
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "KMSKeyArn", path: "kMSKeyArn", shape: &KMS_KEY_ARN, required: false, location: Location::Body },
-        Member {
-            name: "TracingConfig",
-            path: "tracingConfig",
-            shape: &Shape::Structure(&TRACING_CONFIG_RESPONSE),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "MasterArn",
-            path: "masterArn",
-            shape: &FUNCTION_ARN,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "RevisionId", path: "revisionId", shape: &STRING, required: false, location: Location::Body },
-        Member {
-            name: "Layers",
-            path: "layers",
-            shape: &LAYERS_REFERENCE_LIST,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "State", path: "state", shape: &STATE, required: false, location: Location::Body },
-        Member {
-            name: "StateReason",
-            path: "stateReason",
-            shape: &STATE_REASON,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "StateReasonCode",
-            path: "stateReasonCode",
-            shape: &STATE_REASON_CODE,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "LastUpdateStatus",
-            path: "lastUpdateStatus",
-            shape: &LAST_UPDATE_STATUS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "LastUpdateStatusReason",
-            path: "lastUpdateStatusReason",
-            shape: &LAST_UPDATE_STATUS_REASON,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "LastUpdateStatusReasonCode",
-            path: "lastUpdateStatusReasonCode",
-            shape: &LAST_UPDATE_STATUS_REASON_CODE,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "FileSystemConfigs",
-            path: "fileSystemConfigs",
-            shape: &FILE_SYSTEM_CONFIG_LIST,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "SigningProfileVersionArn",
-            path: "signingProfileVersionArn",
-            shape: &ARN,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "SigningJobArn", path: "signingJobArn", shape: &ARN, required: false, location: Location::Body },
-        Member {
-            name: "PackageType",
-            path: "packageType",
-            shape: &PACKAGE_TYPE,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ImageConfigResponse",
-            path: "imageConfigResponse",
-            shape: &Shape::Structure(&IMAGE_CONFIG_RESPONSE),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Architectures",
-            path: "architectures",
-            shape: &ARCHITECTURES_LIST,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "EphemeralStorage",
-            path: "ephemeralStorage",
-            shape: &Shape::Structure(&EPHEMERAL_STORAGE),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "SnapStart",
-            path: "snapStart",
-            shape: &Shape::Structure(&SNAP_START_RESPONSE),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "RuntimeVersionConfig",
-            path: "runtimeVersionConfig",
-            shape: &Shape::Structure(&RUNTIME_VERSION_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "LoggingConfig",
-            path: "loggingConfig",
-            shape: &Shape::Structure(&LOGGING_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "TenancyConfig",
-            path: "tenancyConfig",
-            shape: &Shape::Structure(&TENANCY_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CapacityProviderConfig",
-            path: "capacityProviderConfig",
-            shape: &Shape::Structure(&CAPACITY_PROVIDER_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ConfigSha256",
-            path: "configSha256",
-            shape: &STRING,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "DurableConfig",
-            path: "durableConfig",
-            shape: &Shape::Structure(&DURABLE_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "RuntimeConfig",
-            path: "runtimeConfig",
-            shape: &Shape::Structure(&FUNCTION_RUNTIME_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AcceleratorConfig",
-            path: "acceleratorConfig",
-            shape: &Shape::Structure(&ACCELERATOR_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Body),
+        Member::optional("FunctionArn", "functionArn", &NAME_SPACED_FUNCTION_ARN, Location::Body),
+        Member::optional("Runtime", "runtime", &RUNTIME, Location::Body),
+        Member::optional("Role", "role", &ROLE_ARN, Location::Body),
+        Member::optional("Handler", "handler", &HANDLER, Location::Body),
+        Member::optional("CodeSize", "codeSize", &LONG, Location::Body),
+        Member::optional("Description", "description", &DESCRIPTION, Location::Body),
+        Member::optional("Timeout", "timeout", &TIMEOUT, Location::Body),
+        Member::optional("MemorySize", "memorySize", &MEMORY_SIZE, Location::Body),
+        Member::optional("LastModified", "lastModified", &TIMESTAMP, Location::Body),
+        Member::optional("CodeSha256", "codeSha256", &STRING, Location::Body),
+        Member::optional("Version", "version", &VERSION, Location::Body),
+        Member::optional("VpcConfig", "vpcConfig", &Shape::Structure(&VPC_CONFIG_RESPONSE), Location::Body),
+        Member::optional(
+            "DeadLetterConfig",
+            "deadLetterConfig",
+            &Shape::Structure(&DEAD_LETTER_CONFIG),
+            Location::Body,
+        ),
+        Member::optional("Environment", "environment", &Shape::Structure(&ENVIRONMENT_RESPONSE), Location::Body),
+        Member::optional("KMSKeyArn", "kMSKeyArn", &KMS_KEY_ARN, Location::Body),
+        Member::optional("TracingConfig", "tracingConfig", &Shape::Structure(&TRACING_CONFIG_RESPONSE), Location::Body),
+        Member::optional("MasterArn", "masterArn", &FUNCTION_ARN, Location::Body),
+        Member::optional("RevisionId", "revisionId", &STRING, Location::Body),
+        Member::optional("Layers", "layers", &LAYERS_REFERENCE_LIST, Location::Body),
+        Member::optional("State", "state", &STATE, Location::Body),
+        Member::optional("StateReason", "stateReason", &STATE_REASON, Location::Body),
+        Member::optional("StateReasonCode", "stateReasonCode", &STATE_REASON_CODE, Location::Body),
+        Member::optional("LastUpdateStatus", "lastUpdateStatus", &LAST_UPDATE_STATUS, Location::Body),
+        Member::optional(
+            "LastUpdateStatusReason",
+            "lastUpdateStatusReason",
+            &LAST_UPDATE_STATUS_REASON,
+            Location::Body,
+        ),
+        Member::optional(
+            "LastUpdateStatusReasonCode",
+            "lastUpdateStatusReasonCode",
+            &LAST_UPDATE_STATUS_REASON_CODE,
+            Location::Body,
+        ),
+        Member::optional("FileSystemConfigs", "fileSystemConfigs", &FILE_SYSTEM_CONFIG_LIST, Location::Body),
+        Member::optional("SigningProfileVersionArn", "signingProfileVersionArn", &ARN, Location::Body),
+        Member::optional("SigningJobArn", "signingJobArn", &ARN, Location::Body),
+        Member::optional("PackageType", "packageType", &PACKAGE_TYPE, Location::Body),
+        Member::optional(
+            "ImageConfigResponse",
+            "imageConfigResponse",
+            &Shape::Structure(&IMAGE_CONFIG_RESPONSE),
+            Location::Body,
+        ),
+        Member::optional("Architectures", "architectures", &ARCHITECTURES_LIST, Location::Body),
+        Member::optional("EphemeralStorage", "ephemeralStorage", &Shape::Structure(&EPHEMERAL_STORAGE), Location::Body),
+        Member::optional("SnapStart", "snapStart", &Shape::Structure(&SNAP_START_RESPONSE), Location::Body),
+        Member::optional(
+            "RuntimeVersionConfig",
+            "runtimeVersionConfig",
+            &Shape::Structure(&RUNTIME_VERSION_CONFIG),
+            Location::Body,
+        ),
+        Member::optional("LoggingConfig", "loggingConfig", &Shape::Structure(&LOGGING_CONFIG), Location::Body),
+        Member::optional("TenancyConfig", "tenancyConfig", &Shape::Structure(&TENANCY_CONFIG), Location::Body),
+        Member::optional(
+            "CapacityProviderConfig",
+            "capacityProviderConfig",
+            &Shape::Structure(&CAPACITY_PROVIDER_CONFIG),
+            Location::Body,
+        ),
+        Member::optional("ConfigSha256", "configSha256", &STRING, Location::Body),
+        Member::optional("DurableConfig", "durableConfig", &Shape::Structure(&DURABLE_CONFIG), Location::Body),
+        Member::optional("RuntimeConfig", "runtimeConfig", &Shape::Structure(&FUNCTION_RUNTIME_CONFIG), Location::Body),
+        Member::optional(
+            "AcceleratorConfig",
+            "acceleratorConfig",
+            &Shape::Structure(&ACCELERATOR_CONFIG),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
 pub static FUNCTION_EVENT_INVOKE_CONFIG: Structure = Structure {
     members: &[
-        Member { name: "LastModified", path: "lastModified", shape: &DATE, required: false, location: Location::Body },
-        Member {
-            name: "FunctionArn",
-            path: "functionArn",
-            shape: &FUNCTION_ARN,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "MaximumRetryAttempts",
-            path: "maximumRetryAttempts",
-            shape: &MAXIMUM_RETRY_ATTEMPTS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "MaximumEventAgeInSeconds",
-            path: "maximumEventAgeInSeconds",
-            shape: &MAXIMUM_EVENT_AGE_IN_SECONDS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "DestinationConfig",
-            path: "destinationConfig",
-            shape: &Shape::Structure(&DESTINATION_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("LastModified", "lastModified", &DATE, Location::Body),
+        Member::optional("FunctionArn", "functionArn", &FUNCTION_ARN, Location::Body),
+        Member::optional("MaximumRetryAttempts", "maximumRetryAttempts", &MAXIMUM_RETRY_ATTEMPTS, Location::Body),
+        Member::optional(
+            "MaximumEventAgeInSeconds",
+            "maximumEventAgeInSeconds",
+            &MAXIMUM_EVENT_AGE_IN_SECONDS,
+            Location::Body,
+        ),
+        Member::optional(
+            "DestinationConfig",
+            "destinationConfig",
+            &Shape::Structure(&DESTINATION_CONFIG),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
@@ -3301,40 +1865,26 @@ pub static FUNCTION_RUNTIME_ARN: Shape =
 
 pub static FUNCTION_RUNTIME_CONFIG: Structure = Structure {
     members: &[
-        Member {
-            name: "RuntimeArn",
-            path: "runtimeArn",
-            shape: &FUNCTION_RUNTIME_ARN,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "RuntimeAlias",
-            path: "runtimeAlias",
-            shape: &FUNCTION_RUNTIME_ALIAS,
-            required: true,
-            location: Location::Body,
-        },
+        Member::required("RuntimeArn", "runtimeArn", &FUNCTION_RUNTIME_ARN, Location::Body),
+        Member::required("RuntimeAlias", "runtimeAlias", &FUNCTION_RUNTIME_ALIAS, Location::Body),
     ],
     payload: None,
 };
 
 pub static FUNCTION_SCALING_CONFIG: Structure = Structure {
     members: &[
-        Member {
-            name: "MinExecutionEnvironments",
-            path: "minExecutionEnvironments",
-            shape: &FUNCTION_SCALING_CONFIG_EXECUTION_ENVIRONMENTS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "MaxExecutionEnvironments",
-            path: "maxExecutionEnvironments",
-            shape: &FUNCTION_SCALING_CONFIG_EXECUTION_ENVIRONMENTS,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional(
+            "MinExecutionEnvironments",
+            "minExecutionEnvironments",
+            &FUNCTION_SCALING_CONFIG_EXECUTION_ENVIRONMENTS,
+            Location::Body,
+        ),
+        Member::optional(
+            "MaxExecutionEnvironments",
+            "maxExecutionEnvironments",
+            &FUNCTION_SCALING_CONFIG_EXECUTION_ENVIRONMENTS,
+            Location::Body,
+        ),
     ],
     payload: None,
 };
@@ -3347,55 +1897,13 @@ pub static FUNCTION_URL_AUTH_TYPE: Shape = Shape::Enum { name: "FunctionUrlAuthT
 
 pub static FUNCTION_URL_CONFIG: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionUrl",
-            path: "functionUrl",
-            shape: &FUNCTION_URL,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "FunctionArn",
-            path: "functionArn",
-            shape: &FUNCTION_ARN,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "CreationTime",
-            path: "creationTime",
-            shape: &TIMESTAMP,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "LastModifiedTime",
-            path: "lastModifiedTime",
-            shape: &TIMESTAMP,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "Cors",
-            path: "cors",
-            shape: &Shape::Structure(&CORS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AuthType",
-            path: "authType",
-            shape: &FUNCTION_URL_AUTH_TYPE,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "InvokeMode",
-            path: "invokeMode",
-            shape: &INVOKE_MODE,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("FunctionUrl", "functionUrl", &FUNCTION_URL, Location::Body),
+        Member::required("FunctionArn", "functionArn", &FUNCTION_ARN, Location::Body),
+        Member::required("CreationTime", "creationTime", &TIMESTAMP, Location::Body),
+        Member::required("LastModifiedTime", "lastModifiedTime", &TIMESTAMP, Location::Body),
+        Member::optional("Cors", "cors", &Shape::Structure(&CORS), Location::Body),
+        Member::required("AuthType", "authType", &FUNCTION_URL_AUTH_TYPE, Location::Body),
+        Member::optional("InvokeMode", "invokeMode", &INVOKE_MODE, Location::Body),
     ],
     payload: None,
 };
@@ -3435,14 +1943,8 @@ pub static FUNCTION_VERSIONS_BY_CAPACITY_PROVIDER_LIST: Shape = Shape::List {
 
 pub static FUNCTION_VERSIONS_BY_CAPACITY_PROVIDER_LIST_ITEM: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionArn",
-            path: "functionArn",
-            shape: &NAME_SPACED_FUNCTION_ARN,
-            required: true,
-            location: Location::Body,
-        },
-        Member { name: "State", path: "state", shape: &STATE, required: true, location: Location::Body },
+        Member::required("FunctionArn", "functionArn", &NAME_SPACED_FUNCTION_ARN, Location::Body),
+        Member::required("State", "state", &STATE, Location::Body),
     ],
     payload: None,
 };
@@ -3451,869 +1953,439 @@ pub static GET_ACCOUNT_SETTINGS_REQUEST: Structure = Structure { members: &[], p
 
 pub static GET_ACCOUNT_SETTINGS_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "AccountLimit",
-            path: "accountLimit",
-            shape: &Shape::Structure(&ACCOUNT_LIMIT),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AccountUsage",
-            path: "accountUsage",
-            shape: &Shape::Structure(&ACCOUNT_USAGE),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("AccountLimit", "accountLimit", &Shape::Structure(&ACCOUNT_LIMIT), Location::Body),
+        Member::optional("AccountUsage", "accountUsage", &Shape::Structure(&ACCOUNT_USAGE), Location::Body),
     ],
     payload: None,
 };
 
 pub static GET_ALIAS_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member { name: "Name", path: "name", shape: &ALIAS, required: true, location: Location::Label("Name") },
+        Member::required("FunctionName", "functionName", &FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::required("Name", "name", &ALIAS, Location::Label("Name")),
     ],
     payload: None,
 };
 
 pub static GET_CAPACITY_PROVIDER_REQUEST: Structure = Structure {
-    members: &[Member {
-        name: "CapacityProviderName",
-        path: "capacityProviderName",
-        shape: &CAPACITY_PROVIDER_NAME,
-        required: true,
-        location: Location::Label("CapacityProviderName"),
-    }],
+    members: &[Member::required(
+        "CapacityProviderName",
+        "capacityProviderName",
+        &CAPACITY_PROVIDER_NAME,
+        Location::Label("CapacityProviderName"),
+    )],
     payload: None,
 };
 
 pub static GET_CAPACITY_PROVIDER_RESPONSE: Structure = Structure {
-    members: &[Member {
-        name: "CapacityProvider",
-        path: "capacityProvider",
-        shape: &Shape::Structure(&CAPACITY_PROVIDER),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required(
+        "CapacityProvider",
+        "capacityProvider",
+        &Shape::Structure(&CAPACITY_PROVIDER),
+        Location::Body,
+    )],
     payload: None,
 };
 
 pub static GET_CODE_SIGNING_CONFIG_REQUEST: Structure = Structure {
-    members: &[Member {
-        name: "CodeSigningConfigArn",
-        path: "codeSigningConfigArn",
-        shape: &CODE_SIGNING_CONFIG_ARN,
-        required: true,
-        location: Location::Label("CodeSigningConfigArn"),
-    }],
+    members: &[Member::required(
+        "CodeSigningConfigArn",
+        "codeSigningConfigArn",
+        &CODE_SIGNING_CONFIG_ARN,
+        Location::Label("CodeSigningConfigArn"),
+    )],
     payload: None,
 };
 
 pub static GET_CODE_SIGNING_CONFIG_RESPONSE: Structure = Structure {
-    members: &[Member {
-        name: "CodeSigningConfig",
-        path: "codeSigningConfig",
-        shape: &Shape::Structure(&CODE_SIGNING_CONFIG),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required(
+        "CodeSigningConfig",
+        "codeSigningConfig",
+        &Shape::Structure(&CODE_SIGNING_CONFIG),
+        Location::Body,
+    )],
     payload: None,
 };
 
 pub static GET_DURABLE_EXECUTION_HISTORY_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "DurableExecutionArn",
-            path: "durableExecutionArn",
-            shape: &DURABLE_EXECUTION_ARN,
-            required: true,
-            location: Location::Label("DurableExecutionArn"),
-        },
-        Member {
-            name: "IncludeExecutionData",
-            path: "includeExecutionData",
-            shape: &INCLUDE_EXECUTION_DATA,
-            required: false,
-            location: Location::Query("IncludeExecutionData"),
-        },
-        Member {
-            name: "MaxItems",
-            path: "maxItems",
-            shape: &ITEM_COUNT,
-            required: false,
-            location: Location::Query("MaxItems"),
-        },
-        Member { name: "Marker", path: "marker", shape: &STRING, required: false, location: Location::Query("Marker") },
-        Member {
-            name: "ReverseOrder",
-            path: "reverseOrder",
-            shape: &REVERSE_ORDER,
-            required: false,
-            location: Location::Query("ReverseOrder"),
-        },
+        Member::required(
+            "DurableExecutionArn",
+            "durableExecutionArn",
+            &DURABLE_EXECUTION_ARN,
+            Location::Label("DurableExecutionArn"),
+        ),
+        Member::optional(
+            "IncludeExecutionData",
+            "includeExecutionData",
+            &INCLUDE_EXECUTION_DATA,
+            Location::Query("IncludeExecutionData"),
+        ),
+        Member::optional("MaxItems", "maxItems", &ITEM_COUNT, Location::Query("MaxItems")),
+        Member::optional("Marker", "marker", &STRING, Location::Query("Marker")),
+        Member::optional("ReverseOrder", "reverseOrder", &REVERSE_ORDER, Location::Query("ReverseOrder")),
     ],
     payload: None,
 };
 
 pub static GET_DURABLE_EXECUTION_HISTORY_RESPONSE: Structure = Structure {
     members: &[
-        Member { name: "Events", path: "events", shape: &EVENTS, required: true, location: Location::Body },
-        Member { name: "NextMarker", path: "nextMarker", shape: &STRING, required: false, location: Location::Body },
+        Member::required("Events", "events", &EVENTS, Location::Body),
+        Member::optional("NextMarker", "nextMarker", &STRING, Location::Body),
     ],
     payload: None,
 };
 
 pub static GET_DURABLE_EXECUTION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "DurableExecutionArn",
-            path: "durableExecutionArn",
-            shape: &DURABLE_EXECUTION_ARN,
-            required: true,
-            location: Location::Label("DurableExecutionArn"),
-        },
-        Member {
-            name: "IncludeExecutionData",
-            path: "includeExecutionData",
-            shape: &INCLUDE_EXECUTION_DATA,
-            required: false,
-            location: Location::Query("IncludeExecutionData"),
-        },
+        Member::required(
+            "DurableExecutionArn",
+            "durableExecutionArn",
+            &DURABLE_EXECUTION_ARN,
+            Location::Label("DurableExecutionArn"),
+        ),
+        Member::optional(
+            "IncludeExecutionData",
+            "includeExecutionData",
+            &INCLUDE_EXECUTION_DATA,
+            Location::Query("IncludeExecutionData"),
+        ),
     ],
     payload: None,
 };
 
 pub static GET_DURABLE_EXECUTION_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "DurableExecutionArn",
-            path: "durableExecutionArn",
-            shape: &DURABLE_EXECUTION_ARN,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "DurableExecutionName",
-            path: "durableExecutionName",
-            shape: &DURABLE_EXECUTION_NAME,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "FunctionArn",
-            path: "functionArn",
-            shape: &NAME_SPACED_FUNCTION_ARN,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "InputPayload",
-            path: "inputPayload",
-            shape: &INPUT_PAYLOAD,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Result", path: "result", shape: &OUTPUT_PAYLOAD, required: false, location: Location::Body },
-        Member {
-            name: "Error",
-            path: "error",
-            shape: &Shape::Structure(&ERROR_OBJECT),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "StartTimestamp",
-            path: "startTimestamp",
-            shape: &EXECUTION_TIMESTAMP,
-            required: true,
-            location: Location::Body,
-        },
-        Member { name: "Status", path: "status", shape: &EXECUTION_STATUS, required: true, location: Location::Body },
-        Member {
-            name: "EndTimestamp",
-            path: "endTimestamp",
-            shape: &EXECUTION_TIMESTAMP,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Version",
-            path: "version",
-            shape: &VERSION_WITH_LATEST_PUBLISHED,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "TraceHeader",
-            path: "traceHeader",
-            shape: &Shape::Structure(&TRACE_HEADER),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ExecutionDataIncluded",
-            path: "executionDataIncluded",
-            shape: &EXECUTION_DATA_INCLUDED,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "DurableConfig",
-            path: "durableConfig",
-            shape: &Shape::Structure(&DURABLE_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "PauseDetails",
-            path: "pauseDetails",
-            shape: &Shape::Structure(&PAUSE_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ExpectedExecutionTimeoutTimestamp",
-            path: "expectedExecutionTimeoutTimestamp",
-            shape: &EXECUTION_TIMESTAMP,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("DurableExecutionArn", "durableExecutionArn", &DURABLE_EXECUTION_ARN, Location::Body),
+        Member::required("DurableExecutionName", "durableExecutionName", &DURABLE_EXECUTION_NAME, Location::Body),
+        Member::required("FunctionArn", "functionArn", &NAME_SPACED_FUNCTION_ARN, Location::Body),
+        Member::optional("InputPayload", "inputPayload", &INPUT_PAYLOAD, Location::Body),
+        Member::optional("Result", "result", &OUTPUT_PAYLOAD, Location::Body),
+        Member::optional("Error", "error", &Shape::Structure(&ERROR_OBJECT), Location::Body),
+        Member::required("StartTimestamp", "startTimestamp", &EXECUTION_TIMESTAMP, Location::Body),
+        Member::required("Status", "status", &EXECUTION_STATUS, Location::Body),
+        Member::optional("EndTimestamp", "endTimestamp", &EXECUTION_TIMESTAMP, Location::Body),
+        Member::optional("Version", "version", &VERSION_WITH_LATEST_PUBLISHED, Location::Body),
+        Member::optional("TraceHeader", "traceHeader", &Shape::Structure(&TRACE_HEADER), Location::Body),
+        Member::optional("ExecutionDataIncluded", "executionDataIncluded", &EXECUTION_DATA_INCLUDED, Location::Body),
+        Member::optional("DurableConfig", "durableConfig", &Shape::Structure(&DURABLE_CONFIG), Location::Body),
+        Member::optional("PauseDetails", "pauseDetails", &Shape::Structure(&PAUSE_DETAILS), Location::Body),
+        Member::optional(
+            "ExpectedExecutionTimeoutTimestamp",
+            "expectedExecutionTimeoutTimestamp",
+            &EXECUTION_TIMESTAMP,
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
 pub static GET_DURABLE_EXECUTION_STATE_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "DurableExecutionArn",
-            path: "durableExecutionArn",
-            shape: &DURABLE_EXECUTION_ARN,
-            required: true,
-            location: Location::Label("DurableExecutionArn"),
-        },
-        Member {
-            name: "CheckpointToken",
-            path: "checkpointToken",
-            shape: &CHECKPOINT_TOKEN,
-            required: true,
-            location: Location::Query("CheckpointToken"),
-        },
-        Member { name: "Marker", path: "marker", shape: &STRING, required: false, location: Location::Query("Marker") },
-        Member {
-            name: "MaxItems",
-            path: "maxItems",
-            shape: &ITEM_COUNT,
-            required: false,
-            location: Location::Query("MaxItems"),
-        },
+        Member::required(
+            "DurableExecutionArn",
+            "durableExecutionArn",
+            &DURABLE_EXECUTION_ARN,
+            Location::Label("DurableExecutionArn"),
+        ),
+        Member::required("CheckpointToken", "checkpointToken", &CHECKPOINT_TOKEN, Location::Query("CheckpointToken")),
+        Member::optional("Marker", "marker", &STRING, Location::Query("Marker")),
+        Member::optional("MaxItems", "maxItems", &ITEM_COUNT, Location::Query("MaxItems")),
     ],
     payload: None,
 };
 
 pub static GET_DURABLE_EXECUTION_STATE_RESPONSE: Structure = Structure {
     members: &[
-        Member { name: "Operations", path: "operations", shape: &OPERATIONS, required: true, location: Location::Body },
-        Member { name: "NextMarker", path: "nextMarker", shape: &STRING, required: false, location: Location::Body },
+        Member::required("Operations", "operations", &OPERATIONS, Location::Body),
+        Member::optional("NextMarker", "nextMarker", &STRING, Location::Body),
     ],
     payload: None,
 };
 
-pub static GET_EVENT_SOURCE_MAPPING_REQUEST: Structure = Structure {
-    members: &[Member {
-        name: "UUID",
-        path: "uUID",
-        shape: &UUID_STRING,
-        required: true,
-        location: Location::Label("UUID"),
-    }],
-    payload: None,
-};
+pub static GET_EVENT_SOURCE_MAPPING_REQUEST: Structure =
+    Structure { members: &[Member::required("UUID", "uUID", &UUID_STRING, Location::Label("UUID"))], payload: None };
 
 pub static GET_FUNCTION_CODE_SIGNING_CONFIG_REQUEST: Structure = Structure {
-    members: &[Member {
-        name: "FunctionName",
-        path: "functionName",
-        shape: &NAMESPACED_FUNCTION_NAME,
-        required: true,
-        location: Location::Label("FunctionName"),
-    }],
+    members: &[Member::required(
+        "FunctionName",
+        "functionName",
+        &NAMESPACED_FUNCTION_NAME,
+        Location::Label("FunctionName"),
+    )],
     payload: None,
 };
 
 pub static GET_FUNCTION_CODE_SIGNING_CONFIG_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "CodeSigningConfigArn",
-            path: "codeSigningConfigArn",
-            shape: &CODE_SIGNING_CONFIG_ARN,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_NAME,
-            required: true,
-            location: Location::Body,
-        },
+        Member::required("CodeSigningConfigArn", "codeSigningConfigArn", &CODE_SIGNING_CONFIG_ARN, Location::Body),
+        Member::required("FunctionName", "functionName", &FUNCTION_NAME, Location::Body),
     ],
     payload: None,
 };
 
 pub static GET_FUNCTION_CONCURRENCY_REQUEST: Structure = Structure {
-    members: &[Member {
-        name: "FunctionName",
-        path: "functionName",
-        shape: &FUNCTION_NAME,
-        required: true,
-        location: Location::Label("FunctionName"),
-    }],
+    members: &[Member::required("FunctionName", "functionName", &FUNCTION_NAME, Location::Label("FunctionName"))],
     payload: None,
 };
 
 pub static GET_FUNCTION_CONCURRENCY_RESPONSE: Structure = Structure {
-    members: &[Member {
-        name: "ReservedConcurrentExecutions",
-        path: "reservedConcurrentExecutions",
-        shape: &RESERVED_CONCURRENT_EXECUTIONS,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional(
+        "ReservedConcurrentExecutions",
+        "reservedConcurrentExecutions",
+        &RESERVED_CONCURRENT_EXECUTIONS,
+        Location::Body,
+    )],
     payload: None,
 };
 
 pub static GET_FUNCTION_CONFIGURATION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
-            required: false,
-            location: Location::Query("Qualifier"),
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional(
+            "Qualifier",
+            "qualifier",
+            &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
+            Location::Query("Qualifier"),
+        ),
     ],
     payload: None,
 };
 
 pub static GET_FUNCTION_EVENT_INVOKE_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
-            required: false,
-            location: Location::Query("Qualifier"),
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional(
+            "Qualifier",
+            "qualifier",
+            &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
+            Location::Query("Qualifier"),
+        ),
     ],
     payload: None,
 };
 
 pub static GET_FUNCTION_RECURSION_CONFIG_REQUEST: Structure = Structure {
-    members: &[Member {
-        name: "FunctionName",
-        path: "functionName",
-        shape: &UNQUALIFIED_FUNCTION_NAME,
-        required: true,
-        location: Location::Label("FunctionName"),
-    }],
+    members: &[Member::required(
+        "FunctionName",
+        "functionName",
+        &UNQUALIFIED_FUNCTION_NAME,
+        Location::Label("FunctionName"),
+    )],
     payload: None,
 };
 
 pub static GET_FUNCTION_RECURSION_CONFIG_RESPONSE: Structure = Structure {
-    members: &[Member {
-        name: "RecursiveLoop",
-        path: "recursiveLoop",
-        shape: &RECURSIVE_LOOP,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional("RecursiveLoop", "recursiveLoop", &RECURSIVE_LOOP, Location::Body)],
     payload: None,
 };
 
 pub static GET_FUNCTION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
-            required: false,
-            location: Location::Query("Qualifier"),
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional(
+            "Qualifier",
+            "qualifier",
+            &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
+            Location::Query("Qualifier"),
+        ),
     ],
     payload: None,
 };
 
 pub static GET_FUNCTION_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "Configuration",
-            path: "configuration",
-            shape: &Shape::Structure(&FUNCTION_CONFIGURATION),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Code",
-            path: "code",
-            shape: &Shape::Structure(&FUNCTION_CODE_LOCATION),
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Tags", path: "tags", shape: &TAGS, required: false, location: Location::Body },
-        Member {
-            name: "TagsError",
-            path: "tagsError",
-            shape: &Shape::Structure(&TAGS_ERROR),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Concurrency",
-            path: "concurrency",
-            shape: &Shape::Structure(&CONCURRENCY),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("Configuration", "configuration", &Shape::Structure(&FUNCTION_CONFIGURATION), Location::Body),
+        Member::optional("Code", "code", &Shape::Structure(&FUNCTION_CODE_LOCATION), Location::Body),
+        Member::optional("Tags", "tags", &TAGS, Location::Body),
+        Member::optional("TagsError", "tagsError", &Shape::Structure(&TAGS_ERROR), Location::Body),
+        Member::optional("Concurrency", "concurrency", &Shape::Structure(&CONCURRENCY), Location::Body),
     ],
     payload: None,
 };
 
 pub static GET_FUNCTION_SCALING_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &UNQUALIFIED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &PUBLISHED_FUNCTION_QUALIFIER,
-            required: true,
-            location: Location::Query("Qualifier"),
-        },
+        Member::required("FunctionName", "functionName", &UNQUALIFIED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::required("Qualifier", "qualifier", &PUBLISHED_FUNCTION_QUALIFIER, Location::Query("Qualifier")),
     ],
     payload: None,
 };
 
 pub static GET_FUNCTION_SCALING_CONFIG_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionArn",
-            path: "functionArn",
-            shape: &FUNCTION_ARN,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AppliedFunctionScalingConfig",
-            path: "appliedFunctionScalingConfig",
-            shape: &Shape::Structure(&FUNCTION_SCALING_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "RequestedFunctionScalingConfig",
-            path: "requestedFunctionScalingConfig",
-            shape: &Shape::Structure(&FUNCTION_SCALING_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("FunctionArn", "functionArn", &FUNCTION_ARN, Location::Body),
+        Member::optional(
+            "AppliedFunctionScalingConfig",
+            "appliedFunctionScalingConfig",
+            &Shape::Structure(&FUNCTION_SCALING_CONFIG),
+            Location::Body,
+        ),
+        Member::optional(
+            "RequestedFunctionScalingConfig",
+            "requestedFunctionScalingConfig",
+            &Shape::Structure(&FUNCTION_SCALING_CONFIG),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
 pub static GET_FUNCTION_URL_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_URL_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &FUNCTION_URL_QUALIFIER,
-            required: false,
-            location: Location::Query("Qualifier"),
-        },
+        Member::required("FunctionName", "functionName", &FUNCTION_URL_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional("Qualifier", "qualifier", &FUNCTION_URL_QUALIFIER, Location::Query("Qualifier")),
     ],
     payload: None,
 };
 
 pub static GET_FUNCTION_URL_CONFIG_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionUrl",
-            path: "functionUrl",
-            shape: &FUNCTION_URL,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "FunctionArn",
-            path: "functionArn",
-            shape: &FUNCTION_ARN,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "AuthType",
-            path: "authType",
-            shape: &FUNCTION_URL_AUTH_TYPE,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "Cors",
-            path: "cors",
-            shape: &Shape::Structure(&CORS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CreationTime",
-            path: "creationTime",
-            shape: &TIMESTAMP,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "LastModifiedTime",
-            path: "lastModifiedTime",
-            shape: &TIMESTAMP,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "InvokeMode",
-            path: "invokeMode",
-            shape: &INVOKE_MODE,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("FunctionUrl", "functionUrl", &FUNCTION_URL, Location::Body),
+        Member::required("FunctionArn", "functionArn", &FUNCTION_ARN, Location::Body),
+        Member::required("AuthType", "authType", &FUNCTION_URL_AUTH_TYPE, Location::Body),
+        Member::optional("Cors", "cors", &Shape::Structure(&CORS), Location::Body),
+        Member::required("CreationTime", "creationTime", &TIMESTAMP, Location::Body),
+        Member::required("LastModifiedTime", "lastModifiedTime", &TIMESTAMP, Location::Body),
+        Member::optional("InvokeMode", "invokeMode", &INVOKE_MODE, Location::Body),
     ],
     payload: None,
 };
 
-pub static GET_LAYER_VERSION_BY_ARN_REQUEST: Structure = Structure {
-    members: &[Member {
-        name: "Arn",
-        path: "arn",
-        shape: &LAYER_VERSION_ARN,
-        required: true,
-        location: Location::Query("Arn"),
-    }],
-    payload: None,
-};
+pub static GET_LAYER_VERSION_BY_ARN_REQUEST: Structure =
+    Structure { members: &[Member::required("Arn", "arn", &LAYER_VERSION_ARN, Location::Query("Arn"))], payload: None };
 
 pub static GET_LAYER_VERSION_POLICY_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "LayerName",
-            path: "layerName",
-            shape: &LAYER_NAME_OR_ARN,
-            required: true,
-            location: Location::Label("LayerName"),
-        },
-        Member {
-            name: "VersionNumber",
-            path: "versionNumber",
-            shape: &LAYER_VERSION_NUMBER,
-            required: true,
-            location: Location::Label("VersionNumber"),
-        },
+        Member::required("LayerName", "layerName", &LAYER_NAME_OR_ARN, Location::Label("LayerName")),
+        Member::required("VersionNumber", "versionNumber", &LAYER_VERSION_NUMBER, Location::Label("VersionNumber")),
     ],
     payload: None,
 };
 
 pub static GET_LAYER_VERSION_POLICY_RESPONSE: Structure = Structure {
     members: &[
-        Member { name: "Policy", path: "policy", shape: &STRING, required: false, location: Location::Body },
-        Member { name: "RevisionId", path: "revisionId", shape: &STRING, required: false, location: Location::Body },
+        Member::optional("Policy", "policy", &STRING, Location::Body),
+        Member::optional("RevisionId", "revisionId", &STRING, Location::Body),
     ],
     payload: None,
 };
 
 pub static GET_LAYER_VERSION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "LayerName",
-            path: "layerName",
-            shape: &LAYER_NAME_OR_ARN,
-            required: true,
-            location: Location::Label("LayerName"),
-        },
-        Member {
-            name: "VersionNumber",
-            path: "versionNumber",
-            shape: &LAYER_VERSION_NUMBER,
-            required: true,
-            location: Location::Label("VersionNumber"),
-        },
+        Member::required("LayerName", "layerName", &LAYER_NAME_OR_ARN, Location::Label("LayerName")),
+        Member::required("VersionNumber", "versionNumber", &LAYER_VERSION_NUMBER, Location::Label("VersionNumber")),
     ],
     payload: None,
 };
 
 pub static GET_LAYER_VERSION_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "Content",
-            path: "content",
-            shape: &Shape::Structure(&LAYER_VERSION_CONTENT_OUTPUT),
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "LayerArn", path: "layerArn", shape: &LAYER_ARN, required: false, location: Location::Body },
-        Member {
-            name: "LayerVersionArn",
-            path: "layerVersionArn",
-            shape: &LAYER_VERSION_ARN,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Description",
-            path: "description",
-            shape: &DESCRIPTION,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CreatedDate",
-            path: "createdDate",
-            shape: &TIMESTAMP,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Version",
-            path: "version",
-            shape: &LAYER_VERSION_NUMBER,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CompatibleArchitectures",
-            path: "compatibleArchitectures",
-            shape: &COMPATIBLE_ARCHITECTURES,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CompatibleRuntimes",
-            path: "compatibleRuntimes",
-            shape: &COMPATIBLE_RUNTIMES,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "LicenseInfo",
-            path: "licenseInfo",
-            shape: &LICENSE_INFO,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("Content", "content", &Shape::Structure(&LAYER_VERSION_CONTENT_OUTPUT), Location::Body),
+        Member::optional("LayerArn", "layerArn", &LAYER_ARN, Location::Body),
+        Member::optional("LayerVersionArn", "layerVersionArn", &LAYER_VERSION_ARN, Location::Body),
+        Member::optional("Description", "description", &DESCRIPTION, Location::Body),
+        Member::optional("CreatedDate", "createdDate", &TIMESTAMP, Location::Body),
+        Member::optional("Version", "version", &LAYER_VERSION_NUMBER, Location::Body),
+        Member::optional(
+            "CompatibleArchitectures",
+            "compatibleArchitectures",
+            &COMPATIBLE_ARCHITECTURES,
+            Location::Body,
+        ),
+        Member::optional("CompatibleRuntimes", "compatibleRuntimes", &COMPATIBLE_RUNTIMES, Location::Body),
+        Member::optional("LicenseInfo", "licenseInfo", &LICENSE_INFO, Location::Body),
     ],
     payload: None,
 };
 
 pub static GET_POLICY_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
-            required: false,
-            location: Location::Query("Qualifier"),
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional(
+            "Qualifier",
+            "qualifier",
+            &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
+            Location::Query("Qualifier"),
+        ),
     ],
     payload: None,
 };
 
 pub static GET_POLICY_RESPONSE: Structure = Structure {
     members: &[
-        Member { name: "Policy", path: "policy", shape: &STRING, required: false, location: Location::Body },
-        Member { name: "RevisionId", path: "revisionId", shape: &STRING, required: false, location: Location::Body },
+        Member::optional("Policy", "policy", &STRING, Location::Body),
+        Member::optional("RevisionId", "revisionId", &STRING, Location::Body),
     ],
     payload: None,
 };
 
 pub static GET_PROVISIONED_CONCURRENCY_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &QUALIFIER,
-            required: true,
-            location: Location::Query("Qualifier"),
-        },
+        Member::required("FunctionName", "functionName", &FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::required("Qualifier", "qualifier", &QUALIFIER, Location::Query("Qualifier")),
     ],
     payload: None,
 };
 
 pub static GET_PROVISIONED_CONCURRENCY_CONFIG_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "RequestedProvisionedConcurrentExecutions",
-            path: "requestedProvisionedConcurrentExecutions",
-            shape: &POSITIVE_INTEGER,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AvailableProvisionedConcurrentExecutions",
-            path: "availableProvisionedConcurrentExecutions",
-            shape: &NON_NEGATIVE_INTEGER,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AllocatedProvisionedConcurrentExecutions",
-            path: "allocatedProvisionedConcurrentExecutions",
-            shape: &NON_NEGATIVE_INTEGER,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Status",
-            path: "status",
-            shape: &PROVISIONED_CONCURRENCY_STATUS_ENUM,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "StatusReason",
-            path: "statusReason",
-            shape: &STRING,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "LastModified",
-            path: "lastModified",
-            shape: &TIMESTAMP,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional(
+            "RequestedProvisionedConcurrentExecutions",
+            "requestedProvisionedConcurrentExecutions",
+            &POSITIVE_INTEGER,
+            Location::Body,
+        ),
+        Member::optional(
+            "AvailableProvisionedConcurrentExecutions",
+            "availableProvisionedConcurrentExecutions",
+            &NON_NEGATIVE_INTEGER,
+            Location::Body,
+        ),
+        Member::optional(
+            "AllocatedProvisionedConcurrentExecutions",
+            "allocatedProvisionedConcurrentExecutions",
+            &NON_NEGATIVE_INTEGER,
+            Location::Body,
+        ),
+        Member::optional("Status", "status", &PROVISIONED_CONCURRENCY_STATUS_ENUM, Location::Body),
+        Member::optional("StatusReason", "statusReason", &STRING, Location::Body),
+        Member::optional("LastModified", "lastModified", &TIMESTAMP, Location::Body),
     ],
     payload: None,
 };
 
 pub static GET_RESOURCE_POLICY_REQUEST: Structure = Structure {
-    members: &[Member {
-        name: "ResourceArn",
-        path: "resourceArn",
-        shape: &POLICY_RESOURCE_ARN,
-        required: true,
-        location: Location::Label("ResourceArn"),
-    }],
+    members: &[Member::required("ResourceArn", "resourceArn", &POLICY_RESOURCE_ARN, Location::Label("ResourceArn"))],
     payload: None,
 };
 
 pub static GET_RESOURCE_POLICY_RESPONSE: Structure = Structure {
     members: &[
-        Member { name: "Policy", path: "policy", shape: &RESOURCE_POLICY, required: false, location: Location::Body },
-        Member {
-            name: "RevisionId",
-            path: "revisionId",
-            shape: &REVISION_ID,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("Policy", "policy", &RESOURCE_POLICY, Location::Body),
+        Member::optional("RevisionId", "revisionId", &REVISION_ID, Location::Body),
     ],
     payload: None,
 };
 
 pub static GET_RUNTIME_MANAGEMENT_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
-            required: false,
-            location: Location::Query("Qualifier"),
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional(
+            "Qualifier",
+            "qualifier",
+            &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
+            Location::Query("Qualifier"),
+        ),
     ],
     payload: None,
 };
 
 pub static GET_RUNTIME_MANAGEMENT_CONFIG_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "UpdateRuntimeOn",
-            path: "updateRuntimeOn",
-            shape: &UPDATE_RUNTIME_ON,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "FunctionArn",
-            path: "functionArn",
-            shape: &NAME_SPACED_FUNCTION_ARN,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "RuntimeVersionArn",
-            path: "runtimeVersionArn",
-            shape: &RUNTIME_VERSION_ARN,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("UpdateRuntimeOn", "updateRuntimeOn", &UPDATE_RUNTIME_ON, Location::Body),
+        Member::optional("FunctionArn", "functionArn", &NAME_SPACED_FUNCTION_ARN, Location::Body),
+        Member::optional("RuntimeVersionArn", "runtimeVersionArn", &RUNTIME_VERSION_ARN, Location::Body),
     ],
     payload: None,
 };
@@ -4332,55 +2404,25 @@ pub static HTTP_STATUS: Shape = Shape::Integer { min: None, max: None };
 
 pub static IMAGE_CONFIG: Structure = Structure {
     members: &[
-        Member {
-            name: "EntryPoint",
-            path: "entryPoint",
-            shape: &STRING_LIST,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Command", path: "command", shape: &STRING_LIST, required: false, location: Location::Body },
-        Member {
-            name: "WorkingDirectory",
-            path: "workingDirectory",
-            shape: &WORKING_DIRECTORY,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("EntryPoint", "entryPoint", &STRING_LIST, Location::Body),
+        Member::optional("Command", "command", &STRING_LIST, Location::Body),
+        Member::optional("WorkingDirectory", "workingDirectory", &WORKING_DIRECTORY, Location::Body),
     ],
     payload: None,
 };
 
 pub static IMAGE_CONFIG_ERROR: Structure = Structure {
     members: &[
-        Member { name: "ErrorCode", path: "errorCode", shape: &STRING, required: false, location: Location::Body },
-        Member {
-            name: "Message",
-            path: "message",
-            shape: &SENSITIVE_STRING,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("ErrorCode", "errorCode", &STRING, Location::Body),
+        Member::optional("Message", "message", &SENSITIVE_STRING, Location::Body),
     ],
     payload: None,
 };
 
 pub static IMAGE_CONFIG_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "ImageConfig",
-            path: "imageConfig",
-            shape: &Shape::Structure(&IMAGE_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Error",
-            path: "error",
-            shape: &Shape::Structure(&IMAGE_CONFIG_ERROR),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("ImageConfig", "imageConfig", &Shape::Structure(&IMAGE_CONFIG), Location::Body),
+        Member::optional("Error", "error", &Shape::Structure(&IMAGE_CONFIG_ERROR), Location::Body),
     ],
     payload: None,
 };
@@ -4391,27 +2433,9 @@ pub static INPUT_PAYLOAD: Shape = Shape::String { min: Some(0), max: Some(629145
 
 pub static INSTANCE_REQUIREMENTS: Structure = Structure {
     members: &[
-        Member {
-            name: "Architectures",
-            path: "architectures",
-            shape: &ARCHITECTURES_LIST,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AllowedInstanceTypes",
-            path: "allowedInstanceTypes",
-            shape: &INSTANCE_TYPE_SET,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ExcludedInstanceTypes",
-            path: "excludedInstanceTypes",
-            shape: &INSTANCE_TYPE_SET,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("Architectures", "architectures", &ARCHITECTURES_LIST, Location::Body),
+        Member::optional("AllowedInstanceTypes", "allowedInstanceTypes", &INSTANCE_TYPE_SET, Location::Body),
+        Member::optional("ExcludedInstanceTypes", "excludedInstanceTypes", &INSTANCE_TYPE_SET, Location::Body),
     ],
     payload: None,
 };
@@ -4427,126 +2451,56 @@ pub static INTEGER: Shape = Shape::Integer { min: None, max: None };
 
 pub static INVOCATION_COMPLETED_DETAILS: Structure = Structure {
     members: &[
-        Member {
-            name: "StartTimestamp",
-            path: "startTimestamp",
-            shape: &EXECUTION_TIMESTAMP,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "EndTimestamp",
-            path: "endTimestamp",
-            shape: &EXECUTION_TIMESTAMP,
-            required: true,
-            location: Location::Body,
-        },
-        Member { name: "RequestId", path: "requestId", shape: &STRING, required: true, location: Location::Body },
-        Member {
-            name: "Error",
-            path: "error",
-            shape: &Shape::Structure(&EVENT_ERROR),
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("StartTimestamp", "startTimestamp", &EXECUTION_TIMESTAMP, Location::Body),
+        Member::required("EndTimestamp", "endTimestamp", &EXECUTION_TIMESTAMP, Location::Body),
+        Member::required("RequestId", "requestId", &STRING, Location::Body),
+        Member::optional("Error", "error", &Shape::Structure(&EVENT_ERROR), Location::Body),
     ],
     payload: None,
 };
 
 pub static INVOCATION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "InvocationType",
-            path: "invocationType",
-            shape: &INVOCATION_TYPE,
-            required: false,
-            location: Location::Header("x-amz-invocation-type"),
-        },
-        Member {
-            name: "LogType",
-            path: "logType",
-            shape: &LOG_TYPE,
-            required: false,
-            location: Location::Header("x-amz-log-type"),
-        },
-        Member {
-            name: "ClientContext",
-            path: "clientContext",
-            shape: &STRING,
-            required: false,
-            location: Location::Header("x-amz-client-context"),
-        },
-        Member {
-            name: "DurableExecutionName",
-            path: "durableExecutionName",
-            shape: &DURABLE_EXECUTION_NAME,
-            required: false,
-            location: Location::Header("x-amz-durable-execution-name"),
-        },
-        Member { name: "Payload", path: "payload", shape: &BLOB, required: false, location: Location::RawPayload },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
-            required: false,
-            location: Location::Query("Qualifier"),
-        },
-        Member {
-            name: "TenantId",
-            path: "tenantId",
-            shape: &TENANT_ID,
-            required: false,
-            location: Location::Header("x-amz-tenant-id"),
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional(
+            "InvocationType",
+            "invocationType",
+            &INVOCATION_TYPE,
+            Location::Header("x-amz-invocation-type"),
+        ),
+        Member::optional("LogType", "logType", &LOG_TYPE, Location::Header("x-amz-log-type")),
+        Member::optional("ClientContext", "clientContext", &STRING, Location::Header("x-amz-client-context")),
+        Member::optional(
+            "DurableExecutionName",
+            "durableExecutionName",
+            &DURABLE_EXECUTION_NAME,
+            Location::Header("x-amz-durable-execution-name"),
+        ),
+        Member::optional("Payload", "payload", &BLOB, Location::RawPayload),
+        Member::optional(
+            "Qualifier",
+            "qualifier",
+            &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
+            Location::Query("Qualifier"),
+        ),
+        Member::optional("TenantId", "tenantId", &TENANT_ID, Location::Header("x-amz-tenant-id")),
     ],
     payload: Some("Payload"),
 };
 
 pub static INVOCATION_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "StatusCode",
-            path: "statusCode",
-            shape: &INTEGER,
-            required: false,
-            location: Location::StatusCode,
-        },
-        Member {
-            name: "FunctionError",
-            path: "functionError",
-            shape: &STRING,
-            required: false,
-            location: Location::Header("x-amz-function-error"),
-        },
-        Member {
-            name: "LogResult",
-            path: "logResult",
-            shape: &STRING,
-            required: false,
-            location: Location::Header("x-amz-log-result"),
-        },
-        Member { name: "Payload", path: "payload", shape: &BLOB, required: false, location: Location::RawPayload },
-        Member {
-            name: "ExecutedVersion",
-            path: "executedVersion",
-            shape: &VERSION,
-            required: false,
-            location: Location::Header("x-amz-executed-version"),
-        },
-        Member {
-            name: "DurableExecutionArn",
-            path: "durableExecutionArn",
-            shape: &DURABLE_EXECUTION_ARN,
-            required: false,
-            location: Location::Header("x-amz-durable-execution-arn"),
-        },
+        Member::optional("StatusCode", "statusCode", &INTEGER, Location::StatusCode),
+        Member::optional("FunctionError", "functionError", &STRING, Location::Header("x-amz-function-error")),
+        Member::optional("LogResult", "logResult", &STRING, Location::Header("x-amz-log-result")),
+        Member::optional("Payload", "payload", &BLOB, Location::RawPayload),
+        Member::optional("ExecutedVersion", "executedVersion", &VERSION, Location::Header("x-amz-executed-version")),
+        Member::optional(
+            "DurableExecutionArn",
+            "durableExecutionArn",
+            &DURABLE_EXECUTION_ARN,
+            Location::Header("x-amz-durable-execution-arn"),
+        ),
     ],
     payload: Some("Payload"),
 };
@@ -4556,156 +2510,86 @@ pub static INVOCATION_TYPE: Shape =
 
 pub static INVOKE_ASYNC_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "InvokeArgs",
-            path: "invokeArgs",
-            shape: &BLOB_STREAM,
-            required: true,
-            location: Location::RawPayload,
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::required("InvokeArgs", "invokeArgs", &BLOB_STREAM, Location::RawPayload),
     ],
     payload: Some("InvokeArgs"),
 };
 
-pub static INVOKE_ASYNC_RESPONSE: Structure = Structure {
-    members: &[Member {
-        name: "Status",
-        path: "status",
-        shape: &HTTP_STATUS,
-        required: false,
-        location: Location::StatusCode,
-    }],
-    payload: None,
-};
+pub static INVOKE_ASYNC_RESPONSE: Structure =
+    Structure { members: &[Member::optional("Status", "status", &HTTP_STATUS, Location::StatusCode)], payload: None };
 
 pub static INVOKE_MODE: Shape = Shape::Enum { name: "InvokeMode", values: &["BUFFERED", "RESPONSE_STREAM"] };
 
-pub static INVOKE_RESPONSE_STREAM_UPDATE: Structure = Structure {
-    members: &[Member { name: "Payload", path: "payload", shape: &BLOB, required: false, location: Location::Body }],
-    payload: None,
-};
+pub static INVOKE_RESPONSE_STREAM_UPDATE: Structure =
+    Structure { members: &[Member::optional("Payload", "payload", &BLOB, Location::Body)], payload: None };
 
 pub static INVOKE_WITH_RESPONSE_STREAM_COMPLETE_EVENT: Structure = Structure {
     members: &[
-        Member { name: "ErrorCode", path: "errorCode", shape: &STRING, required: false, location: Location::Body },
-        Member {
-            name: "ErrorDetails",
-            path: "errorDetails",
-            shape: &STRING,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "LogResult", path: "logResult", shape: &STRING, required: false, location: Location::Body },
+        Member::optional("ErrorCode", "errorCode", &STRING, Location::Body),
+        Member::optional("ErrorDetails", "errorDetails", &STRING, Location::Body),
+        Member::optional("LogResult", "logResult", &STRING, Location::Body),
     ],
     payload: None,
 };
 
 pub static INVOKE_WITH_RESPONSE_STREAM_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "LogType",
-            path: "logType",
-            shape: &LOG_TYPE,
-            required: false,
-            location: Location::Header("x-amz-log-type"),
-        },
-        Member {
-            name: "ClientContext",
-            path: "clientContext",
-            shape: &STRING,
-            required: false,
-            location: Location::Header("x-amz-client-context"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
-            required: false,
-            location: Location::Query("Qualifier"),
-        },
-        Member { name: "Payload", path: "payload", shape: &BLOB, required: false, location: Location::RawPayload },
-        Member {
-            name: "TenantId",
-            path: "tenantId",
-            shape: &TENANT_ID,
-            required: false,
-            location: Location::Header("x-amz-tenant-id"),
-        },
-        Member {
-            name: "InvocationType",
-            path: "invocationType",
-            shape: &RESPONSE_STREAMING_INVOCATION_TYPE,
-            required: false,
-            location: Location::Header("x-amz-invocation-type"),
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional("LogType", "logType", &LOG_TYPE, Location::Header("x-amz-log-type")),
+        Member::optional("ClientContext", "clientContext", &STRING, Location::Header("x-amz-client-context")),
+        Member::optional(
+            "Qualifier",
+            "qualifier",
+            &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
+            Location::Query("Qualifier"),
+        ),
+        Member::optional("Payload", "payload", &BLOB, Location::RawPayload),
+        Member::optional("TenantId", "tenantId", &TENANT_ID, Location::Header("x-amz-tenant-id")),
+        Member::optional(
+            "InvocationType",
+            "invocationType",
+            &RESPONSE_STREAMING_INVOCATION_TYPE,
+            Location::Header("x-amz-invocation-type"),
+        ),
     ],
     payload: Some("Payload"),
 };
 
 pub static INVOKE_WITH_RESPONSE_STREAM_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "StatusCode",
-            path: "statusCode",
-            shape: &INTEGER,
-            required: false,
-            location: Location::StatusCode,
-        },
-        Member {
-            name: "ExecutedVersion",
-            path: "executedVersion",
-            shape: &VERSION,
-            required: false,
-            location: Location::Header("x-amz-executed-version"),
-        },
-        Member {
-            name: "EventStream",
-            path: "eventStream",
-            shape: &Shape::Structure(&INVOKE_WITH_RESPONSE_STREAM_RESPONSE_EVENT),
-            required: false,
-            location: Location::EventStream,
-        },
-        Member {
-            name: "ResponseStreamContentType",
-            path: "responseStreamContentType",
-            shape: &STRING,
-            required: false,
-            location: Location::Header("content-type"),
-        },
+        Member::optional("StatusCode", "statusCode", &INTEGER, Location::StatusCode),
+        Member::optional("ExecutedVersion", "executedVersion", &VERSION, Location::Header("x-amz-executed-version")),
+        Member::optional(
+            "EventStream",
+            "eventStream",
+            &Shape::Structure(&INVOKE_WITH_RESPONSE_STREAM_RESPONSE_EVENT),
+            Location::EventStream,
+        ),
+        Member::optional(
+            "ResponseStreamContentType",
+            "responseStreamContentType",
+            &STRING,
+            Location::Header("content-type"),
+        ),
     ],
     payload: Some("EventStream"),
 };
 
 pub static INVOKE_WITH_RESPONSE_STREAM_RESPONSE_EVENT: Structure = Structure {
     members: &[
-        Member {
-            name: "PayloadChunk",
-            path: "payloadChunk",
-            shape: &Shape::Structure(&INVOKE_RESPONSE_STREAM_UPDATE),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "InvokeComplete",
-            path: "invokeComplete",
-            shape: &Shape::Structure(&INVOKE_WITH_RESPONSE_STREAM_COMPLETE_EVENT),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional(
+            "PayloadChunk",
+            "payloadChunk",
+            &Shape::Structure(&INVOKE_RESPONSE_STREAM_UPDATE),
+            Location::Body,
+        ),
+        Member::optional(
+            "InvokeComplete",
+            "invokeComplete",
+            &Shape::Structure(&INVOKE_WITH_RESPONSE_STREAM_COMPLETE_EVENT),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
@@ -4727,14 +2611,8 @@ pub static KAFKA_EVENT_SOURCE_MAPPING_CONSUMPTION_MODE: Shape =
 
 pub static KAFKA_SCHEMA_REGISTRY_ACCESS_CONFIG: Structure = Structure {
     members: &[
-        Member {
-            name: "Type",
-            path: "type",
-            shape: &KAFKA_SCHEMA_REGISTRY_AUTH_TYPE,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "URI", path: "uRI", shape: &ARN, required: false, location: Location::Body },
+        Member::optional("Type", "type", &KAFKA_SCHEMA_REGISTRY_AUTH_TYPE, Location::Body),
+        Member::optional("URI", "uRI", &ARN, Location::Body),
     ],
     payload: None,
 };
@@ -4753,34 +2631,20 @@ pub static KAFKA_SCHEMA_REGISTRY_AUTH_TYPE: Shape = Shape::Enum {
 
 pub static KAFKA_SCHEMA_REGISTRY_CONFIG: Structure = Structure {
     members: &[
-        Member {
-            name: "SchemaRegistryURI",
-            path: "schemaRegistryURI",
-            shape: &SCHEMA_REGISTRY_URI,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "EventRecordFormat",
-            path: "eventRecordFormat",
-            shape: &SCHEMA_REGISTRY_EVENT_RECORD_FORMAT,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AccessConfigs",
-            path: "accessConfigs",
-            shape: &KAFKA_SCHEMA_REGISTRY_ACCESS_CONFIG_LIST,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "SchemaValidationConfigs",
-            path: "schemaValidationConfigs",
-            shape: &KAFKA_SCHEMA_VALIDATION_CONFIG_LIST,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("SchemaRegistryURI", "schemaRegistryURI", &SCHEMA_REGISTRY_URI, Location::Body),
+        Member::optional(
+            "EventRecordFormat",
+            "eventRecordFormat",
+            &SCHEMA_REGISTRY_EVENT_RECORD_FORMAT,
+            Location::Body,
+        ),
+        Member::optional("AccessConfigs", "accessConfigs", &KAFKA_SCHEMA_REGISTRY_ACCESS_CONFIG_LIST, Location::Body),
+        Member::optional(
+            "SchemaValidationConfigs",
+            "schemaValidationConfigs",
+            &KAFKA_SCHEMA_VALIDATION_CONFIG_LIST,
+            Location::Body,
+        ),
     ],
     payload: None,
 };
@@ -4789,13 +2653,7 @@ pub static KAFKA_SCHEMA_VALIDATION_ATTRIBUTE: Shape =
     Shape::Enum { name: "KafkaSchemaValidationAttribute", values: &["KEY", "VALUE"] };
 
 pub static KAFKA_SCHEMA_VALIDATION_CONFIG: Structure = Structure {
-    members: &[Member {
-        name: "Attribute",
-        path: "attribute",
-        shape: &KAFKA_SCHEMA_VALIDATION_ATTRIBUTE,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional("Attribute", "attribute", &KAFKA_SCHEMA_VALIDATION_ATTRIBUTE, Location::Body)],
     payload: None,
 };
 
@@ -4808,27 +2666,19 @@ pub static KAFKA_SCHEMA_VALIDATION_CONFIG_LIST: Shape = Shape::List {
 
 pub static LAMBDA_MANAGED_INSTANCES_CAPACITY_PROVIDER_CONFIG: Structure = Structure {
     members: &[
-        Member {
-            name: "CapacityProviderArn",
-            path: "capacityProviderArn",
-            shape: &CAPACITY_PROVIDER_ARN,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "PerExecutionEnvironmentMaxConcurrency",
-            path: "perExecutionEnvironmentMaxConcurrency",
-            shape: &PER_EXECUTION_ENVIRONMENT_MAX_CONCURRENCY,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ExecutionEnvironmentMemoryGiBPerVCpu",
-            path: "executionEnvironmentMemoryGiBPerVCpu",
-            shape: &EXECUTION_ENVIRONMENT_MEMORY_GIB_PER_VCPU,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("CapacityProviderArn", "capacityProviderArn", &CAPACITY_PROVIDER_ARN, Location::Body),
+        Member::optional(
+            "PerExecutionEnvironmentMaxConcurrency",
+            "perExecutionEnvironmentMaxConcurrency",
+            &PER_EXECUTION_ENVIRONMENT_MAX_CONCURRENCY,
+            Location::Body,
+        ),
+        Member::optional(
+            "ExecutionEnvironmentMemoryGiBPerVCpu",
+            "executionEnvironmentMemoryGiBPerVCpu",
+            &EXECUTION_ENVIRONMENT_MEMORY_GIB_PER_VCPU,
+            Location::Body,
+        ),
     ],
     payload: None,
 };
@@ -4883,16 +2733,10 @@ pub static LAST_UPDATE_STATUS_REASON_CODE: Shape = Shape::Enum {
 
 pub static LAYER: Structure = Structure {
     members: &[
-        Member { name: "Arn", path: "arn", shape: &LAYER_VERSION_ARN, required: false, location: Location::Body },
-        Member { name: "CodeSize", path: "codeSize", shape: &LONG, required: false, location: Location::Body },
-        Member {
-            name: "SigningProfileVersionArn",
-            path: "signingProfileVersionArn",
-            shape: &ARN,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "SigningJobArn", path: "signingJobArn", shape: &ARN, required: false, location: Location::Body },
+        Member::optional("Arn", "arn", &LAYER_VERSION_ARN, Location::Body),
+        Member::optional("CodeSize", "codeSize", &LONG, Location::Body),
+        Member::optional("SigningProfileVersionArn", "signingProfileVersionArn", &ARN, Location::Body),
+        Member::optional("SigningJobArn", "signingJobArn", &ARN, Location::Body),
     ],
     payload: None,
 };
@@ -4942,53 +2786,28 @@ pub static LAYER_VERSION_ARN: Shape =
 
 pub static LAYER_VERSION_CONTENT_INPUT: Structure = Structure {
     members: &[
-        Member { name: "S3Bucket", path: "s3Bucket", shape: &S3_BUCKET, required: false, location: Location::Body },
-        Member { name: "S3Key", path: "s3Key", shape: &S3_KEY, required: false, location: Location::Body },
-        Member {
-            name: "S3ObjectVersion",
-            path: "s3ObjectVersion",
-            shape: &S3_OBJECT_VERSION,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "S3ObjectStorageMode",
-            path: "s3ObjectStorageMode",
-            shape: &S3_OBJECT_STORAGE_MODE,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "ZipFile", path: "zipFile", shape: &BLOB, required: false, location: Location::Body },
+        Member::optional("S3Bucket", "s3Bucket", &S3_BUCKET, Location::Body),
+        Member::optional("S3Key", "s3Key", &S3_KEY, Location::Body),
+        Member::optional("S3ObjectVersion", "s3ObjectVersion", &S3_OBJECT_VERSION, Location::Body),
+        Member::optional("S3ObjectStorageMode", "s3ObjectStorageMode", &S3_OBJECT_STORAGE_MODE, Location::Body),
+        Member::optional("ZipFile", "zipFile", &BLOB, Location::Body),
     ],
     payload: None,
 };
 
 pub static LAYER_VERSION_CONTENT_OUTPUT: Structure = Structure {
     members: &[
-        Member {
-            name: "Location",
-            path: "location",
-            shape: &SENSITIVE_STRING_ON_SERVER_ONLY,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "CodeSha256", path: "codeSha256", shape: &STRING, required: false, location: Location::Body },
-        Member { name: "CodeSize", path: "codeSize", shape: &LONG, required: false, location: Location::Body },
-        Member {
-            name: "SigningProfileVersionArn",
-            path: "signingProfileVersionArn",
-            shape: &ARN,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "SigningJobArn", path: "signingJobArn", shape: &ARN, required: false, location: Location::Body },
-        Member {
-            name: "ResolvedS3Object",
-            path: "resolvedS3Object",
-            shape: &Shape::Structure(&RESOLVED_S3_OBJECT),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("Location", "location", &SENSITIVE_STRING_ON_SERVER_ONLY, Location::Body),
+        Member::optional("CodeSha256", "codeSha256", &STRING, Location::Body),
+        Member::optional("CodeSize", "codeSize", &LONG, Location::Body),
+        Member::optional("SigningProfileVersionArn", "signingProfileVersionArn", &ARN, Location::Body),
+        Member::optional("SigningJobArn", "signingJobArn", &ARN, Location::Body),
+        Member::optional(
+            "ResolvedS3Object",
+            "resolvedS3Object",
+            &Shape::Structure(&RESOLVED_S3_OBJECT),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
@@ -5004,55 +2823,18 @@ pub static LAYER_VERSIONS_LIST: Shape = Shape::List {
 
 pub static LAYER_VERSIONS_LIST_ITEM: Structure = Structure {
     members: &[
-        Member {
-            name: "LayerVersionArn",
-            path: "layerVersionArn",
-            shape: &LAYER_VERSION_ARN,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Version",
-            path: "version",
-            shape: &LAYER_VERSION_NUMBER,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Description",
-            path: "description",
-            shape: &DESCRIPTION,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CreatedDate",
-            path: "createdDate",
-            shape: &TIMESTAMP,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CompatibleArchitectures",
-            path: "compatibleArchitectures",
-            shape: &COMPATIBLE_ARCHITECTURES,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CompatibleRuntimes",
-            path: "compatibleRuntimes",
-            shape: &COMPATIBLE_RUNTIMES,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "LicenseInfo",
-            path: "licenseInfo",
-            shape: &LICENSE_INFO,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("LayerVersionArn", "layerVersionArn", &LAYER_VERSION_ARN, Location::Body),
+        Member::optional("Version", "version", &LAYER_VERSION_NUMBER, Location::Body),
+        Member::optional("Description", "description", &DESCRIPTION, Location::Body),
+        Member::optional("CreatedDate", "createdDate", &TIMESTAMP, Location::Body),
+        Member::optional(
+            "CompatibleArchitectures",
+            "compatibleArchitectures",
+            &COMPATIBLE_ARCHITECTURES,
+            Location::Body,
+        ),
+        Member::optional("CompatibleRuntimes", "compatibleRuntimes", &COMPATIBLE_RUNTIMES, Location::Body),
+        Member::optional("LicenseInfo", "licenseInfo", &LICENSE_INFO, Location::Body),
     ],
     payload: None,
 };
@@ -5062,15 +2844,14 @@ pub static LAYERS_LIST: Shape =
 
 pub static LAYERS_LIST_ITEM: Structure = Structure {
     members: &[
-        Member { name: "LayerName", path: "layerName", shape: &LAYER_NAME, required: false, location: Location::Body },
-        Member { name: "LayerArn", path: "layerArn", shape: &LAYER_ARN, required: false, location: Location::Body },
-        Member {
-            name: "LatestMatchingVersion",
-            path: "latestMatchingVersion",
-            shape: &Shape::Structure(&LAYER_VERSIONS_LIST_ITEM),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("LayerName", "layerName", &LAYER_NAME, Location::Body),
+        Member::optional("LayerArn", "layerArn", &LAYER_ARN, Location::Body),
+        Member::optional(
+            "LatestMatchingVersion",
+            "latestMatchingVersion",
+            &Shape::Structure(&LAYER_VERSIONS_LIST_ITEM),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
@@ -5084,572 +2865,318 @@ pub static LICENSE_INFO: Shape =
 
 pub static LIST_ALIASES_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "FunctionVersion",
-            path: "functionVersion",
-            shape: &VERSION_WITH_LATEST_PUBLISHED,
-            required: false,
-            location: Location::Query("FunctionVersion"),
-        },
-        Member { name: "Marker", path: "marker", shape: &STRING, required: false, location: Location::Query("Marker") },
-        Member {
-            name: "MaxItems",
-            path: "maxItems",
-            shape: &MAX_LIST_ITEMS,
-            required: false,
-            location: Location::Query("MaxItems"),
-        },
+        Member::required("FunctionName", "functionName", &FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional(
+            "FunctionVersion",
+            "functionVersion",
+            &VERSION_WITH_LATEST_PUBLISHED,
+            Location::Query("FunctionVersion"),
+        ),
+        Member::optional("Marker", "marker", &STRING, Location::Query("Marker")),
+        Member::optional("MaxItems", "maxItems", &MAX_LIST_ITEMS, Location::Query("MaxItems")),
     ],
     payload: None,
 };
 
 pub static LIST_ALIASES_RESPONSE: Structure = Structure {
     members: &[
-        Member { name: "NextMarker", path: "nextMarker", shape: &STRING, required: false, location: Location::Body },
-        Member { name: "Aliases", path: "aliases", shape: &ALIAS_LIST, required: false, location: Location::Body },
+        Member::optional("NextMarker", "nextMarker", &STRING, Location::Body),
+        Member::optional("Aliases", "aliases", &ALIAS_LIST, Location::Body),
     ],
     payload: None,
 };
 
 pub static LIST_CAPACITY_PROVIDERS_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "State",
-            path: "state",
-            shape: &CAPACITY_PROVIDER_STATE,
-            required: false,
-            location: Location::Query("State"),
-        },
-        Member { name: "Marker", path: "marker", shape: &STRING, required: false, location: Location::Query("Marker") },
-        Member {
-            name: "MaxItems",
-            path: "maxItems",
-            shape: &MAX_FIFTY_LIST_ITEMS,
-            required: false,
-            location: Location::Query("MaxItems"),
-        },
+        Member::optional("State", "state", &CAPACITY_PROVIDER_STATE, Location::Query("State")),
+        Member::optional("Marker", "marker", &STRING, Location::Query("Marker")),
+        Member::optional("MaxItems", "maxItems", &MAX_FIFTY_LIST_ITEMS, Location::Query("MaxItems")),
     ],
     payload: None,
 };
 
 pub static LIST_CAPACITY_PROVIDERS_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "CapacityProviders",
-            path: "capacityProviders",
-            shape: &CAPACITY_PROVIDERS_LIST,
-            required: true,
-            location: Location::Body,
-        },
-        Member { name: "NextMarker", path: "nextMarker", shape: &STRING, required: false, location: Location::Body },
+        Member::required("CapacityProviders", "capacityProviders", &CAPACITY_PROVIDERS_LIST, Location::Body),
+        Member::optional("NextMarker", "nextMarker", &STRING, Location::Body),
     ],
     payload: None,
 };
 
 pub static LIST_CODE_SIGNING_CONFIGS_REQUEST: Structure = Structure {
     members: &[
-        Member { name: "Marker", path: "marker", shape: &STRING, required: false, location: Location::Query("Marker") },
-        Member {
-            name: "MaxItems",
-            path: "maxItems",
-            shape: &MAX_LIST_ITEMS,
-            required: false,
-            location: Location::Query("MaxItems"),
-        },
+        Member::optional("Marker", "marker", &STRING, Location::Query("Marker")),
+        Member::optional("MaxItems", "maxItems", &MAX_LIST_ITEMS, Location::Query("MaxItems")),
     ],
     payload: None,
 };
 
 pub static LIST_CODE_SIGNING_CONFIGS_RESPONSE: Structure = Structure {
     members: &[
-        Member { name: "NextMarker", path: "nextMarker", shape: &STRING, required: false, location: Location::Body },
-        Member {
-            name: "CodeSigningConfigs",
-            path: "codeSigningConfigs",
-            shape: &CODE_SIGNING_CONFIG_LIST,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("NextMarker", "nextMarker", &STRING, Location::Body),
+        Member::optional("CodeSigningConfigs", "codeSigningConfigs", &CODE_SIGNING_CONFIG_LIST, Location::Body),
     ],
     payload: None,
 };
 
 pub static LIST_DURABLE_EXECUTIONS_BY_FUNCTION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
-            required: false,
-            location: Location::Query("Qualifier"),
-        },
-        Member {
-            name: "DurableExecutionName",
-            path: "durableExecutionName",
-            shape: &DURABLE_EXECUTION_NAME,
-            required: false,
-            location: Location::Query("DurableExecutionName"),
-        },
-        Member {
-            name: "Statuses",
-            path: "statuses",
-            shape: &EXECUTION_STATUS_LIST,
-            required: false,
-            location: Location::Query("Statuses"),
-        },
-        Member {
-            name: "StartedAfter",
-            path: "startedAfter",
-            shape: &EXECUTION_TIMESTAMP,
-            required: false,
-            location: Location::Query("StartedAfter"),
-        },
-        Member {
-            name: "StartedBefore",
-            path: "startedBefore",
-            shape: &EXECUTION_TIMESTAMP,
-            required: false,
-            location: Location::Query("StartedBefore"),
-        },
-        Member {
-            name: "ReverseOrder",
-            path: "reverseOrder",
-            shape: &REVERSE_ORDER,
-            required: false,
-            location: Location::Query("ReverseOrder"),
-        },
-        Member { name: "Marker", path: "marker", shape: &STRING, required: false, location: Location::Query("Marker") },
-        Member {
-            name: "MaxItems",
-            path: "maxItems",
-            shape: &ITEM_COUNT,
-            required: false,
-            location: Location::Query("MaxItems"),
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional(
+            "Qualifier",
+            "qualifier",
+            &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
+            Location::Query("Qualifier"),
+        ),
+        Member::optional(
+            "DurableExecutionName",
+            "durableExecutionName",
+            &DURABLE_EXECUTION_NAME,
+            Location::Query("DurableExecutionName"),
+        ),
+        Member::optional("Statuses", "statuses", &EXECUTION_STATUS_LIST, Location::Query("Statuses")),
+        Member::optional("StartedAfter", "startedAfter", &EXECUTION_TIMESTAMP, Location::Query("StartedAfter")),
+        Member::optional("StartedBefore", "startedBefore", &EXECUTION_TIMESTAMP, Location::Query("StartedBefore")),
+        Member::optional("ReverseOrder", "reverseOrder", &REVERSE_ORDER, Location::Query("ReverseOrder")),
+        Member::optional("Marker", "marker", &STRING, Location::Query("Marker")),
+        Member::optional("MaxItems", "maxItems", &ITEM_COUNT, Location::Query("MaxItems")),
     ],
     payload: None,
 };
 
 pub static LIST_DURABLE_EXECUTIONS_BY_FUNCTION_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "DurableExecutions",
-            path: "durableExecutions",
-            shape: &DURABLE_EXECUTIONS,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "NextMarker", path: "nextMarker", shape: &STRING, required: false, location: Location::Body },
+        Member::optional("DurableExecutions", "durableExecutions", &DURABLE_EXECUTIONS, Location::Body),
+        Member::optional("NextMarker", "nextMarker", &STRING, Location::Body),
     ],
     payload: None,
 };
 
 pub static LIST_EVENT_SOURCE_MAPPINGS_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "EventSourceArn",
-            path: "eventSourceArn",
-            shape: &ARN,
-            required: false,
-            location: Location::Query("EventSourceArn"),
-        },
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: false,
-            location: Location::Query("FunctionName"),
-        },
-        Member { name: "Marker", path: "marker", shape: &STRING, required: false, location: Location::Query("Marker") },
-        Member {
-            name: "MaxItems",
-            path: "maxItems",
-            shape: &MAX_LIST_ITEMS,
-            required: false,
-            location: Location::Query("MaxItems"),
-        },
+        Member::optional("EventSourceArn", "eventSourceArn", &ARN, Location::Query("EventSourceArn")),
+        Member::optional("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Query("FunctionName")),
+        Member::optional("Marker", "marker", &STRING, Location::Query("Marker")),
+        Member::optional("MaxItems", "maxItems", &MAX_LIST_ITEMS, Location::Query("MaxItems")),
     ],
     payload: None,
 };
 
 pub static LIST_EVENT_SOURCE_MAPPINGS_RESPONSE: Structure = Structure {
     members: &[
-        Member { name: "NextMarker", path: "nextMarker", shape: &STRING, required: false, location: Location::Body },
-        Member {
-            name: "EventSourceMappings",
-            path: "eventSourceMappings",
-            shape: &EVENT_SOURCE_MAPPINGS_LIST,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("NextMarker", "nextMarker", &STRING, Location::Body),
+        Member::optional("EventSourceMappings", "eventSourceMappings", &EVENT_SOURCE_MAPPINGS_LIST, Location::Body),
     ],
     payload: None,
 };
 
 pub static LIST_FUNCTION_EVENT_INVOKE_CONFIGS_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member { name: "Marker", path: "marker", shape: &STRING, required: false, location: Location::Query("Marker") },
-        Member {
-            name: "MaxItems",
-            path: "maxItems",
-            shape: &MAX_FUNCTION_EVENT_INVOKE_CONFIG_LIST_ITEMS,
-            required: false,
-            location: Location::Query("MaxItems"),
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional("Marker", "marker", &STRING, Location::Query("Marker")),
+        Member::optional(
+            "MaxItems",
+            "maxItems",
+            &MAX_FUNCTION_EVENT_INVOKE_CONFIG_LIST_ITEMS,
+            Location::Query("MaxItems"),
+        ),
     ],
     payload: None,
 };
 
 pub static LIST_FUNCTION_EVENT_INVOKE_CONFIGS_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionEventInvokeConfigs",
-            path: "functionEventInvokeConfigs",
-            shape: &FUNCTION_EVENT_INVOKE_CONFIG_LIST,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "NextMarker", path: "nextMarker", shape: &STRING, required: false, location: Location::Body },
+        Member::optional(
+            "FunctionEventInvokeConfigs",
+            "functionEventInvokeConfigs",
+            &FUNCTION_EVENT_INVOKE_CONFIG_LIST,
+            Location::Body,
+        ),
+        Member::optional("NextMarker", "nextMarker", &STRING, Location::Body),
     ],
     payload: None,
 };
 
 pub static LIST_FUNCTION_URL_CONFIGS_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_URL_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member { name: "Marker", path: "marker", shape: &STRING, required: false, location: Location::Query("Marker") },
-        Member {
-            name: "MaxItems",
-            path: "maxItems",
-            shape: &MAX_ITEMS,
-            required: false,
-            location: Location::Query("MaxItems"),
-        },
+        Member::required("FunctionName", "functionName", &FUNCTION_URL_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional("Marker", "marker", &STRING, Location::Query("Marker")),
+        Member::optional("MaxItems", "maxItems", &MAX_ITEMS, Location::Query("MaxItems")),
     ],
     payload: None,
 };
 
 pub static LIST_FUNCTION_URL_CONFIGS_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionUrlConfigs",
-            path: "functionUrlConfigs",
-            shape: &FUNCTION_URL_CONFIG_LIST,
-            required: true,
-            location: Location::Body,
-        },
-        Member { name: "NextMarker", path: "nextMarker", shape: &STRING, required: false, location: Location::Body },
+        Member::required("FunctionUrlConfigs", "functionUrlConfigs", &FUNCTION_URL_CONFIG_LIST, Location::Body),
+        Member::optional("NextMarker", "nextMarker", &STRING, Location::Body),
     ],
     payload: None,
 };
 
 pub static LIST_FUNCTION_VERSIONS_BY_CAPACITY_PROVIDER_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "CapacityProviderName",
-            path: "capacityProviderName",
-            shape: &CAPACITY_PROVIDER_NAME,
-            required: true,
-            location: Location::Label("CapacityProviderName"),
-        },
-        Member { name: "Marker", path: "marker", shape: &STRING, required: false, location: Location::Query("Marker") },
-        Member {
-            name: "MaxItems",
-            path: "maxItems",
-            shape: &MAX_FIFTY_LIST_ITEMS,
-            required: false,
-            location: Location::Query("MaxItems"),
-        },
+        Member::required(
+            "CapacityProviderName",
+            "capacityProviderName",
+            &CAPACITY_PROVIDER_NAME,
+            Location::Label("CapacityProviderName"),
+        ),
+        Member::optional("Marker", "marker", &STRING, Location::Query("Marker")),
+        Member::optional("MaxItems", "maxItems", &MAX_FIFTY_LIST_ITEMS, Location::Query("MaxItems")),
     ],
     payload: None,
 };
 
 pub static LIST_FUNCTION_VERSIONS_BY_CAPACITY_PROVIDER_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "CapacityProviderArn",
-            path: "capacityProviderArn",
-            shape: &CAPACITY_PROVIDER_ARN,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "FunctionVersions",
-            path: "functionVersions",
-            shape: &FUNCTION_VERSIONS_BY_CAPACITY_PROVIDER_LIST,
-            required: true,
-            location: Location::Body,
-        },
-        Member { name: "NextMarker", path: "nextMarker", shape: &STRING, required: false, location: Location::Body },
+        Member::required("CapacityProviderArn", "capacityProviderArn", &CAPACITY_PROVIDER_ARN, Location::Body),
+        Member::required(
+            "FunctionVersions",
+            "functionVersions",
+            &FUNCTION_VERSIONS_BY_CAPACITY_PROVIDER_LIST,
+            Location::Body,
+        ),
+        Member::optional("NextMarker", "nextMarker", &STRING, Location::Body),
     ],
     payload: None,
 };
 
 pub static LIST_FUNCTIONS_BY_CODE_SIGNING_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "CodeSigningConfigArn",
-            path: "codeSigningConfigArn",
-            shape: &CODE_SIGNING_CONFIG_ARN,
-            required: true,
-            location: Location::Label("CodeSigningConfigArn"),
-        },
-        Member { name: "Marker", path: "marker", shape: &STRING, required: false, location: Location::Query("Marker") },
-        Member {
-            name: "MaxItems",
-            path: "maxItems",
-            shape: &MAX_LIST_ITEMS,
-            required: false,
-            location: Location::Query("MaxItems"),
-        },
+        Member::required(
+            "CodeSigningConfigArn",
+            "codeSigningConfigArn",
+            &CODE_SIGNING_CONFIG_ARN,
+            Location::Label("CodeSigningConfigArn"),
+        ),
+        Member::optional("Marker", "marker", &STRING, Location::Query("Marker")),
+        Member::optional("MaxItems", "maxItems", &MAX_LIST_ITEMS, Location::Query("MaxItems")),
     ],
     payload: None,
 };
 
 pub static LIST_FUNCTIONS_BY_CODE_SIGNING_CONFIG_RESPONSE: Structure = Structure {
     members: &[
-        Member { name: "NextMarker", path: "nextMarker", shape: &STRING, required: false, location: Location::Body },
-        Member {
-            name: "FunctionArns",
-            path: "functionArns",
-            shape: &FUNCTION_ARN_LIST,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("NextMarker", "nextMarker", &STRING, Location::Body),
+        Member::optional("FunctionArns", "functionArns", &FUNCTION_ARN_LIST, Location::Body),
     ],
     payload: None,
 };
 
 pub static LIST_FUNCTIONS_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "MasterRegion",
-            path: "masterRegion",
-            shape: &MASTER_REGION,
-            required: false,
-            location: Location::Query("MasterRegion"),
-        },
-        Member {
-            name: "FunctionVersion",
-            path: "functionVersion",
-            shape: &FUNCTION_VERSION,
-            required: false,
-            location: Location::Query("FunctionVersion"),
-        },
-        Member { name: "Marker", path: "marker", shape: &STRING, required: false, location: Location::Query("Marker") },
-        Member {
-            name: "MaxItems",
-            path: "maxItems",
-            shape: &MAX_LIST_ITEMS,
-            required: false,
-            location: Location::Query("MaxItems"),
-        },
+        Member::optional("MasterRegion", "masterRegion", &MASTER_REGION, Location::Query("MasterRegion")),
+        Member::optional("FunctionVersion", "functionVersion", &FUNCTION_VERSION, Location::Query("FunctionVersion")),
+        Member::optional("Marker", "marker", &STRING, Location::Query("Marker")),
+        Member::optional("MaxItems", "maxItems", &MAX_LIST_ITEMS, Location::Query("MaxItems")),
     ],
     payload: None,
 };
 
 pub static LIST_FUNCTIONS_RESPONSE: Structure = Structure {
     members: &[
-        Member { name: "NextMarker", path: "nextMarker", shape: &STRING, required: false, location: Location::Body },
-        Member {
-            name: "Functions",
-            path: "functions",
-            shape: &FUNCTION_LIST,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("NextMarker", "nextMarker", &STRING, Location::Body),
+        Member::optional("Functions", "functions", &FUNCTION_LIST, Location::Body),
     ],
     payload: None,
 };
 
 pub static LIST_LAYER_VERSIONS_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "CompatibleArchitecture",
-            path: "compatibleArchitecture",
-            shape: &ARCHITECTURE,
-            required: false,
-            location: Location::Query("CompatibleArchitecture"),
-        },
-        Member {
-            name: "CompatibleRuntime",
-            path: "compatibleRuntime",
-            shape: &RUNTIME,
-            required: false,
-            location: Location::Query("CompatibleRuntime"),
-        },
-        Member {
-            name: "LayerName",
-            path: "layerName",
-            shape: &LAYER_NAME_OR_ARN,
-            required: true,
-            location: Location::Label("LayerName"),
-        },
-        Member { name: "Marker", path: "marker", shape: &STRING, required: false, location: Location::Query("Marker") },
-        Member {
-            name: "MaxItems",
-            path: "maxItems",
-            shape: &MAX_LAYER_LIST_ITEMS,
-            required: false,
-            location: Location::Query("MaxItems"),
-        },
+        Member::optional(
+            "CompatibleArchitecture",
+            "compatibleArchitecture",
+            &ARCHITECTURE,
+            Location::Query("CompatibleArchitecture"),
+        ),
+        Member::optional("CompatibleRuntime", "compatibleRuntime", &RUNTIME, Location::Query("CompatibleRuntime")),
+        Member::required("LayerName", "layerName", &LAYER_NAME_OR_ARN, Location::Label("LayerName")),
+        Member::optional("Marker", "marker", &STRING, Location::Query("Marker")),
+        Member::optional("MaxItems", "maxItems", &MAX_LAYER_LIST_ITEMS, Location::Query("MaxItems")),
     ],
     payload: None,
 };
 
 pub static LIST_LAYER_VERSIONS_RESPONSE: Structure = Structure {
     members: &[
-        Member { name: "NextMarker", path: "nextMarker", shape: &STRING, required: false, location: Location::Body },
-        Member {
-            name: "LayerVersions",
-            path: "layerVersions",
-            shape: &LAYER_VERSIONS_LIST,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("NextMarker", "nextMarker", &STRING, Location::Body),
+        Member::optional("LayerVersions", "layerVersions", &LAYER_VERSIONS_LIST, Location::Body),
     ],
     payload: None,
 };
 
 pub static LIST_LAYERS_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "CompatibleArchitecture",
-            path: "compatibleArchitecture",
-            shape: &ARCHITECTURE,
-            required: false,
-            location: Location::Query("CompatibleArchitecture"),
-        },
-        Member {
-            name: "CompatibleRuntime",
-            path: "compatibleRuntime",
-            shape: &RUNTIME,
-            required: false,
-            location: Location::Query("CompatibleRuntime"),
-        },
-        Member { name: "Marker", path: "marker", shape: &STRING, required: false, location: Location::Query("Marker") },
-        Member {
-            name: "MaxItems",
-            path: "maxItems",
-            shape: &MAX_LAYER_LIST_ITEMS,
-            required: false,
-            location: Location::Query("MaxItems"),
-        },
+        Member::optional(
+            "CompatibleArchitecture",
+            "compatibleArchitecture",
+            &ARCHITECTURE,
+            Location::Query("CompatibleArchitecture"),
+        ),
+        Member::optional("CompatibleRuntime", "compatibleRuntime", &RUNTIME, Location::Query("CompatibleRuntime")),
+        Member::optional("Marker", "marker", &STRING, Location::Query("Marker")),
+        Member::optional("MaxItems", "maxItems", &MAX_LAYER_LIST_ITEMS, Location::Query("MaxItems")),
     ],
     payload: None,
 };
 
 pub static LIST_LAYERS_RESPONSE: Structure = Structure {
     members: &[
-        Member { name: "NextMarker", path: "nextMarker", shape: &STRING, required: false, location: Location::Body },
-        Member { name: "Layers", path: "layers", shape: &LAYERS_LIST, required: false, location: Location::Body },
+        Member::optional("NextMarker", "nextMarker", &STRING, Location::Body),
+        Member::optional("Layers", "layers", &LAYERS_LIST, Location::Body),
     ],
     payload: None,
 };
 
 pub static LIST_PROVISIONED_CONCURRENCY_CONFIGS_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member { name: "Marker", path: "marker", shape: &STRING, required: false, location: Location::Query("Marker") },
-        Member {
-            name: "MaxItems",
-            path: "maxItems",
-            shape: &MAX_PROVISIONED_CONCURRENCY_CONFIG_LIST_ITEMS,
-            required: false,
-            location: Location::Query("MaxItems"),
-        },
+        Member::required("FunctionName", "functionName", &FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional("Marker", "marker", &STRING, Location::Query("Marker")),
+        Member::optional(
+            "MaxItems",
+            "maxItems",
+            &MAX_PROVISIONED_CONCURRENCY_CONFIG_LIST_ITEMS,
+            Location::Query("MaxItems"),
+        ),
     ],
     payload: None,
 };
 
 pub static LIST_PROVISIONED_CONCURRENCY_CONFIGS_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "ProvisionedConcurrencyConfigs",
-            path: "provisionedConcurrencyConfigs",
-            shape: &PROVISIONED_CONCURRENCY_CONFIG_LIST,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "NextMarker", path: "nextMarker", shape: &STRING, required: false, location: Location::Body },
+        Member::optional(
+            "ProvisionedConcurrencyConfigs",
+            "provisionedConcurrencyConfigs",
+            &PROVISIONED_CONCURRENCY_CONFIG_LIST,
+            Location::Body,
+        ),
+        Member::optional("NextMarker", "nextMarker", &STRING, Location::Body),
     ],
     payload: None,
 };
 
 pub static LIST_TAGS_REQUEST: Structure = Structure {
-    members: &[Member {
-        name: "Resource",
-        path: "resource",
-        shape: &TAGGABLE_RESOURCE,
-        required: true,
-        location: Location::Label("Resource"),
-    }],
+    members: &[Member::required("Resource", "resource", &TAGGABLE_RESOURCE, Location::Label("Resource"))],
     payload: None,
 };
 
-pub static LIST_TAGS_RESPONSE: Structure = Structure {
-    members: &[Member { name: "Tags", path: "tags", shape: &TAGS, required: false, location: Location::Body }],
-    payload: None,
-};
+pub static LIST_TAGS_RESPONSE: Structure =
+    Structure { members: &[Member::optional("Tags", "tags", &TAGS, Location::Body)], payload: None };
 
 pub static LIST_VERSIONS_BY_FUNCTION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member { name: "Marker", path: "marker", shape: &STRING, required: false, location: Location::Query("Marker") },
-        Member {
-            name: "MaxItems",
-            path: "maxItems",
-            shape: &MAX_LIST_ITEMS,
-            required: false,
-            location: Location::Query("MaxItems"),
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional("Marker", "marker", &STRING, Location::Query("Marker")),
+        Member::optional("MaxItems", "maxItems", &MAX_LIST_ITEMS, Location::Query("MaxItems")),
     ],
     payload: None,
 };
 
 pub static LIST_VERSIONS_BY_FUNCTION_RESPONSE: Structure = Structure {
     members: &[
-        Member { name: "NextMarker", path: "nextMarker", shape: &STRING, required: false, location: Location::Body },
-        Member { name: "Versions", path: "versions", shape: &FUNCTION_LIST, required: false, location: Location::Body },
+        Member::optional("NextMarker", "nextMarker", &STRING, Location::Body),
+        Member::optional("Versions", "versions", &FUNCTION_LIST, Location::Body),
     ],
     payload: None,
 };
@@ -5668,22 +3195,10 @@ pub static LOG_TYPE: Shape = Shape::Enum { name: "LogType", values: &["None", "T
 
 pub static LOGGING_CONFIG: Structure = Structure {
     members: &[
-        Member { name: "LogFormat", path: "logFormat", shape: &LOG_FORMAT, required: false, location: Location::Body },
-        Member {
-            name: "ApplicationLogLevel",
-            path: "applicationLogLevel",
-            shape: &APPLICATION_LOG_LEVEL,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "SystemLogLevel",
-            path: "systemLogLevel",
-            shape: &SYSTEM_LOG_LEVEL,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "LogGroup", path: "logGroup", shape: &LOG_GROUP, required: false, location: Location::Body },
+        Member::optional("LogFormat", "logFormat", &LOG_FORMAT, Location::Body),
+        Member::optional("ApplicationLogLevel", "applicationLogLevel", &APPLICATION_LOG_LEVEL, Location::Body),
+        Member::optional("SystemLogLevel", "systemLogLevel", &SYSTEM_LOG_LEVEL, Location::Body),
+        Member::optional("LogGroup", "logGroup", &LOG_GROUP, Location::Body),
     ],
     payload: None,
 };
@@ -5766,97 +3281,36 @@ pub static NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER: Shape = Shape::String {
 };
 
 pub static ON_FAILURE: Structure = Structure {
-    members: &[Member {
-        name: "Destination",
-        path: "destination",
-        shape: &DESTINATION_ARN,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional("Destination", "destination", &DESTINATION_ARN, Location::Body)],
     payload: None,
 };
 
 pub static ON_SUCCESS: Structure = Structure {
-    members: &[Member {
-        name: "Destination",
-        path: "destination",
-        shape: &DESTINATION_ARN,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional("Destination", "destination", &DESTINATION_ARN, Location::Body)],
     payload: None,
 };
 
 pub static OPERATION: Structure = Structure {
     members: &[
-        Member { name: "Id", path: "id", shape: &OPERATION_ID, required: true, location: Location::Body },
-        Member { name: "ParentId", path: "parentId", shape: &OPERATION_ID, required: false, location: Location::Body },
-        Member { name: "Name", path: "name", shape: &OPERATION_NAME, required: false, location: Location::Body },
-        Member { name: "Type", path: "type", shape: &OPERATION_TYPE, required: true, location: Location::Body },
-        Member {
-            name: "SubType",
-            path: "subType",
-            shape: &OPERATION_SUB_TYPE,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "StartTimestamp",
-            path: "startTimestamp",
-            shape: &EXECUTION_TIMESTAMP,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "EndTimestamp",
-            path: "endTimestamp",
-            shape: &EXECUTION_TIMESTAMP,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Status", path: "status", shape: &OPERATION_STATUS, required: true, location: Location::Body },
-        Member {
-            name: "ExecutionDetails",
-            path: "executionDetails",
-            shape: &Shape::Structure(&EXECUTION_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ContextDetails",
-            path: "contextDetails",
-            shape: &Shape::Structure(&CONTEXT_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "StepDetails",
-            path: "stepDetails",
-            shape: &Shape::Structure(&STEP_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "WaitDetails",
-            path: "waitDetails",
-            shape: &Shape::Structure(&WAIT_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CallbackDetails",
-            path: "callbackDetails",
-            shape: &Shape::Structure(&CALLBACK_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ChainedInvokeDetails",
-            path: "chainedInvokeDetails",
-            shape: &Shape::Structure(&CHAINED_INVOKE_DETAILS),
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("Id", "id", &OPERATION_ID, Location::Body),
+        Member::optional("ParentId", "parentId", &OPERATION_ID, Location::Body),
+        Member::optional("Name", "name", &OPERATION_NAME, Location::Body),
+        Member::required("Type", "type", &OPERATION_TYPE, Location::Body),
+        Member::optional("SubType", "subType", &OPERATION_SUB_TYPE, Location::Body),
+        Member::required("StartTimestamp", "startTimestamp", &EXECUTION_TIMESTAMP, Location::Body),
+        Member::optional("EndTimestamp", "endTimestamp", &EXECUTION_TIMESTAMP, Location::Body),
+        Member::required("Status", "status", &OPERATION_STATUS, Location::Body),
+        Member::optional("ExecutionDetails", "executionDetails", &Shape::Structure(&EXECUTION_DETAILS), Location::Body),
+        Member::optional("ContextDetails", "contextDetails", &Shape::Structure(&CONTEXT_DETAILS), Location::Body),
+        Member::optional("StepDetails", "stepDetails", &Shape::Structure(&STEP_DETAILS), Location::Body),
+        Member::optional("WaitDetails", "waitDetails", &Shape::Structure(&WAIT_DETAILS), Location::Body),
+        Member::optional("CallbackDetails", "callbackDetails", &Shape::Structure(&CALLBACK_DETAILS), Location::Body),
+        Member::optional(
+            "ChainedInvokeDetails",
+            "chainedInvokeDetails",
+            &Shape::Structure(&CHAINED_INVOKE_DETAILS),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
@@ -5891,67 +3345,24 @@ pub static OPERATION_TYPE: Shape = Shape::Enum {
 
 pub static OPERATION_UPDATE: Structure = Structure {
     members: &[
-        Member { name: "Id", path: "id", shape: &OPERATION_ID, required: true, location: Location::Body },
-        Member { name: "ParentId", path: "parentId", shape: &OPERATION_ID, required: false, location: Location::Body },
-        Member { name: "Name", path: "name", shape: &OPERATION_NAME, required: false, location: Location::Body },
-        Member { name: "Type", path: "type", shape: &OPERATION_TYPE, required: true, location: Location::Body },
-        Member {
-            name: "SubType",
-            path: "subType",
-            shape: &OPERATION_SUB_TYPE,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Action", path: "action", shape: &OPERATION_ACTION, required: true, location: Location::Body },
-        Member {
-            name: "Payload",
-            path: "payload",
-            shape: &OPERATION_PAYLOAD,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Error",
-            path: "error",
-            shape: &Shape::Structure(&ERROR_OBJECT),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ContextOptions",
-            path: "contextOptions",
-            shape: &Shape::Structure(&CONTEXT_OPTIONS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "StepOptions",
-            path: "stepOptions",
-            shape: &Shape::Structure(&STEP_OPTIONS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "WaitOptions",
-            path: "waitOptions",
-            shape: &Shape::Structure(&WAIT_OPTIONS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CallbackOptions",
-            path: "callbackOptions",
-            shape: &Shape::Structure(&CALLBACK_OPTIONS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ChainedInvokeOptions",
-            path: "chainedInvokeOptions",
-            shape: &Shape::Structure(&CHAINED_INVOKE_OPTIONS),
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("Id", "id", &OPERATION_ID, Location::Body),
+        Member::optional("ParentId", "parentId", &OPERATION_ID, Location::Body),
+        Member::optional("Name", "name", &OPERATION_NAME, Location::Body),
+        Member::required("Type", "type", &OPERATION_TYPE, Location::Body),
+        Member::optional("SubType", "subType", &OPERATION_SUB_TYPE, Location::Body),
+        Member::required("Action", "action", &OPERATION_ACTION, Location::Body),
+        Member::optional("Payload", "payload", &OPERATION_PAYLOAD, Location::Body),
+        Member::optional("Error", "error", &Shape::Structure(&ERROR_OBJECT), Location::Body),
+        Member::optional("ContextOptions", "contextOptions", &Shape::Structure(&CONTEXT_OPTIONS), Location::Body),
+        Member::optional("StepOptions", "stepOptions", &Shape::Structure(&STEP_OPTIONS), Location::Body),
+        Member::optional("WaitOptions", "waitOptions", &Shape::Structure(&WAIT_OPTIONS), Location::Body),
+        Member::optional("CallbackOptions", "callbackOptions", &Shape::Structure(&CALLBACK_OPTIONS), Location::Body),
+        Member::optional(
+            "ChainedInvokeOptions",
+            "chainedInvokeOptions",
+            &Shape::Structure(&CHAINED_INVOKE_OPTIONS),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
@@ -5982,49 +3393,24 @@ pub static PATTERN: Shape =
 
 pub static PAUSE_DETAILS: Structure = Structure {
     members: &[
-        Member {
-            name: "PauseRequestTimestamp",
-            path: "pauseRequestTimestamp",
-            shape: &EXECUTION_TIMESTAMP,
-            required: true,
-            location: Location::Body,
-        },
-        Member { name: "Reason", path: "reason", shape: &PAUSE_REASON, required: false, location: Location::Body },
-        Member {
-            name: "ExecutionTimeoutPaused",
-            path: "executionTimeoutPaused",
-            shape: &EXECUTION_TIMEOUT_PAUSED,
-            required: true,
-            location: Location::Body,
-        },
+        Member::required("PauseRequestTimestamp", "pauseRequestTimestamp", &EXECUTION_TIMESTAMP, Location::Body),
+        Member::optional("Reason", "reason", &PAUSE_REASON, Location::Body),
+        Member::required("ExecutionTimeoutPaused", "executionTimeoutPaused", &EXECUTION_TIMEOUT_PAUSED, Location::Body),
     ],
     payload: None,
 };
 
 pub static PAUSE_DURABLE_EXECUTION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "DurableExecutionArn",
-            path: "durableExecutionArn",
-            shape: &DURABLE_EXECUTION_ARN,
-            required: true,
-            location: Location::Label("DurableExecutionArn"),
-        },
-        Member {
-            name: "ClientToken",
-            path: "clientToken",
-            shape: &CLIENT_TOKEN,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Reason", path: "reason", shape: &PAUSE_REASON, required: false, location: Location::Body },
-        Member {
-            name: "ExecutionTimeoutPaused",
-            path: "executionTimeoutPaused",
-            shape: &EXECUTION_TIMEOUT_PAUSED,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required(
+            "DurableExecutionArn",
+            "durableExecutionArn",
+            &DURABLE_EXECUTION_ARN,
+            Location::Label("DurableExecutionArn"),
+        ),
+        Member::optional("ClientToken", "clientToken", &CLIENT_TOKEN, Location::Body),
+        Member::optional("Reason", "reason", &PAUSE_REASON, Location::Body),
+        Member::optional("ExecutionTimeoutPaused", "executionTimeoutPaused", &EXECUTION_TIMEOUT_PAUSED, Location::Body),
     ],
     payload: None,
 };
@@ -6053,14 +3439,8 @@ pub static PRINCIPAL_ORG_ID: Shape =
 
 pub static PROPAGATE_TAGS: Structure = Structure {
     members: &[
-        Member { name: "Mode", path: "mode", shape: &PROPAGATE_TAGS_MODE, required: false, location: Location::Body },
-        Member {
-            name: "ExplicitTags",
-            path: "explicitTags",
-            shape: &PROPAGATE_TAGS_EXPLICIT_TAGS_MAP,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("Mode", "mode", &PROPAGATE_TAGS_MODE, Location::Body),
+        Member::optional("ExplicitTags", "explicitTags", &PROPAGATE_TAGS_EXPLICIT_TAGS_MAP, Location::Body),
     ],
     payload: None,
 };
@@ -6079,55 +3459,28 @@ pub static PROVISIONED_CONCURRENCY_CONFIG_LIST: Shape = Shape::List {
 
 pub static PROVISIONED_CONCURRENCY_CONFIG_LIST_ITEM: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionArn",
-            path: "functionArn",
-            shape: &FUNCTION_ARN,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "RequestedProvisionedConcurrentExecutions",
-            path: "requestedProvisionedConcurrentExecutions",
-            shape: &POSITIVE_INTEGER,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AvailableProvisionedConcurrentExecutions",
-            path: "availableProvisionedConcurrentExecutions",
-            shape: &NON_NEGATIVE_INTEGER,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AllocatedProvisionedConcurrentExecutions",
-            path: "allocatedProvisionedConcurrentExecutions",
-            shape: &NON_NEGATIVE_INTEGER,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Status",
-            path: "status",
-            shape: &PROVISIONED_CONCURRENCY_STATUS_ENUM,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "StatusReason",
-            path: "statusReason",
-            shape: &STRING,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "LastModified",
-            path: "lastModified",
-            shape: &TIMESTAMP,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("FunctionArn", "functionArn", &FUNCTION_ARN, Location::Body),
+        Member::optional(
+            "RequestedProvisionedConcurrentExecutions",
+            "requestedProvisionedConcurrentExecutions",
+            &POSITIVE_INTEGER,
+            Location::Body,
+        ),
+        Member::optional(
+            "AvailableProvisionedConcurrentExecutions",
+            "availableProvisionedConcurrentExecutions",
+            &NON_NEGATIVE_INTEGER,
+            Location::Body,
+        ),
+        Member::optional(
+            "AllocatedProvisionedConcurrentExecutions",
+            "allocatedProvisionedConcurrentExecutions",
+            &NON_NEGATIVE_INTEGER,
+            Location::Body,
+        ),
+        Member::optional("Status", "status", &PROVISIONED_CONCURRENCY_STATUS_ENUM, Location::Body),
+        Member::optional("StatusReason", "statusReason", &STRING, Location::Body),
+        Member::optional("LastModified", "lastModified", &TIMESTAMP, Location::Body),
     ],
     payload: None,
 };
@@ -6137,27 +3490,9 @@ pub static PROVISIONED_CONCURRENCY_STATUS_ENUM: Shape =
 
 pub static PROVISIONED_POLLER_CONFIG: Structure = Structure {
     members: &[
-        Member {
-            name: "MinimumPollers",
-            path: "minimumPollers",
-            shape: &MINIMUM_NUMBER_OF_POLLERS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "MaximumPollers",
-            path: "maximumPollers",
-            shape: &MAXIMUM_NUMBER_OF_POLLERS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "PollerGroupName",
-            path: "pollerGroupName",
-            shape: &PROVISIONED_POLLER_GROUP_NAME,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("MinimumPollers", "minimumPollers", &MINIMUM_NUMBER_OF_POLLERS, Location::Body),
+        Member::optional("MaximumPollers", "maximumPollers", &MAXIMUM_NUMBER_OF_POLLERS, Location::Body),
+        Member::optional("PollerGroupName", "pollerGroupName", &PROVISIONED_POLLER_GROUP_NAME, Location::Body),
     ],
     payload: None,
 };
@@ -6172,140 +3507,48 @@ pub static PROVISIONED_POLLER_GROUP_NAME: Shape = Shape::String {
 
 pub static PUBLISH_LAYER_VERSION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "LayerName",
-            path: "layerName",
-            shape: &LAYER_NAME_OR_ARN,
-            required: true,
-            location: Location::Label("LayerName"),
-        },
-        Member {
-            name: "Description",
-            path: "description",
-            shape: &DESCRIPTION,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Content",
-            path: "content",
-            shape: &Shape::Structure(&LAYER_VERSION_CONTENT_INPUT),
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "CompatibleArchitectures",
-            path: "compatibleArchitectures",
-            shape: &COMPATIBLE_ARCHITECTURES,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CompatibleRuntimes",
-            path: "compatibleRuntimes",
-            shape: &COMPATIBLE_RUNTIMES,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "LicenseInfo",
-            path: "licenseInfo",
-            shape: &LICENSE_INFO,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("LayerName", "layerName", &LAYER_NAME_OR_ARN, Location::Label("LayerName")),
+        Member::optional("Description", "description", &DESCRIPTION, Location::Body),
+        Member::required("Content", "content", &Shape::Structure(&LAYER_VERSION_CONTENT_INPUT), Location::Body),
+        Member::optional(
+            "CompatibleArchitectures",
+            "compatibleArchitectures",
+            &COMPATIBLE_ARCHITECTURES,
+            Location::Body,
+        ),
+        Member::optional("CompatibleRuntimes", "compatibleRuntimes", &COMPATIBLE_RUNTIMES, Location::Body),
+        Member::optional("LicenseInfo", "licenseInfo", &LICENSE_INFO, Location::Body),
     ],
     payload: None,
 };
 
 pub static PUBLISH_LAYER_VERSION_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "Content",
-            path: "content",
-            shape: &Shape::Structure(&LAYER_VERSION_CONTENT_OUTPUT),
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "LayerArn", path: "layerArn", shape: &LAYER_ARN, required: false, location: Location::Body },
-        Member {
-            name: "LayerVersionArn",
-            path: "layerVersionArn",
-            shape: &LAYER_VERSION_ARN,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Description",
-            path: "description",
-            shape: &DESCRIPTION,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CreatedDate",
-            path: "createdDate",
-            shape: &TIMESTAMP,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Version",
-            path: "version",
-            shape: &LAYER_VERSION_NUMBER,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CompatibleArchitectures",
-            path: "compatibleArchitectures",
-            shape: &COMPATIBLE_ARCHITECTURES,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CompatibleRuntimes",
-            path: "compatibleRuntimes",
-            shape: &COMPATIBLE_RUNTIMES,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "LicenseInfo",
-            path: "licenseInfo",
-            shape: &LICENSE_INFO,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("Content", "content", &Shape::Structure(&LAYER_VERSION_CONTENT_OUTPUT), Location::Body),
+        Member::optional("LayerArn", "layerArn", &LAYER_ARN, Location::Body),
+        Member::optional("LayerVersionArn", "layerVersionArn", &LAYER_VERSION_ARN, Location::Body),
+        Member::optional("Description", "description", &DESCRIPTION, Location::Body),
+        Member::optional("CreatedDate", "createdDate", &TIMESTAMP, Location::Body),
+        Member::optional("Version", "version", &LAYER_VERSION_NUMBER, Location::Body),
+        Member::optional(
+            "CompatibleArchitectures",
+            "compatibleArchitectures",
+            &COMPATIBLE_ARCHITECTURES,
+            Location::Body,
+        ),
+        Member::optional("CompatibleRuntimes", "compatibleRuntimes", &COMPATIBLE_RUNTIMES, Location::Body),
+        Member::optional("LicenseInfo", "licenseInfo", &LICENSE_INFO, Location::Body),
     ],
     payload: None,
 };
 
 pub static PUBLISH_VERSION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member { name: "CodeSha256", path: "codeSha256", shape: &STRING, required: false, location: Location::Body },
-        Member {
-            name: "Description",
-            path: "description",
-            shape: &DESCRIPTION,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "RevisionId", path: "revisionId", shape: &STRING, required: false, location: Location::Body },
-        Member {
-            name: "PublishTo",
-            path: "publishTo",
-            shape: &FUNCTION_VERSION_LATEST_PUBLISHED,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("FunctionName", "functionName", &FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional("CodeSha256", "codeSha256", &STRING, Location::Body),
+        Member::optional("Description", "description", &DESCRIPTION, Location::Body),
+        Member::optional("RevisionId", "revisionId", &STRING, Location::Body),
+        Member::optional("PublishTo", "publishTo", &FUNCTION_VERSION_LATEST_PUBLISHED, Location::Body),
     ],
     payload: None,
 };
@@ -6320,341 +3563,167 @@ pub static PUBLISHED_FUNCTION_QUALIFIER: Shape = Shape::String {
 
 pub static PUT_FUNCTION_CODE_SIGNING_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "CodeSigningConfigArn",
-            path: "codeSigningConfigArn",
-            shape: &CODE_SIGNING_CONFIG_ARN,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
+        Member::required("CodeSigningConfigArn", "codeSigningConfigArn", &CODE_SIGNING_CONFIG_ARN, Location::Body),
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Label("FunctionName")),
     ],
     payload: None,
 };
 
 pub static PUT_FUNCTION_CODE_SIGNING_CONFIG_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "CodeSigningConfigArn",
-            path: "codeSigningConfigArn",
-            shape: &CODE_SIGNING_CONFIG_ARN,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_NAME,
-            required: true,
-            location: Location::Body,
-        },
+        Member::required("CodeSigningConfigArn", "codeSigningConfigArn", &CODE_SIGNING_CONFIG_ARN, Location::Body),
+        Member::required("FunctionName", "functionName", &FUNCTION_NAME, Location::Body),
     ],
     payload: None,
 };
 
 pub static PUT_FUNCTION_CONCURRENCY_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "ReservedConcurrentExecutions",
-            path: "reservedConcurrentExecutions",
-            shape: &RESERVED_CONCURRENT_EXECUTIONS,
-            required: true,
-            location: Location::Body,
-        },
+        Member::required("FunctionName", "functionName", &FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::required(
+            "ReservedConcurrentExecutions",
+            "reservedConcurrentExecutions",
+            &RESERVED_CONCURRENT_EXECUTIONS,
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
 pub static PUT_FUNCTION_EVENT_INVOKE_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
-            required: false,
-            location: Location::Query("Qualifier"),
-        },
-        Member {
-            name: "MaximumRetryAttempts",
-            path: "maximumRetryAttempts",
-            shape: &MAXIMUM_RETRY_ATTEMPTS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "MaximumEventAgeInSeconds",
-            path: "maximumEventAgeInSeconds",
-            shape: &MAXIMUM_EVENT_AGE_IN_SECONDS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "DestinationConfig",
-            path: "destinationConfig",
-            shape: &Shape::Structure(&DESTINATION_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional(
+            "Qualifier",
+            "qualifier",
+            &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
+            Location::Query("Qualifier"),
+        ),
+        Member::optional("MaximumRetryAttempts", "maximumRetryAttempts", &MAXIMUM_RETRY_ATTEMPTS, Location::Body),
+        Member::optional(
+            "MaximumEventAgeInSeconds",
+            "maximumEventAgeInSeconds",
+            &MAXIMUM_EVENT_AGE_IN_SECONDS,
+            Location::Body,
+        ),
+        Member::optional(
+            "DestinationConfig",
+            "destinationConfig",
+            &Shape::Structure(&DESTINATION_CONFIG),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
 pub static PUT_FUNCTION_RECURSION_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &UNQUALIFIED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "RecursiveLoop",
-            path: "recursiveLoop",
-            shape: &RECURSIVE_LOOP,
-            required: true,
-            location: Location::Body,
-        },
+        Member::required("FunctionName", "functionName", &UNQUALIFIED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::required("RecursiveLoop", "recursiveLoop", &RECURSIVE_LOOP, Location::Body),
     ],
     payload: None,
 };
 
 pub static PUT_FUNCTION_RECURSION_CONFIG_RESPONSE: Structure = Structure {
-    members: &[Member {
-        name: "RecursiveLoop",
-        path: "recursiveLoop",
-        shape: &RECURSIVE_LOOP,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional("RecursiveLoop", "recursiveLoop", &RECURSIVE_LOOP, Location::Body)],
     payload: None,
 };
 
 pub static PUT_FUNCTION_SCALING_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &UNQUALIFIED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &PUBLISHED_FUNCTION_QUALIFIER,
-            required: true,
-            location: Location::Query("Qualifier"),
-        },
-        Member {
-            name: "FunctionScalingConfig",
-            path: "functionScalingConfig",
-            shape: &Shape::Structure(&FUNCTION_SCALING_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("FunctionName", "functionName", &UNQUALIFIED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::required("Qualifier", "qualifier", &PUBLISHED_FUNCTION_QUALIFIER, Location::Query("Qualifier")),
+        Member::optional(
+            "FunctionScalingConfig",
+            "functionScalingConfig",
+            &Shape::Structure(&FUNCTION_SCALING_CONFIG),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
-pub static PUT_FUNCTION_SCALING_CONFIG_RESPONSE: Structure = Structure {
-    members: &[Member {
-        name: "FunctionState",
-        path: "functionState",
-        shape: &STATE,
-        required: false,
-        location: Location::Body,
-    }],
-    payload: None,
-};
+pub static PUT_FUNCTION_SCALING_CONFIG_RESPONSE: Structure =
+    Structure { members: &[Member::optional("FunctionState", "functionState", &STATE, Location::Body)], payload: None };
 
 pub static PUT_PROVISIONED_CONCURRENCY_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &QUALIFIER,
-            required: true,
-            location: Location::Query("Qualifier"),
-        },
-        Member {
-            name: "ProvisionedConcurrentExecutions",
-            path: "provisionedConcurrentExecutions",
-            shape: &POSITIVE_INTEGER,
-            required: true,
-            location: Location::Body,
-        },
+        Member::required("FunctionName", "functionName", &FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::required("Qualifier", "qualifier", &QUALIFIER, Location::Query("Qualifier")),
+        Member::required(
+            "ProvisionedConcurrentExecutions",
+            "provisionedConcurrentExecutions",
+            &POSITIVE_INTEGER,
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
 pub static PUT_PROVISIONED_CONCURRENCY_CONFIG_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "RequestedProvisionedConcurrentExecutions",
-            path: "requestedProvisionedConcurrentExecutions",
-            shape: &POSITIVE_INTEGER,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AllocatedProvisionedConcurrentExecutions",
-            path: "allocatedProvisionedConcurrentExecutions",
-            shape: &NON_NEGATIVE_INTEGER,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AvailableProvisionedConcurrentExecutions",
-            path: "availableProvisionedConcurrentExecutions",
-            shape: &NON_NEGATIVE_INTEGER,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Status",
-            path: "status",
-            shape: &PROVISIONED_CONCURRENCY_STATUS_ENUM,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "StatusReason",
-            path: "statusReason",
-            shape: &STRING,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "LastModified",
-            path: "lastModified",
-            shape: &TIMESTAMP,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional(
+            "RequestedProvisionedConcurrentExecutions",
+            "requestedProvisionedConcurrentExecutions",
+            &POSITIVE_INTEGER,
+            Location::Body,
+        ),
+        Member::optional(
+            "AllocatedProvisionedConcurrentExecutions",
+            "allocatedProvisionedConcurrentExecutions",
+            &NON_NEGATIVE_INTEGER,
+            Location::Body,
+        ),
+        Member::optional(
+            "AvailableProvisionedConcurrentExecutions",
+            "availableProvisionedConcurrentExecutions",
+            &NON_NEGATIVE_INTEGER,
+            Location::Body,
+        ),
+        Member::optional("Status", "status", &PROVISIONED_CONCURRENCY_STATUS_ENUM, Location::Body),
+        Member::optional("StatusReason", "statusReason", &STRING, Location::Body),
+        Member::optional("LastModified", "lastModified", &TIMESTAMP, Location::Body),
     ],
     payload: None,
 };
 
 pub static PUT_RESOURCE_POLICY_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "ResourceArn",
-            path: "resourceArn",
-            shape: &POLICY_RESOURCE_ARN,
-            required: true,
-            location: Location::Label("ResourceArn"),
-        },
-        Member { name: "Policy", path: "policy", shape: &RESOURCE_POLICY, required: true, location: Location::Body },
-        Member {
-            name: "RevisionId",
-            path: "revisionId",
-            shape: &REVISION_ID,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("ResourceArn", "resourceArn", &POLICY_RESOURCE_ARN, Location::Label("ResourceArn")),
+        Member::required("Policy", "policy", &RESOURCE_POLICY, Location::Body),
+        Member::optional("RevisionId", "revisionId", &REVISION_ID, Location::Body),
     ],
     payload: None,
 };
 
 pub static PUT_RESOURCE_POLICY_RESPONSE: Structure = Structure {
     members: &[
-        Member { name: "Policy", path: "policy", shape: &RESOURCE_POLICY, required: false, location: Location::Body },
-        Member {
-            name: "RevisionId",
-            path: "revisionId",
-            shape: &REVISION_ID,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("Policy", "policy", &RESOURCE_POLICY, Location::Body),
+        Member::optional("RevisionId", "revisionId", &REVISION_ID, Location::Body),
     ],
     payload: None,
 };
 
 pub static PUT_RUNTIME_MANAGEMENT_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
-            required: false,
-            location: Location::Query("Qualifier"),
-        },
-        Member {
-            name: "UpdateRuntimeOn",
-            path: "updateRuntimeOn",
-            shape: &UPDATE_RUNTIME_ON,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "RuntimeVersionArn",
-            path: "runtimeVersionArn",
-            shape: &RUNTIME_VERSION_ARN,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional(
+            "Qualifier",
+            "qualifier",
+            &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
+            Location::Query("Qualifier"),
+        ),
+        Member::required("UpdateRuntimeOn", "updateRuntimeOn", &UPDATE_RUNTIME_ON, Location::Body),
+        Member::optional("RuntimeVersionArn", "runtimeVersionArn", &RUNTIME_VERSION_ARN, Location::Body),
     ],
     payload: None,
 };
 
 pub static PUT_RUNTIME_MANAGEMENT_CONFIG_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "UpdateRuntimeOn",
-            path: "updateRuntimeOn",
-            shape: &UPDATE_RUNTIME_ON,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "FunctionArn",
-            path: "functionArn",
-            shape: &FUNCTION_ARN,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "RuntimeVersionArn",
-            path: "runtimeVersionArn",
-            shape: &RUNTIME_VERSION_ARN,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("UpdateRuntimeOn", "updateRuntimeOn", &UPDATE_RUNTIME_ON, Location::Body),
+        Member::required("FunctionArn", "functionArn", &FUNCTION_ARN, Location::Body),
+        Member::optional("RuntimeVersionArn", "runtimeVersionArn", &RUNTIME_VERSION_ARN, Location::Body),
     ],
     payload: None,
 };
@@ -6673,68 +3742,25 @@ pub static RECURSIVE_LOOP: Shape = Shape::Enum { name: "RecursiveLoop", values: 
 
 pub static REMOVE_LAYER_VERSION_PERMISSION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "LayerName",
-            path: "layerName",
-            shape: &LAYER_NAME_OR_ARN,
-            required: true,
-            location: Location::Label("LayerName"),
-        },
-        Member {
-            name: "VersionNumber",
-            path: "versionNumber",
-            shape: &LAYER_VERSION_NUMBER,
-            required: true,
-            location: Location::Label("VersionNumber"),
-        },
-        Member {
-            name: "StatementId",
-            path: "statementId",
-            shape: &STATEMENT_ID,
-            required: true,
-            location: Location::Label("StatementId"),
-        },
-        Member {
-            name: "RevisionId",
-            path: "revisionId",
-            shape: &STRING,
-            required: false,
-            location: Location::Query("RevisionId"),
-        },
+        Member::required("LayerName", "layerName", &LAYER_NAME_OR_ARN, Location::Label("LayerName")),
+        Member::required("VersionNumber", "versionNumber", &LAYER_VERSION_NUMBER, Location::Label("VersionNumber")),
+        Member::required("StatementId", "statementId", &STATEMENT_ID, Location::Label("StatementId")),
+        Member::optional("RevisionId", "revisionId", &STRING, Location::Query("RevisionId")),
     ],
     payload: None,
 };
 
 pub static REMOVE_PERMISSION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "StatementId",
-            path: "statementId",
-            shape: &NAMESPACED_STATEMENT_ID,
-            required: true,
-            location: Location::Label("StatementId"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
-            required: false,
-            location: Location::Query("Qualifier"),
-        },
-        Member {
-            name: "RevisionId",
-            path: "revisionId",
-            shape: &STRING,
-            required: false,
-            location: Location::Query("RevisionId"),
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::required("StatementId", "statementId", &NAMESPACED_STATEMENT_ID, Location::Label("StatementId")),
+        Member::optional(
+            "Qualifier",
+            "qualifier",
+            &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
+            Location::Query("Qualifier"),
+        ),
+        Member::optional("RevisionId", "revisionId", &STRING, Location::Query("RevisionId")),
     ],
     payload: None,
 };
@@ -6745,15 +3771,9 @@ pub static RESERVED_CONCURRENT_EXECUTIONS: Shape = Shape::Integer { min: Some(0)
 
 pub static RESOLVED_S3_OBJECT: Structure = Structure {
     members: &[
-        Member { name: "S3Bucket", path: "s3Bucket", shape: &S3_BUCKET, required: false, location: Location::Body },
-        Member { name: "S3Key", path: "s3Key", shape: &S3_KEY, required: false, location: Location::Body },
-        Member {
-            name: "S3ObjectVersion",
-            path: "s3ObjectVersion",
-            shape: &S3_OBJECT_VERSION,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("S3Bucket", "s3Bucket", &S3_BUCKET, Location::Body),
+        Member::optional("S3Key", "s3Key", &S3_KEY, Location::Body),
+        Member::optional("S3ObjectVersion", "s3ObjectVersion", &S3_OBJECT_VERSION, Location::Body),
     ],
     payload: None,
 };
@@ -6771,21 +3791,14 @@ pub static RESPONSE_STREAMING_INVOCATION_TYPE: Shape =
 
 pub static RESUME_DURABLE_EXECUTION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "DurableExecutionArn",
-            path: "durableExecutionArn",
-            shape: &DURABLE_EXECUTION_ARN,
-            required: true,
-            location: Location::Label("DurableExecutionArn"),
-        },
-        Member {
-            name: "ClientToken",
-            path: "clientToken",
-            shape: &CLIENT_TOKEN,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Reason", path: "reason", shape: &RESUME_REASON, required: false, location: Location::Body },
+        Member::required(
+            "DurableExecutionArn",
+            "durableExecutionArn",
+            &DURABLE_EXECUTION_ARN,
+            Location::Label("DurableExecutionArn"),
+        ),
+        Member::optional("ClientToken", "clientToken", &CLIENT_TOKEN, Location::Body),
+        Member::optional("Reason", "reason", &RESUME_REASON, Location::Body),
     ],
     payload: None,
 };
@@ -6798,20 +3811,8 @@ pub static RETENTION_PERIOD_IN_DAYS: Shape = Shape::Integer { min: Some(1), max:
 
 pub static RETRY_DETAILS: Structure = Structure {
     members: &[
-        Member {
-            name: "CurrentAttempt",
-            path: "currentAttempt",
-            shape: &ATTEMPT_COUNT,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "NextAttemptDelaySeconds",
-            path: "nextAttemptDelaySeconds",
-            shape: &DURATION_SECONDS,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("CurrentAttempt", "currentAttempt", &ATTEMPT_COUNT, Location::Body),
+        Member::optional("NextAttemptDelaySeconds", "nextAttemptDelaySeconds", &DURATION_SECONDS, Location::Body),
     ],
     payload: None,
 };
@@ -6892,34 +3893,16 @@ pub static RUNTIME_VERSION_ARN: Shape =
 
 pub static RUNTIME_VERSION_CONFIG: Structure = Structure {
     members: &[
-        Member {
-            name: "RuntimeVersionArn",
-            path: "runtimeVersionArn",
-            shape: &RUNTIME_VERSION_ARN,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Error",
-            path: "error",
-            shape: &Shape::Structure(&RUNTIME_VERSION_ERROR),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("RuntimeVersionArn", "runtimeVersionArn", &RUNTIME_VERSION_ARN, Location::Body),
+        Member::optional("Error", "error", &Shape::Structure(&RUNTIME_VERSION_ERROR), Location::Body),
     ],
     payload: None,
 };
 
 pub static RUNTIME_VERSION_ERROR: Structure = Structure {
     members: &[
-        Member { name: "ErrorCode", path: "errorCode", shape: &STRING, required: false, location: Location::Body },
-        Member {
-            name: "Message",
-            path: "message",
-            shape: &SENSITIVE_STRING,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("ErrorCode", "errorCode", &STRING, Location::Body),
+        Member::optional("Message", "message", &SENSITIVE_STRING, Location::Body),
     ],
     payload: None,
 };
@@ -6929,13 +3912,7 @@ pub static S3_BUCKET: Shape =
     Shape::String { min: Some(3), max: Some(63), pattern: Some(&S3_BUCKET_PATTERN), sensitive: false };
 
 pub static S3_FILES_CONFIG: Structure = Structure {
-    members: &[Member {
-        name: "DirectS3Read",
-        path: "directS3Read",
-        shape: &DIRECT_S3_READ,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional("DirectS3Read", "directS3Read", &DIRECT_S3_READ, Location::Body)],
     payload: None,
 };
 
@@ -6950,13 +3927,7 @@ pub static S3_OBJECT_VERSION: Shape =
     Shape::String { min: Some(1), max: Some(1024), pattern: Some(&S3_OBJECT_VERSION_PATTERN), sensitive: false };
 
 pub static SCALING_CONFIG: Structure = Structure {
-    members: &[Member {
-        name: "MaximumConcurrency",
-        path: "maximumConcurrency",
-        shape: &MAXIMUM_CONCURRENCY,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional("MaximumConcurrency", "maximumConcurrency", &MAXIMUM_CONCURRENCY, Location::Body)],
     payload: None,
 };
 
@@ -6974,60 +3945,32 @@ pub static SECURITY_GROUP_ID: Shape =
 pub static SECURITY_GROUP_IDS: Shape =
     Shape::List { name: "SecurityGroupIds", member: &SECURITY_GROUP_ID, min: Some(0), max: Some(5) };
 
-pub static SELF_MANAGED_EVENT_SOURCE: Structure = Structure {
-    members: &[Member {
-        name: "Endpoints",
-        path: "endpoints",
-        shape: &ENDPOINTS,
-        required: false,
-        location: Location::Body,
-    }],
-    payload: None,
-};
+pub static SELF_MANAGED_EVENT_SOURCE: Structure =
+    Structure { members: &[Member::optional("Endpoints", "endpoints", &ENDPOINTS, Location::Body)], payload: None };
 
 pub static SELF_MANAGED_KAFKA_EVENT_SOURCE_CONFIG: Structure = Structure {
     members: &[
-        Member {
-            name: "ConsumerGroupId",
-            path: "consumerGroupId",
-            shape: &URI,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "SchemaRegistryConfig",
-            path: "schemaRegistryConfig",
-            shape: &Shape::Structure(&KAFKA_SCHEMA_REGISTRY_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ConsumptionMode",
-            path: "consumptionMode",
-            shape: &KAFKA_EVENT_SOURCE_MAPPING_CONSUMPTION_MODE,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("ConsumerGroupId", "consumerGroupId", &URI, Location::Body),
+        Member::optional(
+            "SchemaRegistryConfig",
+            "schemaRegistryConfig",
+            &Shape::Structure(&KAFKA_SCHEMA_REGISTRY_CONFIG),
+            Location::Body,
+        ),
+        Member::optional(
+            "ConsumptionMode",
+            "consumptionMode",
+            &KAFKA_EVENT_SOURCE_MAPPING_CONSUMPTION_MODE,
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
 pub static SEND_DURABLE_EXECUTION_CALLBACK_FAILURE_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "CallbackId",
-            path: "callbackId",
-            shape: &CALLBACK_ID,
-            required: true,
-            location: Location::Label("CallbackId"),
-        },
-        Member {
-            name: "Error",
-            path: "error",
-            shape: &Shape::Structure(&ERROR_OBJECT),
-            required: false,
-            location: Location::JsonPayload,
-        },
+        Member::required("CallbackId", "callbackId", &CALLBACK_ID, Location::Label("CallbackId")),
+        Member::optional("Error", "error", &Shape::Structure(&ERROR_OBJECT), Location::JsonPayload),
     ],
     payload: Some("Error"),
 };
@@ -7035,13 +3978,7 @@ pub static SEND_DURABLE_EXECUTION_CALLBACK_FAILURE_REQUEST: Structure = Structur
 pub static SEND_DURABLE_EXECUTION_CALLBACK_FAILURE_RESPONSE: Structure = Structure { members: &[], payload: None };
 
 pub static SEND_DURABLE_EXECUTION_CALLBACK_HEARTBEAT_REQUEST: Structure = Structure {
-    members: &[Member {
-        name: "CallbackId",
-        path: "callbackId",
-        shape: &CALLBACK_ID,
-        required: true,
-        location: Location::Label("CallbackId"),
-    }],
+    members: &[Member::required("CallbackId", "callbackId", &CALLBACK_ID, Location::Label("CallbackId"))],
     payload: None,
 };
 
@@ -7049,20 +3986,8 @@ pub static SEND_DURABLE_EXECUTION_CALLBACK_HEARTBEAT_RESPONSE: Structure = Struc
 
 pub static SEND_DURABLE_EXECUTION_CALLBACK_SUCCESS_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "CallbackId",
-            path: "callbackId",
-            shape: &CALLBACK_ID,
-            required: true,
-            location: Location::Label("CallbackId"),
-        },
-        Member {
-            name: "Result",
-            path: "result",
-            shape: &BINARY_OPERATION_PAYLOAD,
-            required: false,
-            location: Location::RawPayload,
-        },
+        Member::required("CallbackId", "callbackId", &CALLBACK_ID, Location::Label("CallbackId")),
+        Member::optional("Result", "result", &BINARY_OPERATION_PAYLOAD, Location::RawPayload),
     ],
     payload: Some("Result"),
 };
@@ -7078,13 +4003,7 @@ pub static SIGNING_PROFILE_VERSION_ARNS: Shape =
     Shape::List { name: "SigningProfileVersionArns", member: &ARN, min: Some(1), max: Some(20) };
 
 pub static SNAP_START: Structure = Structure {
-    members: &[Member {
-        name: "ApplyOn",
-        path: "applyOn",
-        shape: &SNAP_START_APPLY_ON,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional("ApplyOn", "applyOn", &SNAP_START_APPLY_ON, Location::Body)],
     payload: None,
 };
 
@@ -7096,28 +4015,16 @@ pub static SNAP_START_OPTIMIZATION_STATUS: Shape =
 
 pub static SNAP_START_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "ApplyOn",
-            path: "applyOn",
-            shape: &SNAP_START_APPLY_ON,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "OptimizationStatus",
-            path: "optimizationStatus",
-            shape: &SNAP_START_OPTIMIZATION_STATUS,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("ApplyOn", "applyOn", &SNAP_START_APPLY_ON, Location::Body),
+        Member::optional("OptimizationStatus", "optimizationStatus", &SNAP_START_OPTIMIZATION_STATUS, Location::Body),
     ],
     payload: None,
 };
 
 pub static SOURCE_ACCESS_CONFIGURATION: Structure = Structure {
     members: &[
-        Member { name: "Type", path: "type", shape: &SOURCE_ACCESS_TYPE, required: false, location: Location::Body },
-        Member { name: "URI", path: "uRI", shape: &URI, required: false, location: Location::Body },
+        Member::optional("Type", "type", &SOURCE_ACCESS_TYPE, Location::Body),
+        Member::optional("URI", "uRI", &URI, Location::Body),
     ],
     payload: None,
 };
@@ -7228,54 +4135,29 @@ pub static STATEMENT_ID: Shape =
 
 pub static STEP_DETAILS: Structure = Structure {
     members: &[
-        Member { name: "Attempt", path: "attempt", shape: &ATTEMPT_COUNT, required: false, location: Location::Body },
-        Member {
-            name: "NextAttemptTimestamp",
-            path: "nextAttemptTimestamp",
-            shape: &EXECUTION_TIMESTAMP,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Result", path: "result", shape: &OPERATION_PAYLOAD, required: false, location: Location::Body },
-        Member {
-            name: "Error",
-            path: "error",
-            shape: &Shape::Structure(&ERROR_OBJECT),
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("Attempt", "attempt", &ATTEMPT_COUNT, Location::Body),
+        Member::optional("NextAttemptTimestamp", "nextAttemptTimestamp", &EXECUTION_TIMESTAMP, Location::Body),
+        Member::optional("Result", "result", &OPERATION_PAYLOAD, Location::Body),
+        Member::optional("Error", "error", &Shape::Structure(&ERROR_OBJECT), Location::Body),
     ],
     payload: None,
 };
 
 pub static STEP_FAILED_DETAILS: Structure = Structure {
     members: &[
-        Member {
-            name: "Error",
-            path: "error",
-            shape: &Shape::Structure(&EVENT_ERROR),
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "RetryDetails",
-            path: "retryDetails",
-            shape: &Shape::Structure(&RETRY_DETAILS),
-            required: true,
-            location: Location::Body,
-        },
+        Member::required("Error", "error", &Shape::Structure(&EVENT_ERROR), Location::Body),
+        Member::required("RetryDetails", "retryDetails", &Shape::Structure(&RETRY_DETAILS), Location::Body),
     ],
     payload: None,
 };
 
 pub static STEP_OPTIONS: Structure = Structure {
-    members: &[Member {
-        name: "NextAttemptDelaySeconds",
-        path: "nextAttemptDelaySeconds",
-        shape: &STEP_OPTIONS_NEXT_ATTEMPT_DELAY_SECONDS_INTEGER,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional(
+        "NextAttemptDelaySeconds",
+        "nextAttemptDelaySeconds",
+        &STEP_OPTIONS_NEXT_ATTEMPT_DELAY_SECONDS_INTEGER,
+        Location::Body,
+    )],
     payload: None,
 };
 
@@ -7286,52 +4168,27 @@ pub static STEP_STARTED_DETAILS: Structure = Structure { members: &[], payload: 
 
 pub static STEP_SUCCEEDED_DETAILS: Structure = Structure {
     members: &[
-        Member {
-            name: "Result",
-            path: "result",
-            shape: &Shape::Structure(&EVENT_RESULT),
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "RetryDetails",
-            path: "retryDetails",
-            shape: &Shape::Structure(&RETRY_DETAILS),
-            required: true,
-            location: Location::Body,
-        },
+        Member::required("Result", "result", &Shape::Structure(&EVENT_RESULT), Location::Body),
+        Member::required("RetryDetails", "retryDetails", &Shape::Structure(&RETRY_DETAILS), Location::Body),
     ],
     payload: None,
 };
 
 pub static STOP_DURABLE_EXECUTION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "DurableExecutionArn",
-            path: "durableExecutionArn",
-            shape: &DURABLE_EXECUTION_ARN,
-            required: true,
-            location: Location::Label("DurableExecutionArn"),
-        },
-        Member {
-            name: "Error",
-            path: "error",
-            shape: &Shape::Structure(&ERROR_OBJECT),
-            required: false,
-            location: Location::JsonPayload,
-        },
+        Member::required(
+            "DurableExecutionArn",
+            "durableExecutionArn",
+            &DURABLE_EXECUTION_ARN,
+            Location::Label("DurableExecutionArn"),
+        ),
+        Member::optional("Error", "error", &Shape::Structure(&ERROR_OBJECT), Location::JsonPayload),
     ],
     payload: Some("Error"),
 };
 
 pub static STOP_DURABLE_EXECUTION_RESPONSE: Structure = Structure {
-    members: &[Member {
-        name: "StopTimestamp",
-        path: "stopTimestamp",
-        shape: &EXECUTION_TIMESTAMP,
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required("StopTimestamp", "stopTimestamp", &EXECUTION_TIMESTAMP, Location::Body)],
     payload: None,
 };
 
@@ -7355,14 +4212,8 @@ pub static TAG_KEY_LIST: Shape = Shape::List { name: "TagKeyList", member: &TAG_
 
 pub static TAG_RESOURCE_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "Resource",
-            path: "resource",
-            shape: &TAGGABLE_RESOURCE,
-            required: true,
-            location: Location::Label("Resource"),
-        },
-        Member { name: "Tags", path: "tags", shape: &TAGS, required: true, location: Location::Body },
+        Member::required("Resource", "resource", &TAGGABLE_RESOURCE, Location::Label("Resource")),
+        Member::required("Tags", "tags", &TAGS, Location::Body),
     ],
     payload: None,
 };
@@ -7381,20 +4232,8 @@ pub static TAGS: Shape = Shape::Map { key: &TAG_KEY, value: &TAG_VALUE, min: Non
 
 pub static TAGS_ERROR: Structure = Structure {
     members: &[
-        Member {
-            name: "ErrorCode",
-            path: "errorCode",
-            shape: &TAGS_ERROR_CODE,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "Message",
-            path: "message",
-            shape: &TAGS_ERROR_MESSAGE,
-            required: true,
-            location: Location::Body,
-        },
+        Member::required("ErrorCode", "errorCode", &TAGS_ERROR_CODE, Location::Body),
+        Member::required("Message", "message", &TAGS_ERROR_MESSAGE, Location::Body),
     ],
     payload: None,
 };
@@ -7409,32 +4248,19 @@ pub static TAGS_ERROR_MESSAGE: Shape =
 
 pub static TARGET_TRACKING_SCALING_POLICY: Structure = Structure {
     members: &[
-        Member {
-            name: "PredefinedMetricType",
-            path: "predefinedMetricType",
-            shape: &CAPACITY_PROVIDER_PREDEFINED_METRIC_TYPE,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "TargetValue",
-            path: "targetValue",
-            shape: &METRIC_TARGET_VALUE,
-            required: true,
-            location: Location::Body,
-        },
+        Member::required(
+            "PredefinedMetricType",
+            "predefinedMetricType",
+            &CAPACITY_PROVIDER_PREDEFINED_METRIC_TYPE,
+            Location::Body,
+        ),
+        Member::required("TargetValue", "targetValue", &METRIC_TARGET_VALUE, Location::Body),
     ],
     payload: None,
 };
 
 pub static TENANCY_CONFIG: Structure = Structure {
-    members: &[Member {
-        name: "TenantIsolationMode",
-        path: "tenantIsolationMode",
-        shape: &TENANT_ISOLATION_MODE,
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required("TenantIsolationMode", "tenantIsolationMode", &TENANT_ISOLATION_MODE, Location::Body)],
     payload: None,
 };
 
@@ -7457,25 +4283,15 @@ pub static TOPIC: Shape =
 pub static TOPICS: Shape = Shape::List { name: "Topics", member: &TOPIC, min: Some(1), max: Some(1) };
 
 pub static TRACE_HEADER: Structure = Structure {
-    members: &[Member {
-        name: "XAmznTraceId",
-        path: "xAmznTraceId",
-        shape: &X_AMZN_TRACE_ID,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional("XAmznTraceId", "xAmznTraceId", &X_AMZN_TRACE_ID, Location::Body)],
     payload: None,
 };
 
-pub static TRACING_CONFIG: Structure = Structure {
-    members: &[Member { name: "Mode", path: "mode", shape: &TRACING_MODE, required: false, location: Location::Body }],
-    payload: None,
-};
+pub static TRACING_CONFIG: Structure =
+    Structure { members: &[Member::optional("Mode", "mode", &TRACING_MODE, Location::Body)], payload: None };
 
-pub static TRACING_CONFIG_RESPONSE: Structure = Structure {
-    members: &[Member { name: "Mode", path: "mode", shape: &TRACING_MODE, required: false, location: Location::Body }],
-    payload: None,
-};
+pub static TRACING_CONFIG_RESPONSE: Structure =
+    Structure { members: &[Member::optional("Mode", "mode", &TRACING_MODE, Location::Body)], payload: None };
 
 pub static TRACING_MODE: Shape = Shape::Enum { name: "TracingMode", values: &["Active", "PassThrough"] };
 
@@ -7498,599 +4314,306 @@ pub static UNRESERVED_CONCURRENT_EXECUTIONS: Shape = Shape::Integer { min: Some(
 
 pub static UNTAG_RESOURCE_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "Resource",
-            path: "resource",
-            shape: &TAGGABLE_RESOURCE,
-            required: true,
-            location: Location::Label("Resource"),
-        },
-        Member {
-            name: "TagKeys",
-            path: "tagKeys",
-            shape: &TAG_KEY_LIST,
-            required: true,
-            location: Location::Query("tagKeys"),
-        },
+        Member::required("Resource", "resource", &TAGGABLE_RESOURCE, Location::Label("Resource")),
+        Member::required("TagKeys", "tagKeys", &TAG_KEY_LIST, Location::Query("tagKeys")),
     ],
     payload: None,
 };
 
 pub static UPDATE_ALIAS_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member { name: "Name", path: "name", shape: &ALIAS, required: true, location: Location::Label("Name") },
-        Member {
-            name: "FunctionVersion",
-            path: "functionVersion",
-            shape: &VERSION_WITH_LATEST_PUBLISHED,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Description",
-            path: "description",
-            shape: &DESCRIPTION,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "RoutingConfig",
-            path: "routingConfig",
-            shape: &Shape::Structure(&ALIAS_ROUTING_CONFIGURATION),
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "RevisionId", path: "revisionId", shape: &STRING, required: false, location: Location::Body },
+        Member::required("FunctionName", "functionName", &FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::required("Name", "name", &ALIAS, Location::Label("Name")),
+        Member::optional("FunctionVersion", "functionVersion", &VERSION_WITH_LATEST_PUBLISHED, Location::Body),
+        Member::optional("Description", "description", &DESCRIPTION, Location::Body),
+        Member::optional(
+            "RoutingConfig",
+            "routingConfig",
+            &Shape::Structure(&ALIAS_ROUTING_CONFIGURATION),
+            Location::Body,
+        ),
+        Member::optional("RevisionId", "revisionId", &STRING, Location::Body),
     ],
     payload: None,
 };
 
 pub static UPDATE_CAPACITY_PROVIDER_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "CapacityProviderName",
-            path: "capacityProviderName",
-            shape: &CAPACITY_PROVIDER_NAME,
-            required: true,
-            location: Location::Label("CapacityProviderName"),
-        },
-        Member {
-            name: "CapacityProviderScalingConfig",
-            path: "capacityProviderScalingConfig",
-            shape: &Shape::Structure(&CAPACITY_PROVIDER_SCALING_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "PropagateTags",
-            path: "propagateTags",
-            shape: &Shape::Structure(&PROPAGATE_TAGS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "TelemetryConfig",
-            path: "telemetryConfig",
-            shape: &Shape::Structure(&CAPACITY_PROVIDER_TELEMETRY_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
+        Member::required(
+            "CapacityProviderName",
+            "capacityProviderName",
+            &CAPACITY_PROVIDER_NAME,
+            Location::Label("CapacityProviderName"),
+        ),
+        Member::optional(
+            "CapacityProviderScalingConfig",
+            "capacityProviderScalingConfig",
+            &Shape::Structure(&CAPACITY_PROVIDER_SCALING_CONFIG),
+            Location::Body,
+        ),
+        Member::optional("PropagateTags", "propagateTags", &Shape::Structure(&PROPAGATE_TAGS), Location::Body),
+        Member::optional(
+            "TelemetryConfig",
+            "telemetryConfig",
+            &Shape::Structure(&CAPACITY_PROVIDER_TELEMETRY_CONFIG),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
 pub static UPDATE_CAPACITY_PROVIDER_RESPONSE: Structure = Structure {
-    members: &[Member {
-        name: "CapacityProvider",
-        path: "capacityProvider",
-        shape: &Shape::Structure(&CAPACITY_PROVIDER),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required(
+        "CapacityProvider",
+        "capacityProvider",
+        &Shape::Structure(&CAPACITY_PROVIDER),
+        Location::Body,
+    )],
     payload: None,
 };
 
 pub static UPDATE_CODE_SIGNING_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "CodeSigningConfigArn",
-            path: "codeSigningConfigArn",
-            shape: &CODE_SIGNING_CONFIG_ARN,
-            required: true,
-            location: Location::Label("CodeSigningConfigArn"),
-        },
-        Member {
-            name: "Description",
-            path: "description",
-            shape: &DESCRIPTION,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AllowedPublishers",
-            path: "allowedPublishers",
-            shape: &Shape::Structure(&ALLOWED_PUBLISHERS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CodeSigningPolicies",
-            path: "codeSigningPolicies",
-            shape: &Shape::Structure(&CODE_SIGNING_POLICIES),
-            required: false,
-            location: Location::Body,
-        },
+        Member::required(
+            "CodeSigningConfigArn",
+            "codeSigningConfigArn",
+            &CODE_SIGNING_CONFIG_ARN,
+            Location::Label("CodeSigningConfigArn"),
+        ),
+        Member::optional("Description", "description", &DESCRIPTION, Location::Body),
+        Member::optional(
+            "AllowedPublishers",
+            "allowedPublishers",
+            &Shape::Structure(&ALLOWED_PUBLISHERS),
+            Location::Body,
+        ),
+        Member::optional(
+            "CodeSigningPolicies",
+            "codeSigningPolicies",
+            &Shape::Structure(&CODE_SIGNING_POLICIES),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
 pub static UPDATE_CODE_SIGNING_CONFIG_RESPONSE: Structure = Structure {
-    members: &[Member {
-        name: "CodeSigningConfig",
-        path: "codeSigningConfig",
-        shape: &Shape::Structure(&CODE_SIGNING_CONFIG),
-        required: true,
-        location: Location::Body,
-    }],
+    members: &[Member::required(
+        "CodeSigningConfig",
+        "codeSigningConfig",
+        &Shape::Structure(&CODE_SIGNING_CONFIG),
+        Location::Body,
+    )],
     payload: None,
 };
 
 pub static UPDATE_EVENT_SOURCE_MAPPING_REQUEST: Structure = Structure {
     members: &[
-        Member { name: "UUID", path: "uUID", shape: &UUID_STRING, required: true, location: Location::Label("UUID") },
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Enabled", path: "enabled", shape: &ENABLED, required: false, location: Location::Body },
-        Member { name: "BatchSize", path: "batchSize", shape: &BATCH_SIZE, required: false, location: Location::Body },
-        Member {
-            name: "FilterCriteria",
-            path: "filterCriteria",
-            shape: &Shape::Structure(&FILTER_CRITERIA),
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "KMSKeyArn", path: "kMSKeyArn", shape: &KMS_KEY_ARN, required: false, location: Location::Body },
-        Member {
-            name: "MetricsConfig",
-            path: "metricsConfig",
-            shape: &Shape::Structure(&EVENT_SOURCE_MAPPING_METRICS_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "LoggingConfig",
-            path: "loggingConfig",
-            shape: &Shape::Structure(&EVENT_SOURCE_MAPPING_LOGGING_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ScalingConfig",
-            path: "scalingConfig",
-            shape: &Shape::Structure(&SCALING_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "MaximumBatchingWindowInSeconds",
-            path: "maximumBatchingWindowInSeconds",
-            shape: &MAXIMUM_BATCHING_WINDOW_IN_SECONDS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ParallelizationFactor",
-            path: "parallelizationFactor",
-            shape: &PARALLELIZATION_FACTOR,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "DestinationConfig",
-            path: "destinationConfig",
-            shape: &Shape::Structure(&DESTINATION_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "MaximumRecordAgeInSeconds",
-            path: "maximumRecordAgeInSeconds",
-            shape: &MAXIMUM_RECORD_AGE_IN_SECONDS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "BisectBatchOnFunctionError",
-            path: "bisectBatchOnFunctionError",
-            shape: &BISECT_BATCH_ON_FUNCTION_ERROR,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "MaximumRetryAttempts",
-            path: "maximumRetryAttempts",
-            shape: &MAXIMUM_RETRY_ATTEMPTS_EVENT_SOURCE_MAPPING,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "TumblingWindowInSeconds",
-            path: "tumblingWindowInSeconds",
-            shape: &TUMBLING_WINDOW_IN_SECONDS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "SourceAccessConfigurations",
-            path: "sourceAccessConfigurations",
-            shape: &SOURCE_ACCESS_CONFIGURATIONS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "FunctionResponseTypes",
-            path: "functionResponseTypes",
-            shape: &FUNCTION_RESPONSE_TYPE_LIST,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AmazonManagedKafkaEventSourceConfig",
-            path: "amazonManagedKafkaEventSourceConfig",
-            shape: &Shape::Structure(&AMAZON_MANAGED_KAFKA_EVENT_SOURCE_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "SelfManagedKafkaEventSourceConfig",
-            path: "selfManagedKafkaEventSourceConfig",
-            shape: &Shape::Structure(&SELF_MANAGED_KAFKA_EVENT_SOURCE_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "DocumentDBEventSourceConfig",
-            path: "documentDBEventSourceConfig",
-            shape: &Shape::Structure(&DOCUMENT_DB_EVENT_SOURCE_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ProvisionedPollerConfig",
-            path: "provisionedPollerConfig",
-            shape: &Shape::Structure(&PROVISIONED_POLLER_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("UUID", "uUID", &UUID_STRING, Location::Label("UUID")),
+        Member::optional("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Body),
+        Member::optional("Enabled", "enabled", &ENABLED, Location::Body),
+        Member::optional("BatchSize", "batchSize", &BATCH_SIZE, Location::Body),
+        Member::optional("FilterCriteria", "filterCriteria", &Shape::Structure(&FILTER_CRITERIA), Location::Body),
+        Member::optional("KMSKeyArn", "kMSKeyArn", &KMS_KEY_ARN, Location::Body),
+        Member::optional(
+            "MetricsConfig",
+            "metricsConfig",
+            &Shape::Structure(&EVENT_SOURCE_MAPPING_METRICS_CONFIG),
+            Location::Body,
+        ),
+        Member::optional(
+            "LoggingConfig",
+            "loggingConfig",
+            &Shape::Structure(&EVENT_SOURCE_MAPPING_LOGGING_CONFIG),
+            Location::Body,
+        ),
+        Member::optional("ScalingConfig", "scalingConfig", &Shape::Structure(&SCALING_CONFIG), Location::Body),
+        Member::optional(
+            "MaximumBatchingWindowInSeconds",
+            "maximumBatchingWindowInSeconds",
+            &MAXIMUM_BATCHING_WINDOW_IN_SECONDS,
+            Location::Body,
+        ),
+        Member::optional("ParallelizationFactor", "parallelizationFactor", &PARALLELIZATION_FACTOR, Location::Body),
+        Member::optional(
+            "DestinationConfig",
+            "destinationConfig",
+            &Shape::Structure(&DESTINATION_CONFIG),
+            Location::Body,
+        ),
+        Member::optional(
+            "MaximumRecordAgeInSeconds",
+            "maximumRecordAgeInSeconds",
+            &MAXIMUM_RECORD_AGE_IN_SECONDS,
+            Location::Body,
+        ),
+        Member::optional(
+            "BisectBatchOnFunctionError",
+            "bisectBatchOnFunctionError",
+            &BISECT_BATCH_ON_FUNCTION_ERROR,
+            Location::Body,
+        ),
+        Member::optional(
+            "MaximumRetryAttempts",
+            "maximumRetryAttempts",
+            &MAXIMUM_RETRY_ATTEMPTS_EVENT_SOURCE_MAPPING,
+            Location::Body,
+        ),
+        Member::optional(
+            "TumblingWindowInSeconds",
+            "tumblingWindowInSeconds",
+            &TUMBLING_WINDOW_IN_SECONDS,
+            Location::Body,
+        ),
+        Member::optional(
+            "SourceAccessConfigurations",
+            "sourceAccessConfigurations",
+            &SOURCE_ACCESS_CONFIGURATIONS,
+            Location::Body,
+        ),
+        Member::optional(
+            "FunctionResponseTypes",
+            "functionResponseTypes",
+            &FUNCTION_RESPONSE_TYPE_LIST,
+            Location::Body,
+        ),
+        Member::optional(
+            "AmazonManagedKafkaEventSourceConfig",
+            "amazonManagedKafkaEventSourceConfig",
+            &Shape::Structure(&AMAZON_MANAGED_KAFKA_EVENT_SOURCE_CONFIG),
+            Location::Body,
+        ),
+        Member::optional(
+            "SelfManagedKafkaEventSourceConfig",
+            "selfManagedKafkaEventSourceConfig",
+            &Shape::Structure(&SELF_MANAGED_KAFKA_EVENT_SOURCE_CONFIG),
+            Location::Body,
+        ),
+        Member::optional(
+            "DocumentDBEventSourceConfig",
+            "documentDBEventSourceConfig",
+            &Shape::Structure(&DOCUMENT_DB_EVENT_SOURCE_CONFIG),
+            Location::Body,
+        ),
+        Member::optional(
+            "ProvisionedPollerConfig",
+            "provisionedPollerConfig",
+            &Shape::Structure(&PROVISIONED_POLLER_CONFIG),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
 pub static UPDATE_FUNCTION_CODE_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member { name: "ZipFile", path: "zipFile", shape: &BLOB, required: false, location: Location::Body },
-        Member { name: "S3Bucket", path: "s3Bucket", shape: &S3_BUCKET, required: false, location: Location::Body },
-        Member { name: "S3Key", path: "s3Key", shape: &S3_KEY, required: false, location: Location::Body },
-        Member {
-            name: "S3ObjectVersion",
-            path: "s3ObjectVersion",
-            shape: &S3_OBJECT_VERSION,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "S3ObjectStorageMode",
-            path: "s3ObjectStorageMode",
-            shape: &S3_OBJECT_STORAGE_MODE,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "ImageUri", path: "imageUri", shape: &STRING, required: false, location: Location::Body },
-        Member {
-            name: "Architectures",
-            path: "architectures",
-            shape: &ARCHITECTURES_LIST,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Publish", path: "publish", shape: &BOOLEAN, required: false, location: Location::Body },
-        Member {
-            name: "PublishTo",
-            path: "publishTo",
-            shape: &FUNCTION_VERSION_LATEST_PUBLISHED,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "DryRun", path: "dryRun", shape: &BOOLEAN, required: false, location: Location::Body },
-        Member { name: "RevisionId", path: "revisionId", shape: &STRING, required: false, location: Location::Body },
-        Member {
-            name: "SourceKMSKeyArn",
-            path: "sourceKMSKeyArn",
-            shape: &KMS_KEY_ARN,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("FunctionName", "functionName", &FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional("ZipFile", "zipFile", &BLOB, Location::Body),
+        Member::optional("S3Bucket", "s3Bucket", &S3_BUCKET, Location::Body),
+        Member::optional("S3Key", "s3Key", &S3_KEY, Location::Body),
+        Member::optional("S3ObjectVersion", "s3ObjectVersion", &S3_OBJECT_VERSION, Location::Body),
+        Member::optional("S3ObjectStorageMode", "s3ObjectStorageMode", &S3_OBJECT_STORAGE_MODE, Location::Body),
+        Member::optional("ImageUri", "imageUri", &STRING, Location::Body),
+        Member::optional("Architectures", "architectures", &ARCHITECTURES_LIST, Location::Body),
+        Member::optional("Publish", "publish", &BOOLEAN, Location::Body),
+        Member::optional("PublishTo", "publishTo", &FUNCTION_VERSION_LATEST_PUBLISHED, Location::Body),
+        Member::optional("DryRun", "dryRun", &BOOLEAN, Location::Body),
+        Member::optional("RevisionId", "revisionId", &STRING, Location::Body),
+        Member::optional("SourceKMSKeyArn", "sourceKMSKeyArn", &KMS_KEY_ARN, Location::Body),
     ],
     payload: None,
 };
 
 pub static UPDATE_FUNCTION_CONFIGURATION_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member { name: "Role", path: "role", shape: &ROLE_ARN, required: false, location: Location::Body },
-        Member { name: "Handler", path: "handler", shape: &HANDLER, required: false, location: Location::Body },
-        Member {
-            name: "Description",
-            path: "description",
-            shape: &DESCRIPTION,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Timeout", path: "timeout", shape: &TIMEOUT, required: false, location: Location::Body },
-        Member {
-            name: "MemorySize",
-            path: "memorySize",
-            shape: &MEMORY_SIZE,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "VpcConfig",
-            path: "vpcConfig",
-            shape: &Shape::Structure(&VPC_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Environment",
-            path: "environment",
-            shape: &Shape::Structure(&ENVIRONMENT),
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "Runtime", path: "runtime", shape: &RUNTIME, required: false, location: Location::Body },
-        Member {
-            name: "DeadLetterConfig",
-            path: "deadLetterConfig",
-            shape: &Shape::Structure(&DEAD_LETTER_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "KMSKeyArn", path: "kMSKeyArn", shape: &KMS_KEY_ARN, required: false, location: Location::Body },
-        Member {
-            name: "TracingConfig",
-            path: "tracingConfig",
-            shape: &Shape::Structure(&TRACING_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "RevisionId", path: "revisionId", shape: &STRING, required: false, location: Location::Body },
-        Member { name: "Layers", path: "layers", shape: &LAYER_LIST, required: false, location: Location::Body },
-        Member {
-            name: "FileSystemConfigs",
-            path: "fileSystemConfigs",
-            shape: &FILE_SYSTEM_CONFIG_LIST,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "ImageConfig",
-            path: "imageConfig",
-            shape: &Shape::Structure(&IMAGE_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "EphemeralStorage",
-            path: "ephemeralStorage",
-            shape: &Shape::Structure(&EPHEMERAL_STORAGE),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "SnapStart",
-            path: "snapStart",
-            shape: &Shape::Structure(&SNAP_START),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "LoggingConfig",
-            path: "loggingConfig",
-            shape: &Shape::Structure(&LOGGING_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CapacityProviderConfig",
-            path: "capacityProviderConfig",
-            shape: &Shape::Structure(&CAPACITY_PROVIDER_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "DurableConfig",
-            path: "durableConfig",
-            shape: &Shape::Structure(&DURABLE_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "RuntimeConfig",
-            path: "runtimeConfig",
-            shape: &Shape::Structure(&FUNCTION_RUNTIME_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "AcceleratorConfig",
-            path: "acceleratorConfig",
-            shape: &Shape::Structure(&ACCELERATOR_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("FunctionName", "functionName", &FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional("Role", "role", &ROLE_ARN, Location::Body),
+        Member::optional("Handler", "handler", &HANDLER, Location::Body),
+        Member::optional("Description", "description", &DESCRIPTION, Location::Body),
+        Member::optional("Timeout", "timeout", &TIMEOUT, Location::Body),
+        Member::optional("MemorySize", "memorySize", &MEMORY_SIZE, Location::Body),
+        Member::optional("VpcConfig", "vpcConfig", &Shape::Structure(&VPC_CONFIG), Location::Body),
+        Member::optional("Environment", "environment", &Shape::Structure(&ENVIRONMENT), Location::Body),
+        Member::optional("Runtime", "runtime", &RUNTIME, Location::Body),
+        Member::optional(
+            "DeadLetterConfig",
+            "deadLetterConfig",
+            &Shape::Structure(&DEAD_LETTER_CONFIG),
+            Location::Body,
+        ),
+        Member::optional("KMSKeyArn", "kMSKeyArn", &KMS_KEY_ARN, Location::Body),
+        Member::optional("TracingConfig", "tracingConfig", &Shape::Structure(&TRACING_CONFIG), Location::Body),
+        Member::optional("RevisionId", "revisionId", &STRING, Location::Body),
+        Member::optional("Layers", "layers", &LAYER_LIST, Location::Body),
+        Member::optional("FileSystemConfigs", "fileSystemConfigs", &FILE_SYSTEM_CONFIG_LIST, Location::Body),
+        Member::optional("ImageConfig", "imageConfig", &Shape::Structure(&IMAGE_CONFIG), Location::Body),
+        Member::optional("EphemeralStorage", "ephemeralStorage", &Shape::Structure(&EPHEMERAL_STORAGE), Location::Body),
+        Member::optional("SnapStart", "snapStart", &Shape::Structure(&SNAP_START), Location::Body),
+        Member::optional("LoggingConfig", "loggingConfig", &Shape::Structure(&LOGGING_CONFIG), Location::Body),
+        Member::optional(
+            "CapacityProviderConfig",
+            "capacityProviderConfig",
+            &Shape::Structure(&CAPACITY_PROVIDER_CONFIG),
+            Location::Body,
+        ),
+        Member::optional("DurableConfig", "durableConfig", &Shape::Structure(&DURABLE_CONFIG), Location::Body),
+        Member::optional("RuntimeConfig", "runtimeConfig", &Shape::Structure(&FUNCTION_RUNTIME_CONFIG), Location::Body),
+        Member::optional(
+            "AcceleratorConfig",
+            "acceleratorConfig",
+            &Shape::Structure(&ACCELERATOR_CONFIG),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
 pub static UPDATE_FUNCTION_EVENT_INVOKE_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &NAMESPACED_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
-            required: false,
-            location: Location::Query("Qualifier"),
-        },
-        Member {
-            name: "MaximumRetryAttempts",
-            path: "maximumRetryAttempts",
-            shape: &MAXIMUM_RETRY_ATTEMPTS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "MaximumEventAgeInSeconds",
-            path: "maximumEventAgeInSeconds",
-            shape: &MAXIMUM_EVENT_AGE_IN_SECONDS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "DestinationConfig",
-            path: "destinationConfig",
-            shape: &Shape::Structure(&DESTINATION_CONFIG),
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("FunctionName", "functionName", &NAMESPACED_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional(
+            "Qualifier",
+            "qualifier",
+            &NUMERIC_LATEST_PUBLISHED_OR_ALIAS_QUALIFIER,
+            Location::Query("Qualifier"),
+        ),
+        Member::optional("MaximumRetryAttempts", "maximumRetryAttempts", &MAXIMUM_RETRY_ATTEMPTS, Location::Body),
+        Member::optional(
+            "MaximumEventAgeInSeconds",
+            "maximumEventAgeInSeconds",
+            &MAXIMUM_EVENT_AGE_IN_SECONDS,
+            Location::Body,
+        ),
+        Member::optional(
+            "DestinationConfig",
+            "destinationConfig",
+            &Shape::Structure(&DESTINATION_CONFIG),
+            Location::Body,
+        ),
     ],
     payload: None,
 };
 
 pub static UPDATE_FUNCTION_URL_CONFIG_REQUEST: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionName",
-            path: "functionName",
-            shape: &FUNCTION_URL_FUNCTION_NAME,
-            required: true,
-            location: Location::Label("FunctionName"),
-        },
-        Member {
-            name: "Qualifier",
-            path: "qualifier",
-            shape: &FUNCTION_URL_QUALIFIER,
-            required: false,
-            location: Location::Query("Qualifier"),
-        },
-        Member {
-            name: "AuthType",
-            path: "authType",
-            shape: &FUNCTION_URL_AUTH_TYPE,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Cors",
-            path: "cors",
-            shape: &Shape::Structure(&CORS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "InvokeMode",
-            path: "invokeMode",
-            shape: &INVOKE_MODE,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("FunctionName", "functionName", &FUNCTION_URL_FUNCTION_NAME, Location::Label("FunctionName")),
+        Member::optional("Qualifier", "qualifier", &FUNCTION_URL_QUALIFIER, Location::Query("Qualifier")),
+        Member::optional("AuthType", "authType", &FUNCTION_URL_AUTH_TYPE, Location::Body),
+        Member::optional("Cors", "cors", &Shape::Structure(&CORS), Location::Body),
+        Member::optional("InvokeMode", "invokeMode", &INVOKE_MODE, Location::Body),
     ],
     payload: None,
 };
 
 pub static UPDATE_FUNCTION_URL_CONFIG_RESPONSE: Structure = Structure {
     members: &[
-        Member {
-            name: "FunctionUrl",
-            path: "functionUrl",
-            shape: &FUNCTION_URL,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "FunctionArn",
-            path: "functionArn",
-            shape: &FUNCTION_ARN,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "AuthType",
-            path: "authType",
-            shape: &FUNCTION_URL_AUTH_TYPE,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "Cors",
-            path: "cors",
-            shape: &Shape::Structure(&CORS),
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "CreationTime",
-            path: "creationTime",
-            shape: &TIMESTAMP,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "LastModifiedTime",
-            path: "lastModifiedTime",
-            shape: &TIMESTAMP,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "InvokeMode",
-            path: "invokeMode",
-            shape: &INVOKE_MODE,
-            required: false,
-            location: Location::Body,
-        },
+        Member::required("FunctionUrl", "functionUrl", &FUNCTION_URL, Location::Body),
+        Member::required("FunctionArn", "functionArn", &FUNCTION_ARN, Location::Body),
+        Member::required("AuthType", "authType", &FUNCTION_URL_AUTH_TYPE, Location::Body),
+        Member::optional("Cors", "cors", &Shape::Structure(&CORS), Location::Body),
+        Member::required("CreationTime", "creationTime", &TIMESTAMP, Location::Body),
+        Member::required("LastModifiedTime", "lastModifiedTime", &TIMESTAMP, Location::Body),
+        Member::optional("InvokeMode", "invokeMode", &INVOKE_MODE, Location::Body),
     ],
     payload: None,
 };
@@ -8112,43 +4635,19 @@ pub static VERSION_WITH_LATEST_PUBLISHED: Shape = Shape::String {
 
 pub static VPC_CONFIG: Structure = Structure {
     members: &[
-        Member { name: "SubnetIds", path: "subnetIds", shape: &SUBNET_IDS, required: false, location: Location::Body },
-        Member {
-            name: "SecurityGroupIds",
-            path: "securityGroupIds",
-            shape: &SECURITY_GROUP_IDS,
-            required: false,
-            location: Location::Body,
-        },
-        Member {
-            name: "Ipv6AllowedForDualStack",
-            path: "ipv6AllowedForDualStack",
-            shape: &NULLABLE_BOOLEAN,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("SubnetIds", "subnetIds", &SUBNET_IDS, Location::Body),
+        Member::optional("SecurityGroupIds", "securityGroupIds", &SECURITY_GROUP_IDS, Location::Body),
+        Member::optional("Ipv6AllowedForDualStack", "ipv6AllowedForDualStack", &NULLABLE_BOOLEAN, Location::Body),
     ],
     payload: None,
 };
 
 pub static VPC_CONFIG_RESPONSE: Structure = Structure {
     members: &[
-        Member { name: "SubnetIds", path: "subnetIds", shape: &SUBNET_IDS, required: false, location: Location::Body },
-        Member {
-            name: "SecurityGroupIds",
-            path: "securityGroupIds",
-            shape: &SECURITY_GROUP_IDS,
-            required: false,
-            location: Location::Body,
-        },
-        Member { name: "VpcId", path: "vpcId", shape: &VPC_ID, required: false, location: Location::Body },
-        Member {
-            name: "Ipv6AllowedForDualStack",
-            path: "ipv6AllowedForDualStack",
-            shape: &NULLABLE_BOOLEAN,
-            required: false,
-            location: Location::Body,
-        },
+        Member::optional("SubnetIds", "subnetIds", &SUBNET_IDS, Location::Body),
+        Member::optional("SecurityGroupIds", "securityGroupIds", &SECURITY_GROUP_IDS, Location::Body),
+        Member::optional("VpcId", "vpcId", &VPC_ID, Location::Body),
+        Member::optional("Ipv6AllowedForDualStack", "ipv6AllowedForDualStack", &NULLABLE_BOOLEAN, Location::Body),
     ],
     payload: None,
 };
@@ -8156,35 +4655,22 @@ pub static VPC_CONFIG_RESPONSE: Structure = Structure {
 pub static VPC_ID: Shape = Shape::String { min: None, max: None, pattern: None, sensitive: false };
 
 pub static WAIT_CANCELLED_DETAILS: Structure = Structure {
-    members: &[Member {
-        name: "Error",
-        path: "error",
-        shape: &Shape::Structure(&EVENT_ERROR),
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional("Error", "error", &Shape::Structure(&EVENT_ERROR), Location::Body)],
     payload: None,
 };
 
 pub static WAIT_DETAILS: Structure = Structure {
-    members: &[Member {
-        name: "ScheduledEndTimestamp",
-        path: "scheduledEndTimestamp",
-        shape: &EXECUTION_TIMESTAMP,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional(
+        "ScheduledEndTimestamp",
+        "scheduledEndTimestamp",
+        &EXECUTION_TIMESTAMP,
+        Location::Body,
+    )],
     payload: None,
 };
 
 pub static WAIT_OPTIONS: Structure = Structure {
-    members: &[Member {
-        name: "WaitSeconds",
-        path: "waitSeconds",
-        shape: &WAIT_OPTIONS_WAIT_SECONDS_INTEGER,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional("WaitSeconds", "waitSeconds", &WAIT_OPTIONS_WAIT_SECONDS_INTEGER, Location::Body)],
     payload: None,
 };
 
@@ -8192,32 +4678,14 @@ pub static WAIT_OPTIONS_WAIT_SECONDS_INTEGER: Shape = Shape::Integer { min: Some
 
 pub static WAIT_STARTED_DETAILS: Structure = Structure {
     members: &[
-        Member {
-            name: "Duration",
-            path: "duration",
-            shape: &DURATION_SECONDS,
-            required: true,
-            location: Location::Body,
-        },
-        Member {
-            name: "ScheduledEndTimestamp",
-            path: "scheduledEndTimestamp",
-            shape: &EXECUTION_TIMESTAMP,
-            required: true,
-            location: Location::Body,
-        },
+        Member::required("Duration", "duration", &DURATION_SECONDS, Location::Body),
+        Member::required("ScheduledEndTimestamp", "scheduledEndTimestamp", &EXECUTION_TIMESTAMP, Location::Body),
     ],
     payload: None,
 };
 
 pub static WAIT_SUCCEEDED_DETAILS: Structure = Structure {
-    members: &[Member {
-        name: "Duration",
-        path: "duration",
-        shape: &DURATION_SECONDS,
-        required: false,
-        location: Location::Body,
-    }],
+    members: &[Member::optional("Duration", "duration", &DURATION_SECONDS, Location::Body)],
     payload: None,
 };
 
