@@ -4,6 +4,7 @@
 //! what a function is. [`SandboxEngine`] makes them; [`Sandbox`] is one of them.
 
 pub mod api;
+pub mod process;
 
 pub use api::{
     Command, ExitStatus, Mount, Process, ProcessId, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec,

@@ -1,0 +1,109 @@
+//! Starting one process.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+
+use rustix::fs::Mode;
+use rustix::pipe::PipeFlags;
+
+use crate::protocol::{Failure, FailureKind, Prepare, Spawn};
+use crate::seccomp::Programs;
+use crate::sys::Cloned;
+use crate::{privileges, sys};
+
+/// Where in the new process something failed. Its number crosses the pipe.
+#[derive(Clone, Copy)]
+enum Step {
+    Streams = 1,
+    Privileges,
+    WorkingDirectory,
+    Filter,
+    Execute,
+}
+
+impl Step {
+    fn failure(number: u8, errno: i32, spawn: &Spawn) -> Failure {
+        let error = io::Error::from_raw_os_error(errno);
+        let (kind, operation) = match number {
+            n if n == Self::Streams as u8 => (FailureKind::Host, "connect standard streams".to_owned()),
+            n if n == Self::Privileges as u8 => (FailureKind::Host, "drop privileges".to_owned()),
+            n if n == Self::WorkingDirectory as u8 => (FailureKind::WorkingDirectory, spawn.cwd.clone()),
+            n if n == Self::Filter as u8 => (FailureKind::Host, "install system call filter".to_owned()),
+            _ => (FailureKind::Program, spawn.argv.first().cloned().unwrap_or_default()),
+        };
+        Failure::new(kind, operation, &error)
+    }
+}
+
+/// Starts a process and returns its id once it runs the program. `output` becomes its stdout and stderr.
+pub fn start(spawn: &Spawn, output: OwnedFd, user: &Prepare, filter: &Programs) -> Result<i32, Failure> {
+    let invalid = |_| Failure::new(FailureKind::Program, "zero byte in arguments", &io::ErrorKind::InvalidInput.into());
+    let c_string = |text: &str| CString::new(text).map_err(invalid);
+    let argv = spawn.argv.iter().map(|text| c_string(text)).collect::<Result<Vec<_>, _>>()?;
+    let envp =
+        spawn.env.iter().map(|(name, value)| c_string(&format!("{name}={value}"))).collect::<Result<Vec<_>, _>>()?;
+    let Some(program) = argv.first() else {
+        return Err(Failure::new(FailureKind::Program, "empty command", &io::ErrorKind::InvalidInput.into()));
+    };
+
+    // Closed by a successful exec; else it says what failed.
+    let (errors, report) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
+        .map_err(|error| Failure::host("make pipe", &error.into()))?;
+    let pid = match sys::clone(0).map_err(|error| Failure::host("fork", &error))? {
+        Cloned::Child => {
+            let mut report = File::from(report);
+            let (step, error) = become_process(spawn, program, &argv, &envp, &output, user, filter);
+            let mut bytes = vec![step as u8];
+            bytes.extend(error.raw_os_error().unwrap_or(libc::EINVAL).to_ne_bytes());
+            let _ = report.write_all(&bytes);
+            sys::exit(127)
+        }
+        Cloned::Parent { pid, .. } => pid,
+    };
+    drop((report, output));
+    let mut bytes = Vec::new();
+    let read = File::from(errors).read_to_end(&mut bytes);
+    match (read, bytes.split_first()) {
+        (Ok(_), None) => Ok(pid),
+        (Ok(_), Some((&step, errno))) if errno.len() == 4 => {
+            let errno = i32::from_ne_bytes(errno.try_into().expect("four bytes were checked"));
+            Err(Step::failure(step, errno, spawn))
+        }
+        (Err(error), _) => Err(Failure::host("wait for exec", &error)),
+        _ => Err(Failure::host("wait for exec", &io::ErrorKind::InvalidData.into())),
+    }
+}
+
+/// In the new process: gives up everything and becomes the program. Returns only on failure.
+fn become_process(
+    spawn: &Spawn, program: &CString, argv: &[CString], envp: &[CString], output: &OwnedFd, user: &Prepare,
+    filter: &Programs,
+) -> (Step, io::Error) {
+    if let Err(error) = connect_streams(output) {
+        return (Step::Streams, error);
+    }
+    if let Err(error) = privileges::become_user(user) {
+        return (Step::Privileges, error);
+    }
+    if let Err(error) = rustix::process::chdir(&spawn.cwd) {
+        return (Step::WorkingDirectory, error.into());
+    }
+    if let Err(error) = filter.install() {
+        return (Step::Filter, io::Error::other(error.to_string()));
+    }
+    (Step::Execute, sys::execve(program, argv, envp))
+}
+
+fn connect_streams(output: &OwnedFd) -> io::Result<()> {
+    rustix::process::setsid()?;
+    let null = File::open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(output)?;
+    rustix::stdio::dup2_stderr(output)?;
+    sys::close_on_exec_from(3);
+    sys::reset_signals();
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
+    Ok(())
+}

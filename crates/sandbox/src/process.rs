@@ -1,0 +1,50 @@
+//! Sandboxes made of what the Linux kernel offers to any process: namespaces, cgroups, seccomp, Landlock.
+//!
+//! ```text
+//! emberbox ─────────────── orders ──────────────► helper (one thread)          ─ makes, destroys, clears up
+//!    │   ProcessEngine                              │ forks
+//!    │                                              ├── midwife (short-lived)  ─ the slow part of making one
+//!    │                                              │     │ bears, as its sibling
+//!    └── spawn, signal, exits ◄── socket ──► PID 1 ◄┘─────┘                    ─ one for each sandbox, see `guest`
+//!    └── freeze, thaw: a write to the cgroup      │ forks
+//!                                                 └── the function's processes
+//! ```
+//!
+//! The helper is this same program, started again before anything else runs in it ([`maybe_run_helper`]). When the
+//! engine dies, however it dies, the helper sees its socket close and removes everything; should it be killed as well,
+//! the kernel kills every PID 1 (parent-death signal), and the next instance sweeps up the cgroups. Mounts, loop devices
+//! and network namespaces have no names: they vanish with the last process that uses them.
+//!
+//! Blank sandboxes wait in a pool; making one costs tens of milliseconds, giving it a purpose a few.
+//!
+//! Walls between a function and the host, each of which holds alone: user ids that own nothing on the host; a root that
+//! is read-only; no capability, none to be gained; a system call filter; Landlock; namespaces for processes, mounts,
+//! network, IPC; a packet filter that the function's network namespace ends at.
+
+mod blank;
+mod cgroup;
+mod config;
+mod connection;
+mod engine;
+mod firewall;
+mod helper;
+mod instance;
+mod messages;
+mod probe;
+mod scratch;
+mod sys;
+
+pub use config::{BadAddress, Destination, Egress, Network, ProcessConfig, Range};
+pub use engine::ProcessEngine;
+pub use probe::{Finding, HostReport, probe};
+
+/// In the environment of a program: it is to be the helper.
+const MARKER: &str = "EMBERBOX_SANDBOX_HELPER";
+
+/// Turns this process into the sandbox helper if it was started as one, and then does not return. To be called first in
+/// `main`: before threads are started, the environment is looked at, or anything is printed.
+pub fn maybe_run_helper() {
+    if std::env::var_os(MARKER).is_some() {
+        helper::run()
+    }
+}

@@ -1,0 +1,200 @@
+//! The birth of a blank sandbox: namespaces, cgroups, network link, and PID 1 in its stage.
+//!
+//! Entering cgroups and making network devices takes milliseconds in which the kernel waits for all its processors. So a
+//! short-lived process does that, the *midwife*, and the helper goes on serving. Being in the cgroups itself, it bears
+//! PID 1 into them, as its sibling: the child of the helper.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use guest::netlink::Netlink;
+use guest::protocol::{During, Failure, Message, Prepare, Request, Uplink};
+use guest::seccomp::Programs;
+use guest::sys::{self, Cloned};
+use guest::wire::Channel;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::Signal;
+
+use super::cgroup::Group;
+use super::config::Range;
+use super::instance::Slot;
+use crate::api::LINK_ADDRESS;
+
+/// The function's user inside, as on AWS: `sbx_user1051`.
+const USER: u32 = 993;
+/// And its group.
+const GROUP: u32 = 990;
+/// Makes the kernel kill functions before anything else on the host when memory is short.
+const OOM_SCORE: &str = "500";
+/// PID 1 has this long to prepare itself.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const NAMESPACES: i32 = libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWCGROUP;
+
+/// What all blank sandboxes of an instance have in common.
+#[derive(Debug)]
+pub struct Pattern {
+    /// Number of the instance.
+    pub instance: u32,
+    /// Whether ids can be mapped freely: the helper is root on the host.
+    pub privileged: bool,
+    /// Addresses for links to the host; `None`: no network.
+    pub links: Option<Range>,
+    /// For the processes that PID 1 will start.
+    pub filter: Programs,
+}
+
+/// A sandbox without a purpose yet.
+#[derive(Debug)]
+pub struct Blank {
+    /// To its PID 1.
+    pub control: Channel,
+    /// Its PID 1.
+    pub pidfd: OwnedFd,
+    /// Its user namespace.
+    pub user_namespace: OwnedFd,
+    /// Its cgroup.
+    pub group: Option<Group>,
+    /// Its ids and addresses.
+    pub slot: Slot,
+}
+
+/// A blank sandbox that is being made.
+#[derive(Debug)]
+pub struct Birth {
+    midwife: Channel,
+    /// Its cgroup, which may exist.
+    pub group: Option<Group>,
+    /// Its ids and addresses.
+    pub slot: Slot,
+}
+
+impl Birth {
+    /// Begins. The caller must not wait for its children.
+    pub fn start(pattern: &Pattern, slot: Slot, group: Option<Group>) -> io::Result<Self> {
+        let (ours, theirs) = Channel::pair()?;
+        match sys::clone(0)? {
+            Cloned::Child => {
+                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    sys::close_all_but(&[0, 1, 2, theirs.as_raw_fd()]);
+                    deliver(pattern, slot, group.as_ref(), &theirs)
+                }));
+                sys::exit(if matches!(outcome, Ok(Ok(()))) { 0 } else { 1 })
+            }
+            Cloned::Parent { .. } => Ok(Self { midwife: ours, group, slot }),
+        }
+    }
+
+    /// Readable when [`Birth::finish`] does not wait.
+    pub fn done(&self) -> BorrowedFd<'_> {
+        self.midwife.as_fd()
+    }
+
+    /// Waits for the end. After a failure, `group` is still to be removed.
+    pub fn finish(&self) -> Result<Blank, Failure> {
+        let (outcome, descriptors) = self
+            .midwife
+            .receive::<Result<(), Failure>>()
+            .and_then(|message| message.ok_or_else(|| io::ErrorKind::UnexpectedEof.into()))
+            .during("make a blank sandbox")?;
+        outcome?;
+        let [control, pidfd, user_namespace]: [OwnedFd; 3] = descriptors
+            .try_into()
+            .map_err(|_| Failure::host("make a blank sandbox", &io::ErrorKind::InvalidData.into()))?;
+        let (group, slot) = (self.group.clone(), self.slot);
+        Ok(Blank { control: Channel::new(control), pidfd, user_namespace, group, slot })
+    }
+}
+
+/// In the midwife.
+fn deliver(pattern: &Pattern, slot: Slot, group: Option<&Group>, helper: &Channel) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    match bear(pattern, slot, group) {
+        Ok((control, pidfd, namespace)) => {
+            helper.send(&Ok::<(), Failure>(()), &[control.as_fd(), pidfd.as_fd(), namespace.as_fd()])
+        }
+        Err(failure) => helper.send(&Err::<(), Failure>(failure), &[]),
+    }
+}
+
+fn bear(pattern: &Pattern, slot: Slot, group: Option<&Group>) -> Result<(Channel, OwnedFd, OwnedFd), Failure> {
+    if let Some(group) = group {
+        group.make().and_then(|()| group.enter()).during("put a sandbox into its cgroup")?;
+    }
+    fs::write("/proc/self/oom_score_adj", OOM_SCORE).during("raise the OOM score")?;
+    let (ours, theirs) = Channel::pair().during("make a socket")?;
+    let (pid, pidfd) = match sys::clone(NAMESPACES | libc::CLONE_PARENT).during("make namespaces")? {
+        Cloned::Child => {
+            // Or PID 1 would never see this end closed.
+            drop(ours);
+            guest::init::run(theirs, &pattern.filter)
+        }
+        Cloned::Parent { pid, pidfd } => (pid, pidfd),
+    };
+    drop(theirs);
+    raise(pattern, slot, pid, &ours)
+        .map(|namespace| (ours, pidfd.try_clone(), namespace))
+        .and_then(|(control, pidfd, namespace)| Ok((control, pidfd.during("copy a descriptor")?, namespace)))
+        .inspect_err(|_| {
+            let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+        })
+}
+
+/// Maps the child's ids, links it to the host, and has it prepare itself.
+fn raise(pattern: &Pattern, slot: Slot, pid: i32, control: &Channel) -> Result<OwnedFd, Failure> {
+    let map = |root: u32, user: u32, inside: u32| match pattern.privileged {
+        true => format!("0 {root} 1\n{inside} {user} 1\n"),
+        // The one id that there is: 0 in the helper's own user namespace.
+        false => format!("{inside} 0 1\n"),
+    };
+    let maps = [("uid_map", USER), ("gid_map", GROUP)];
+    for (file, inside) in maps {
+        fs::write(format!("/proc/{pid}/{file}"), map(slot.init_id(), slot.user_id(), inside))
+            .during(format!("write {file}"))?;
+    }
+    let namespace = File::open(format!("/proc/{pid}/ns/user")).during("open the user namespace")?;
+    let uplink = pattern.links.map(|pool| link(pattern.instance, slot, pool, pid)).transpose()?;
+    let prepare = Prepare {
+        init_id: if pattern.privileged { 0 } else { USER },
+        user: USER,
+        group: GROUP,
+        drop_groups: pattern.privileged,
+        link_address: LINK_ADDRESS,
+        uplink,
+    };
+    control.send(&Request::Prepare(prepare), &[]).during("speak to PID 1")?;
+    let mut ready = [PollFd::from_borrowed_fd(control.as_fd(), PollFlags::IN)];
+    let patience = Timespec::try_from(PATIENCE).expect("seconds fit");
+    if rustix::event::poll(&mut ready, Some(&patience)).during("wait for PID 1")? == 0 {
+        return Err(Failure::host("wait for PID 1", &io::Error::from_raw_os_error(libc::ETIMEDOUT)));
+    }
+    match control.receive().during("listen to PID 1")? {
+        Some((Message::Reply(Ok(_)), _)) => Ok(namespace.into()),
+        Some((Message::Reply(Err(failure)), _)) => Err(failure),
+        _ => Err(Failure::host("prepare PID 1: it died", &io::ErrorKind::UnexpectedEof.into())),
+    }
+}
+
+/// Connects the network namespace of process `pid` with the host's.
+fn link(instance: u32, slot: Slot, pool: Range, pid: i32) -> Result<Uplink, Failure> {
+    let (gateway, uplink) = slot.link(pool).ok_or_else(|| {
+        Failure::host(format!("find an address in {pool}, it is too small"), &io::ErrorKind::AddrNotAvailable.into())
+    })?;
+    let name = slot.device(instance);
+    let netlink = Netlink::open().during("open netlink socket")?;
+    netlink.add_veth(&name, &uplink.device, pid).during(format!("make veth {name}"))?;
+    let device = netlink.device(&name).during(format!("find {name}"))?;
+    netlink.add_address(device, gateway, uplink.prefix).during(format!("give {name} an address"))?;
+    // The sandbox has none, and the host must not be reachable by its own.
+    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
+    netlink.up(device).during(format!("switch on {name}"))?;
+    Ok(uplink)
+}

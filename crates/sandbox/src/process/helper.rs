@@ -1,0 +1,481 @@
+//! The helper process: it makes sandboxes, destroys them, and clears up when the engine is gone.
+//!
+//! One thread, one loop, no waiting for anything but the next event. It exists because a process with threads cannot
+//! fork safely, and so that somebody is left to clear up when the engine is killed.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt::Write as _;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use guest::protocol::{During, Failure, Request, SetUp};
+use guest::sys;
+use guest::wire::Channel;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::CWD;
+use rustix::mount::OpenTreeFlags;
+use rustix::process::{Resource, Rlimit, Signal, WaitOptions};
+
+use super::blank::{Birth, Blank, Pattern};
+use super::cgroup::{Group, Hierarchy};
+use super::config::{Network, ProcessConfig};
+use super::firewall::{self, Firewall};
+use super::instance::{Instance, Slot, device_prefix};
+use super::messages::{Order, Report, Spec};
+use super::scratch::Scratch;
+use crate::api::LINK_ADDRESS;
+
+/// Blank sandboxes in the making at once: they wait for the kernel more than they compute.
+const BIRTHS: usize = 4;
+/// The pool is refilled when no sandbox was asked for in this time, so that it does not compete with those.
+const LULL: Duration = Duration::from_millis(50);
+/// After a failure to refill the pool.
+const PAUSE: Duration = Duration::from_secs(5);
+/// Between looks at a sandbox that does not die at once.
+const TICK: Duration = Duration::from_millis(5);
+/// For all sandboxes to die when the helper ends.
+const LAST_WAIT: Duration = Duration::from_secs(10);
+
+/// Runs the helper. Standard input is the socket to the engine.
+pub fn run() -> ! {
+    let code = match serve() {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("emberbox sandbox helper: {error}");
+            1
+        }
+    };
+    sys::exit(code)
+}
+
+fn serve() -> io::Result<()> {
+    let engine = Channel::new(rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3)?);
+    let null = std::fs::File::open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    drop(null);
+    // Ctrl-C in the terminal is for the engine, which says what becomes of the sandboxes.
+    let _ = rustix::process::setsid();
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    raise_descriptor_limit();
+
+    let Some((Order::Start(config), _)) = engine.receive()? else { return Ok(()) };
+    match Helper::new(engine, config) {
+        Ok(mut helper) => {
+            helper.run()?;
+            helper.clear_up()
+        }
+        Err((engine, failure)) => engine.send(&Report::NotStarted(failure), &[]),
+    }
+}
+
+/// Each sandbox takes some descriptors, in the helper and in the engine.
+pub fn raise_descriptor_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+struct Helper {
+    engine: Channel,
+    pool: usize,
+    pattern: Pattern,
+    instance: Instance,
+    group: Option<Group>,
+    scratch: Scratch,
+    firewall: Option<Firewall>,
+    dns: Vec<IpAddr>,
+    notes: Vec<String>,
+    /// For the names of cgroups.
+    births_ever: u64,
+    births: Vec<Birth>,
+    blanks: VecDeque<Blank>,
+    /// Asked for, while there is no blank one.
+    waiting: VecDeque<(u64, Spec)>,
+    live: HashMap<u64, Dying>,
+    dying: Vec<Dying>,
+    refill_at: Instant,
+}
+
+/// What it takes to get rid of a sandbox.
+struct Dying {
+    /// Its PID 1, which takes everything inside along.
+    pidfd: Option<OwnedFd>,
+    group: Option<Group>,
+    slot: Slot,
+    /// Whom to report as destroyed.
+    number: Option<u64>,
+}
+
+impl Helper {
+    fn new(engine: Channel, config: ProcessConfig) -> Result<Self, (Channel, Failure)> {
+        match Self::set_up(&config) {
+            Ok(setting) => {
+                let Setting { pattern, instance, group, scratch, firewall, dns, notes } = setting;
+                Ok(Self {
+                    engine,
+                    pool: config.pool,
+                    pattern,
+                    instance,
+                    group,
+                    scratch,
+                    firewall,
+                    dns,
+                    notes,
+                    births_ever: 0,
+                    births: Vec::new(),
+                    blanks: VecDeque::new(),
+                    waiting: VecDeque::new(),
+                    live: HashMap::new(),
+                    dying: Vec::new(),
+                    refill_at: Instant::now(),
+                })
+            }
+            Err(failure) => Err((engine, failure)),
+        }
+    }
+
+    fn set_up(config: &ProcessConfig) -> Result<Setting, Failure> {
+        let mut notes = Vec::new();
+        let privileged = rustix::process::geteuid().is_root();
+        let (hierarchy, why) = usable_hierarchy();
+        notes.push(why);
+        let instance = Instance::claim(config.max_sandboxes, hierarchy.as_ref(), &mut notes)
+            .during("claim sandbox slots of this host")?;
+        if privileged {
+            notes.push("root: every sandbox has user ids of its own".to_owned());
+        } else {
+            enter_user_namespace()?;
+            notes.push("not root: functions run as the user of this process, in namespaces".to_owned());
+            notes.push("not root: supplementary groups of this user stay with functions".to_owned());
+        }
+        let (scratch, note) = Scratch::new(&config.state_dir);
+        notes.push(note);
+
+        let (mut firewall, mut dns, mut links) = (None, Vec::new(), None);
+        match &config.network {
+            Network::None => notes.push("network: none, functions have loopback only".to_owned()),
+            Network::Egress(_) if !privileged => {
+                notes.push("network: none, functions have loopback only, since egress takes root".to_owned());
+            }
+            Network::Egress(egress) => {
+                dns = if egress.dns.is_empty() { firewall::host_name_servers() } else { egress.dns.clone() };
+                let table = Firewall::of(instance.number);
+                table
+                    .install(egress, &dns, &device_prefix(instance.number))
+                    .during("set up the packet filter with nft (package nftables)")?;
+                firewall = Some(table);
+                firewall::enable_forwarding().during("enable IP forwarding (net.ipv4.ip_forward)")?;
+                links = Some(egress.pool);
+                notes.push(format!("network: egress by NAT from {}; IP forwarding of this host is on", egress.pool));
+                if dns.is_empty() {
+                    notes.push("network: no name server outside loopback is known; name one in `dns`".to_owned());
+                }
+            }
+        }
+        let group = hierarchy.map(|hierarchy| hierarchy.instance(instance.number));
+        let filter = guest::seccomp::Programs::compile()
+            .map_err(|error| Failure::host(format!("compile seccomp filter: {error}"), &io::ErrorKind::Unsupported.into()))?;
+        let pattern = Pattern { instance: instance.number, privileged, links, filter };
+        Ok(Setting { pattern, instance, group, scratch, firewall, dns, notes })
+    }
+
+    /// Serves until it is told to stop, or nobody is left to tell.
+    fn run(&mut self) -> io::Result<()> {
+        self.engine.send(&Report::Started { notes: std::mem::take(&mut self.notes) }, &[])?;
+        loop {
+            self.serve_waiting();
+            self.refill();
+            let (order_ready, births_ready) = self.wait_for_event()?;
+            for index in births_ready.into_iter().rev() {
+                let birth = self.births.swap_remove(index);
+                self.born(birth);
+            }
+            self.bury();
+            reap();
+            if order_ready {
+                match self.engine.receive() {
+                    Ok(Some((Order::Create { number, spec }, _))) => self.waiting.push_back((number, spec)),
+                    Ok(Some((Order::Destroy { number }, _))) => self.destroy(number),
+                    Ok(Some((Order::Start(_) | Order::Stop, _)) | None) | Err(_) => return Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Whether there is an order, and which births are over.
+    fn wait_for_event(&self) -> io::Result<(bool, Vec<usize>)> {
+        let mut watched = vec![PollFd::from_borrowed_fd(self.engine.as_fd(), PollFlags::IN)];
+        let watch = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        watched.extend(self.births.iter().map(|birth| watch(birth.done())));
+        watched.extend(self.dying.iter().filter_map(|dying| dying.pidfd.as_ref()).map(|fd| watch(fd.as_fd())));
+        let lacking = self.births.len() + self.blanks.len() < self.pool;
+        let refill = lacking.then(|| self.refill_at.saturating_duration_since(Instant::now()));
+        let tick = (!self.dying.is_empty()).then_some(TICK);
+        let timeout = refill.into_iter().chain(tick).min().map(|time| time.max(Duration::from_millis(1)));
+        let timeout = timeout.map(|time| Timespec::try_from(time).expect("short times fit"));
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut watched, timeout.as_ref()))?;
+        let ready: Vec<bool> = watched.iter().map(|fd| !fd.revents().is_empty()).collect();
+        let births = (0..self.births.len()).filter(|index| ready[index + 1]).collect();
+        Ok((ready[0], births))
+    }
+
+    fn serve_waiting(&mut self) {
+        while !self.waiting.is_empty() {
+            let Some(blank) = self.blanks.pop_front() else { return };
+            if is_over(&blank.pidfd) {
+                self.kill(blank.into());
+                continue;
+            }
+            let (number, spec) = self.waiting.pop_front().expect("it is not empty");
+            self.refill_at = Instant::now() + LULL;
+            match self.assign(&blank, &spec) {
+                Ok(()) => {
+                    let report = Report::Created { number, group: blank.group.clone() };
+                    // An engine that is gone is noticed by the next receive.
+                    let _ = self.engine.send(&report, &[blank.control.as_fd()]);
+                    self.live.insert(number, Dying { number: Some(number), ..Dying::from(blank) });
+                }
+                Err(failure) => {
+                    self.kill(blank.into());
+                    self.report(&Report::Failed { number, failure });
+                }
+            }
+        }
+    }
+
+    /// Gives a blank sandbox its limits, its files and its listeners.
+    fn assign(&self, blank: &Blank, spec: &Spec) -> Result<(), Failure> {
+        if let Some(group) = &blank.group {
+            group.limit(spec.memory_mb, spec.vcpus).during("limit a sandbox")?;
+        }
+        let id_map = self.pattern.privileged.then(|| blank.user_namespace.as_fd());
+        let owner = if self.pattern.privileged { blank.slot.init_id() } else { 0 };
+        let mut mounts = vec![
+            read_only(&spec.root, id_map).during(format!("mount {}", spec.root.display()))?,
+            self.scratch.make(spec.ephemeral_mb, (owner, owner))?,
+        ];
+        for (source, target) in &spec.mounts {
+            let mount = read_only(source, id_map);
+            mounts.push(mount.during(format!("mount {} on {target}", source.display()))?);
+        }
+        let set_up = SetUp {
+            targets: spec.mounts.iter().map(|(_, target)| target.clone()).collect(),
+            hosts: hosts_file(&spec.hosts),
+            resolv_conf: self.dns.iter().fold(String::new(), |text, server| text + &format!("nameserver {server}\n")),
+            listen: spec.listen.clone(),
+        };
+        let descriptors: Vec<BorrowedFd<'_>> = mounts.iter().map(|mount| mount.as_fd()).collect();
+        blank.control.send(&Request::SetUp(set_up), &descriptors).during("speak to PID 1")
+    }
+
+    /// Begins as many births as are lacking: at once for those who wait, else in a lull.
+    fn refill(&mut self) {
+        let lull = Instant::now() >= self.refill_at;
+        let wanted = self.waiting.len() + if lull { self.pool.saturating_sub(self.blanks.len()) } else { 0 };
+        while self.births.len() < wanted.min(BIRTHS) {
+            let Some(slot) = self.instance.take() else {
+                let error = io::Error::from_raw_os_error(libc::EAGAIN);
+                self.cannot_make(Failure::host("find a free sandbox slot (max_sandboxes)", &error));
+                return;
+            };
+            self.births_ever += 1;
+            let group = self.group.as_ref().map(|group| group.child(&self.births_ever.to_string()));
+            match Birth::start(&self.pattern, slot, group) {
+                Ok(birth) => self.births.push(birth),
+                Err(error) => {
+                    self.instance.put(slot);
+                    self.cannot_make(Failure::host("fork", &error));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn born(&mut self, birth: Birth) {
+        match birth.finish() {
+            Ok(blank) => self.blanks.push_back(blank),
+            Err(failure) => {
+                let Birth { group, slot, .. } = birth;
+                self.kill(Dying { pidfd: None, group, slot, number: None });
+                self.cannot_make(failure);
+            }
+        }
+    }
+
+    /// Tells whoever waits longest, or else the operator; and pauses.
+    fn cannot_make(&mut self, failure: Failure) {
+        self.refill_at = Instant::now() + PAUSE;
+        match self.waiting.pop_front() {
+            Some((number, _)) => self.report(&Report::Failed { number, failure }),
+            None => {
+                let text = format!("cannot make blank sandboxes: {}: {}", failure.operation, failure.source());
+                self.report(&Report::Warning { text });
+            }
+        }
+    }
+
+    fn destroy(&mut self, number: u64) {
+        self.waiting.retain(|(waiting, _)| *waiting != number);
+        match self.live.remove(&number) {
+            Some(sandbox) => self.kill(sandbox),
+            None => self.report(&Report::Destroyed { number }),
+        }
+    }
+
+    fn kill(&mut self, sandbox: Dying) {
+        sandbox.strike();
+        self.dying.push(sandbox);
+        self.bury();
+    }
+
+    /// Forgets sandboxes that are dead and removes what they had.
+    fn bury(&mut self) {
+        let (over, dying) = std::mem::take(&mut self.dying).into_iter().partition::<Vec<_>, _>(Dying::is_buried);
+        self.dying = dying;
+        for sandbox in over {
+            self.instance.put(sandbox.slot);
+            if let Some(number) = sandbox.number {
+                self.report(&Report::Destroyed { number });
+            }
+        }
+        // Some may have been frozen again in the meantime, by an engine that did not know.
+        self.dying.iter().for_each(Dying::strike);
+    }
+
+    fn report(&self, report: &Report) {
+        // An engine that is gone is noticed by the next receive.
+        let _ = self.engine.send(report, &[]);
+    }
+
+    /// Removes everything.
+    fn clear_up(mut self) -> io::Result<()> {
+        let deadline = Instant::now() + LAST_WAIT;
+        while let Some(birth) = self.births.pop() {
+            self.born(birth);
+        }
+        let all: Vec<Dying> =
+            self.live.drain().map(|(_, sandbox)| sandbox).chain(self.blanks.drain(..).map(Dying::from)).collect();
+        all.into_iter().for_each(|sandbox| {
+            sandbox.strike();
+            self.dying.push(sandbox);
+        });
+        while !self.dying.is_empty() && Instant::now() < deadline {
+            self.wait_for_deaths()?;
+            self.bury();
+        }
+        if let Some(firewall) = &self.firewall {
+            firewall.remove()?;
+        }
+        if let Some(group) = &self.group {
+            group.remove()?;
+        }
+        Ok(())
+    }
+
+    fn wait_for_deaths(&self) -> io::Result<()> {
+        let pidfds = self.dying.iter().filter_map(|dying| dying.pidfd.as_ref());
+        let mut watched: Vec<_> = pidfds.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        let tick = Timespec::try_from(TICK).expect("short times fit");
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut watched, Some(&tick)))?;
+        Ok(())
+    }
+}
+
+struct Setting {
+    pattern: Pattern,
+    instance: Instance,
+    group: Option<Group>,
+    scratch: Scratch,
+    firewall: Option<Firewall>,
+    dns: Vec<IpAddr>,
+    notes: Vec<String>,
+}
+
+impl Dying {
+    fn strike(&self) {
+        if let Some(pidfd) = &self.pidfd {
+            let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+        }
+        if let Some(group) = &self.group {
+            group.thaw();
+        }
+    }
+
+    /// Dead, and its cgroup removed.
+    fn is_buried(&self) -> bool {
+        self.pidfd.as_ref().is_none_or(is_over) && self.group.as_ref().is_none_or(|group| group.remove().is_ok())
+    }
+}
+
+impl From<Blank> for Dying {
+    fn from(blank: Blank) -> Self {
+        Self { pidfd: Some(blank.pidfd), group: blank.group, slot: blank.slot, number: None }
+    }
+}
+
+/// Lets go of children that have ended: midwives, and PIDs 1, which [`is_over`] has told about.
+fn reap() {
+    while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
+}
+
+/// Whether a process has ended.
+fn is_over(pidfd: &OwnedFd) -> bool {
+    let mut watched = [PollFd::new(pidfd, PollFlags::IN)];
+    rustix::event::poll(&mut watched, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+}
+
+/// A mount of a host directory that can be read only, and attached in a sandbox. Where the file system can, its files
+/// show the owners that they have for the host.
+fn read_only(path: &Path, id_map: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let mount = rustix::mount::open_tree(CWD, path, flags)?;
+    let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    if id_map.is_some() && sys::mount_setattr(&mount, attributes, true, id_map).is_ok() {
+        return Ok(mount);
+    }
+    sys::mount_setattr(&mount, attributes, true, None)?;
+    Ok(mount)
+}
+
+fn hosts_file(more: &[(IpAddr, String)]) -> String {
+    let mut text = format!("127.0.0.1 localhost localhost.localdomain\n{LINK_ADDRESS} sandbox.localdomain sandbox\n");
+    for (address, name) in more {
+        writeln!(text, "{address} {name}").expect("a String takes everything");
+    }
+    text
+}
+
+/// The host's cgroups if groups can be made in them; and in words what is so.
+fn usable_hierarchy() -> (Option<Hierarchy>, String) {
+    let Some(hierarchy) = Hierarchy::detect() else {
+        return (None, "no cgroups: memory, CPU and processes are not limited, sandboxes are not frozen".to_owned());
+    };
+    let trial = hierarchy.instance(u32::MAX).child(&std::process::id().to_string());
+    match trial.make() {
+        Ok(()) => {
+            let _ = trial.remove();
+            let note = hierarchy.describe();
+            (Some(hierarchy), note)
+        }
+        Err(error) => {
+            let what = "memory, CPU and processes are not limited, sandboxes are not frozen";
+            (None, format!("cgroups cannot be used ({error}): {what}"))
+        }
+    }
+}
+
+/// Makes this process root of a user namespace of its own, in which it can mount.
+fn enter_user_namespace() -> Result<(), Failure> {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    sys::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)
+        .during("make a user namespace without root (kernel.unprivileged_userns_clone, user.max_user_namespaces, AppArmor)")?;
+    for (file, value) in
+        [("setgroups", "deny".to_owned()), ("uid_map", format!("0 {uid} 1")), ("gid_map", format!("0 {gid} 1"))]
+    {
+        std::fs::write(format!("/proc/self/{file}"), value).during(format!("write {file}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! What this host can do, for `emberbox doctor`.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::cgroup::Hierarchy;
+
+/// What this host can do for sandboxes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostReport {
+    /// Whether this process is root.
+    pub root: bool,
+    /// One for each thing that matters, in order of importance.
+    pub findings: Vec<Finding>,
+}
+
+/// One thing that a host has or lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is, in a word or two.
+    pub name: &'static str,
+    /// Whether it can be used.
+    pub ok: bool,
+    /// What was found, e.g. a version.
+    pub detail: String,
+    /// When it is missing: what does not work, and how to get it.
+    pub advice: &'static str,
+}
+
+impl HostReport {
+    /// Whether process sandboxes work here at all.
+    pub fn usable(&self) -> bool {
+        self.findings.iter().filter(|f| matches!(f.name, "user namespaces" | "seccomp")).all(|f| f.ok)
+    }
+}
+
+/// Looks at this host. Changes nothing; takes some milliseconds.
+pub fn probe() -> HostReport {
+    let root = rustix::process::geteuid().is_root();
+    let findings = vec![
+        Finding {
+            name: "root",
+            ok: root,
+            detail: format!("uid {}", rustix::process::geteuid().as_raw()),
+            advice: "without root, functions share one user id, have no network, and may have no limits: run as root",
+        },
+        user_namespaces(),
+        cgroups(),
+        seccomp(),
+        landlock(),
+        file("loop devices", "/dev/loop-control", "without, /tmp is in memory: modprobe loop"),
+        command("nft", &["--version"], "without, functions have no network: apt-get install nftables"),
+        command("mkfs.ext4", &["-V"], "without, /tmp is in memory: apt-get install e2fsprogs"),
+        file("veth", "/sys/module/veth", "without, functions have no network: modprobe veth (may be built in)"),
+        command("pasta", &["--version"], "gives network to functions without root: apt-get install passt"),
+        file("/dev/kvm", "/dev/kvm", "needed for microVM sandboxes only: enable virtualisation, or take a host with it"),
+    ];
+    HostReport { root, findings }
+}
+
+fn user_namespaces() -> Finding {
+    let output = Command::new("unshare").args(["--user", "--map-root-user", "true"]).stdin(Stdio::null()).output();
+    let limit = fs::read_to_string("/proc/sys/user/max_user_namespaces").unwrap_or_default();
+    let limit = limit.trim();
+    let (ok, detail) = match output {
+        Ok(output) if output.status.success() => (true, format!("up to {limit}")),
+        Ok(output) => (false, String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        // No unshare program: what the kernel says of its limit is all there is.
+        Err(_) => (limit.parse().is_ok_and(|limit: u64| limit > 0), format!("up to {limit}")),
+    };
+    Finding {
+        name: "user namespaces",
+        ok,
+        detail,
+        advice: "no process sandboxes without: sysctl -w user.max_user_namespaces=15000, kernel.unprivileged_userns_clone=1 \
+                 (Debian), kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu); in Docker: --privileged",
+    }
+}
+
+fn cgroups() -> Finding {
+    let (ok, detail) = match Hierarchy::detect() {
+        Some(hierarchy) => (hierarchy.missing.is_empty(), hierarchy.describe()),
+        None => (false, "none mounted at /sys/fs/cgroup".to_owned()),
+    };
+    Finding {
+        name: "cgroups",
+        ok,
+        detail,
+        advice: "memory, CPU and processes are not limited without: run as root, or with systemd-run --user --scope -p Delegate=yes",
+    }
+}
+
+fn seccomp() -> Finding {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    Finding {
+        name: "seccomp",
+        ok: status.contains("Seccomp:"),
+        detail: fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default().trim().to_owned(),
+        advice: "no process sandboxes without: a kernel with CONFIG_SECCOMP_FILTER",
+    }
+}
+
+fn landlock() -> Finding {
+    let abi = guest::sys::landlock_abi();
+    Finding {
+        name: "Landlock",
+        ok: abi.is_some(),
+        detail: abi.map_or_else(|| "none".to_owned(), |abi| format!("ABI {abi}")),
+        advice: "one wall less without: a kernel from 5.13 on, booted with lsm=landlock,…",
+    }
+}
+
+fn file(name: &'static str, path: &str, advice: &'static str) -> Finding {
+    let ok = match name {
+        "veth" => Path::new(path).exists(),
+        _ => File::options().read(true).write(true).open(path).is_ok(),
+    };
+    let detail = if ok { format!("{path} is there") } else { format!("{path} cannot be opened") };
+    Finding { name, ok, detail, advice }
+}
+
+fn command(name: &'static str, arguments: &[&str], advice: &'static str) -> Finding {
+    let path = format!("/usr/sbin:/sbin:{}", std::env::var("PATH").unwrap_or_default());
+    let output = Command::new(name).args(arguments).env("PATH", path).stdin(Stdio::null()).output();
+    let text = output.as_ref().map(|output| [output.stdout.as_slice(), &output.stderr].concat()).unwrap_or_default();
+    let detail = String::from_utf8_lossy(&text).lines().next().unwrap_or("not installed").to_owned();
+    Finding { name, ok: output.is_ok(), detail, advice }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_something_and_says_what_to_do() {
+        let report = probe();
+        assert!(report.findings.iter().all(|finding| !finding.advice.is_empty()));
+        assert_eq!(report.root, rustix::process::geteuid().is_root());
+    }
+}
