@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use domain::AccountId;
+use sandbox::process::Destination;
 use serde::Deserialize;
 
-pub use values::{Allowed, Isolation, Network};
+pub use values::{Isolation, Network};
 
 /// Everything that an operator can set.
 #[derive(Deserialize, Debug, Clone, PartialEq)]
@@ -93,9 +94,9 @@ pub struct Sandbox {
     /// What functions reach.
     pub network: Network,
     /// Private addresses that functions may reach nevertheless.
-    pub allow: Vec<Allowed>,
+    pub allow: Vec<Destination>,
     /// How many blank sandboxes are kept ready.
-    pub blank_pool: u32,
+    pub blank_pool: usize,
     /// How long an idle sandbox is kept.
     #[serde(deserialize_with = "values::duration")]
     pub idle_timeout: Duration,
@@ -206,7 +207,7 @@ impl Default for Sandbox {
             isolation: Isolation::Process,
             network: Network::Egress,
             allow: Vec::new(),
-            blank_pool: 2,
+            blank_pool: 4,
             idle_timeout: Duration::from_secs(600),
             max_age: Duration::from_secs(2 * 3600),
         }
@@ -299,7 +300,7 @@ mod tests {
             ("listn = 1", vec!["line 1", "listn", "listen"]),
             ("\n[limits]\nsandboxes = 'many'", vec!["line 3", "sandboxes"]),
             ("=", vec!["line 1"]),
-            ("[sandbox]\nallow = ['example.com']", vec!["line 2", "example.com", "10.0.0.5:5432"]),
+            ("[sandbox]\nallow = ['example.com']", vec!["line 2", "example.com", "10.1.2.3:5432"]),
             ("[sandbox]\nnetwork = 'host'", vec!["line 2", "host", "egress", "none"]),
             ("[sandbox]\nidle_timeout = 5", vec!["line 2", "90s"]),
             ("[logs]\nmax_size = 'big'", vec!["line 2", "64 MB"]),

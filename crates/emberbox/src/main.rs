@@ -18,6 +18,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    // First of all: this program is also the sandbox helper, which must begin before anything else does.
+    sandbox::process::maybe_run_helper();
+    rustls::crypto::aws_lc_rs::default_provider().install_default().expect("nothing installed another one before");
     let cli = cli::Cli::parse();
     match commands::run(cli) {
         Ok(code) => code,

@@ -54,6 +54,14 @@ pub struct Target {
     pub keys: Option<Keys>,
 }
 
+impl Target {
+    /// An Emberbox without credentials.
+    pub fn unsigned(endpoint: &str) -> Result<Self> {
+        let endpoint = parse_endpoint(endpoint)?;
+        Ok(Self { logs_endpoint: endpoint.clone(), endpoint, region: "us-east-1".into(), keys: None })
+    }
+}
+
 /// Sections of an ini file: `[name]`, then `key = value`.
 type Sections = HashMap<String, HashMap<String, String>>;
 

@@ -17,7 +17,7 @@ use lambda_api::types::{
 use super::{print, print_json};
 use crate::cli::Deploy;
 use crate::client::{ApiError, Client};
-use crate::package::{self, Contents, Guess, Language, Package};
+use crate::package::{self, Contents, File, Guess, Language, Package};
 use crate::ui;
 use crate::units::show_size;
 
@@ -132,8 +132,7 @@ fn with_requirements(package: Package, args: &Deploy, runtime: &str) -> Result<P
         let spinner = ui::spinner("installing what requirements.txt asks for");
         let added = package::install_requirements(&args.path, runtime)?;
         spinner.finish_and_clear();
-        let packages = added.keys().filter(|name| name.ends_with(".dist-info/METADATA")).count();
-        eprintln!("Added {packages} packages with pip, because there is a requirements.txt.");
+        eprintln!("Added with pip, as requirements.txt asks: {}.", installed_packages(&added).join(", "));
         let own = std::mem::take(&mut files);
         files = added;
         files.extend(own);
@@ -149,6 +148,11 @@ fn with_requirements(package: Package, args: &Deploy, runtime: &str) -> Result<P
         );
     }
     Ok(Package::Files(files))
+}
+
+/// `name-version` of what pip put there.
+fn installed_packages(files: &BTreeMap<String, File>) -> Vec<&str> {
+    files.keys().filter_map(|name| name.strip_suffix(".dist-info/METADATA")).collect()
 }
 
 fn pack(package: Package) -> Result<Bytes> {

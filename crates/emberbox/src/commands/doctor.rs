@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::print_json;
 use crate::cli::Doctor;
-use crate::host::{self, TOOLS, User};
+use crate::host;
 use crate::ui;
 
 /// How a finding is to be taken.
@@ -59,7 +59,7 @@ impl Finding {
 /// `emberbox doctor`; the exit code is 1 when functions cannot run here.
 pub fn run(args: Doctor) -> Result<ExitCode> {
     let mut findings = system();
-    findings.extend(tools());
+    findings.extend(process_sandbox());
     findings.extend(microvm());
     if args.json {
         print_json(&findings)?;
@@ -113,52 +113,30 @@ fn system() -> Vec<Finding> {
     } else {
         Finding::not("Host", "kernel", Status::Missing, format!("Linux {release}"), "Linux 5.14 or newer is needed")
     };
-    let user = if host::is_root() {
-        Finding::ok("Host", "user", "root: every limit can be enforced")
-    } else {
-        Finding::not(
-            "Host",
-            "user",
-            Status::Warning,
-            "not root: some limits may not be enforced",
-            "run `sudo emberbox serve`, or see Sandbox below for what is enforced without",
-        )
-    };
-    vec![kernel, user]
+    vec![kernel]
 }
 
-fn tools() -> Vec<Finding> {
-    let finding = |tool: host::Tool| match host::find(tool.program) {
-        Some(path) => Finding::ok("Programs", tool.program, format!("{} ({})", path.display(), tool.purpose)),
-        None => {
-            let useful = tool.user == User::All || (tool.user == User::Root) == host::is_root();
-            let status = if useful { Status::Warning } else { Status::Optional };
-            Finding::not("Programs", tool.program, status, tool.purpose, host::install_command(&[tool.package]))
+/// What the process sandbox can and cannot do here.
+fn process_sandbox() -> Vec<Finding> {
+    let report = sandbox::process::probe();
+    let finding = |found: &sandbox::process::Finding| {
+        if found.ok {
+            return Finding::ok("Sandbox", found.name, &found.detail);
         }
+        let status = match found.name {
+            "user namespaces" | "seccomp" => Status::Missing,
+            "pasta" if report.root => Status::Optional,
+            "/dev/kvm" => Status::Optional,
+            _ => Status::Warning,
+        };
+        Finding::not("Sandbox", found.name, status, &found.detail, found.advice)
     };
-    TOOLS.into_iter().map(finding).collect()
+    report.findings.iter().map(finding).collect()
 }
 
 /// Emberbox does not run functions in microVMs yet; this says whether the host could.
 fn microvm() -> Vec<Finding> {
     let area = "MicroVM (not used yet)";
-    let kvm = match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        Ok(_) => Finding::ok(area, "KVM", "/dev/kvm is usable"),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Finding::not(
-            area,
-            "KVM",
-            Status::Optional,
-            "there is no /dev/kvm",
-            "a bare-metal host, or a virtual one with nested virtualization",
-        ),
-        Err(error) => Finding::not(
-            area,
-            "KVM",
-            Status::Optional,
-            format!("/dev/kvm: {error}"),
-            "join the group kvm: `sudo usermod -aG kvm $USER`",
-        ),
-    };
     let program = |name: &str| match host::find(name) {
         Some(path) => {
             let output = Command::new(&path).arg("--version").stdin(Stdio::null()).output();
@@ -174,5 +152,5 @@ fn microvm() -> Vec<Finding> {
             "from https://github.com/firecracker-microvm/firecracker/releases",
         ),
     };
-    vec![kvm, program("firecracker"), program("jailer")]
+    vec![program("firecracker"), program("jailer")]
 }

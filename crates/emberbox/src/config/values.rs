@@ -1,6 +1,5 @@
 //! Values that are checked while they are read, so that the error points at their line.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use domain::AccountId;
@@ -25,55 +24,6 @@ pub enum Network {
     Egress,
     /// Loopback only.
     None,
-}
-
-/// An address in `allow`: `10.0.0.5`, `10.0.0.0/24`, either with `:port`; IPv6 in brackets when a port follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Allowed {
-    /// Address or network.
-    pub address: IpAddr,
-    /// Bits of the network; all of them for one address.
-    pub prefix: u8,
-    /// One port; `None`: every port.
-    pub port: Option<u16>,
-}
-
-impl Allowed {
-    /// Parses one.
-    pub fn parse(text: &str) -> Option<Self> {
-        let (host, port) = match text.strip_prefix('[') {
-            Some(rest) => {
-                let (host, after) = rest.split_once(']')?;
-                (host, if after.is_empty() { None } else { Some(after.strip_prefix(':')?) })
-            }
-            None if text.matches(':').count() == 1 => text.split_once(':').map(|(host, port)| (host, Some(port)))?,
-            None => (text, None),
-        };
-        let port = match port {
-            Some(port) => Some(port.parse().ok().filter(|p| *p != 0)?),
-            None => None,
-        };
-        let (address, prefix) = match host.split_once('/') {
-            Some((address, prefix)) => (address, Some(prefix.parse::<u8>().ok()?)),
-            None => (host, None),
-        };
-        let address: IpAddr = address.parse().ok()?;
-        let bits = if address.is_ipv4() { 32 } else { 128 };
-        let prefix = prefix.unwrap_or(bits);
-        (prefix <= bits).then_some(Self { address, prefix, port })
-    }
-}
-
-impl<'de> Deserialize<'de> for Allowed {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(d)?;
-        Self::parse(&text).ok_or_else(|| {
-            D::Error::custom(format!(
-                "`{text}` is no address; write an IP address or network with or without a port, such as 10.0.0.5:5432, \
-                 192.168.1.0/24 or [fd00::5]:6379 (names are not resolved)"
-            ))
-        })
-    }
 }
 
 /// A duration such as `90s`.
@@ -124,25 +74,5 @@ pub fn region<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
         Ok(text)
     } else {
         Err(D::Error::custom(format!("`{text}` is no region; write one as in ARNs, such as us-east-1 or eu-central-1")))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn allowed_addresses() {
-        let parse = |text| Allowed::parse(text).map(|a| (a.address.to_string(), a.prefix, a.port));
-        assert_eq!(parse("10.0.0.5:5432"), Some(("10.0.0.5".into(), 32, Some(5432))));
-        assert_eq!(parse("10.0.0.0/8"), Some(("10.0.0.0".into(), 8, None)));
-        assert_eq!(parse("10.0.0.0/8:80"), Some(("10.0.0.0".into(), 8, Some(80))));
-        assert_eq!(parse("fd00::5"), Some(("fd00::5".into(), 128, None)));
-        assert_eq!(parse("[fd00::/64]:6379"), Some(("fd00::".into(), 64, Some(6379))));
-        for bad in
-            ["", "host:80", "10.0.0.5:", "10.0.0.5:0", "10.0.0.5:99999", "10.0.0.0/33", "[::1", "[::1]80", "10.0.0"]
-        {
-            assert_eq!(parse(bad), None, "{bad}");
-        }
     }
 }
