@@ -1,0 +1,184 @@
+//! The Runtime API (reference §2.4).
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+
+use super::{BodyError, Context, MAX_PAYLOAD, Reply, accepted, error, header_text, text};
+use crate::machine::{Answer, ApiError, runtime_error_type};
+use crate::slot::NextEvent;
+
+const ERROR_TYPE: &str = "lambda-runtime-function-error-type";
+const ERROR_BODY: &str = "lambda-runtime-function-error-body";
+const RESPONSE_MODE: &str = "lambda-runtime-function-response-mode";
+const INVOCATION_ID: HeaderName = HeaderName::from_static("lambda-runtime-invocation-id");
+const ERROR_CAUSE_JSON: &str = "application/vnd.aws.lambda.error.cause+json";
+
+impl Context {
+    pub(super) async fn runtime(&self, path: &str, request: Request<Incoming>) -> Reply {
+        let parts: Vec<&str> = path.split('/').collect();
+        match (request.method(), parts.as_slice()) {
+            (&Method::GET, ["invocation", "next"]) => self.next().await,
+            (&Method::POST, ["invocation", id, "response"]) => self.response(id, request).await,
+            (&Method::POST, ["invocation", id, "error"]) => self.invocation_error(id, request).await,
+            (&Method::POST, ["init", "error"]) => self.init_error(request).await,
+            (_, ["invocation", "next"] | ["invocation", _, "response" | "error"] | ["init", "error"]) => {
+                text(StatusCode::METHOD_NOT_ALLOWED, "")
+            }
+            _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
+        }
+    }
+
+    async fn next(&self) -> Reply {
+        let wait = match self.slot.runtime_next() {
+            Ok(wait) => wait,
+            Err(refusal) => return refusal.into(),
+        };
+        match wait.await {
+            Ok(event) => next_reply(event),
+            // A newer `next` took over.
+            Err(_) => ApiError::Transition { from: "Ready", to: "Ready" }.into(),
+        }
+    }
+
+    async fn response(&self, id: &str, request: Request<Incoming>) -> Reply {
+        let (head, body) = request.into_parts();
+        let attempt = header_text(&head.headers, INVOCATION_ID.as_str());
+        // Whoever may not answer is not listened to.
+        if let Err(refusal) = self.slot.may_answer(id, attempt, "InvocationResponse") {
+            return refusal.into();
+        }
+        let mode = header_text(&head.headers, RESPONSE_MODE);
+        if mode.is_some_and(|mode| !mode.eq_ignore_ascii_case("streaming")) {
+            let kind = "Runtime.InvalidResponseModeHeader";
+            let message = "Invalid function response mode";
+            let payload = json!({ "errorType": kind, "errorMessage": message }).to_string().into();
+            return match self.slot.runtime_answer(id, attempt, Answer::Failure { payload, kind: kind.into() }) {
+                Ok(()) => error(StatusCode::BAD_REQUEST, "InvalidFunctionResponseMode", message),
+                Err(refusal) => refusal.into(),
+            };
+        }
+        match self.body(body, MAX_PAYLOAD).await {
+            Ok((body, trailers)) => {
+                let answer = stream_error(&trailers).unwrap_or(Answer::Success(body));
+                self.answer(id, attempt, answer)
+            }
+            Err(cause) => self.bad_body(id, attempt, &cause),
+        }
+    }
+
+    async fn invocation_error(&self, id: &str, request: Request<Incoming>) -> Reply {
+        let (head, body) = request.into_parts();
+        let attempt = header_text(&head.headers, INVOCATION_ID.as_str());
+        if let Err(refusal) = self.slot.may_answer(id, attempt, "InvocationErrorResponse") {
+            return refusal.into();
+        }
+        match self.body(body, MAX_PAYLOAD).await {
+            Ok((body, _)) => {
+                let (payload, kind) = error_object(&head.headers, body);
+                self.answer(id, attempt, Answer::Failure { payload, kind })
+            }
+            Err(cause) => self.bad_body(id, attempt, &cause),
+        }
+    }
+
+    async fn init_error(&self, request: Request<Incoming>) -> Reply {
+        let (head, body) = request.into_parts();
+        match self.body(body, MAX_PAYLOAD).await {
+            Ok((body, _)) => {
+                let (payload, kind) = error_object(&head.headers, body);
+                match self.slot.runtime_init_error(kind, payload) {
+                    Ok(()) => accepted(),
+                    Err(refusal) => refusal.into(),
+                }
+            }
+            Err(BodyError::TooLarge) => too_large(),
+            Err(BodyError::Truncated) => truncated(),
+        }
+    }
+
+    fn answer(&self, id: &str, attempt: Option<&str>, answer: Answer) -> Reply {
+        match self.slot.runtime_answer(id, attempt, answer) {
+            Ok(()) => accepted(),
+            Err(refusal) => refusal.into(),
+        }
+    }
+
+    fn bad_body(&self, id: &str, attempt: Option<&str>, cause: &BodyError) -> Reply {
+        if matches!(cause, BodyError::Truncated) {
+            return truncated();
+        }
+        let kind = "Function.ResponseSizeTooLarge";
+        let message = format!("Response payload size exceeded maximum allowed payload size ({MAX_PAYLOAD} bytes).");
+        let payload = json!({ "errorMessage": message, "errorType": kind }).to_string().into();
+        match self.slot.runtime_answer(id, attempt, Answer::Failure { payload, kind: kind.into() }) {
+            Ok(()) => too_large(),
+            Err(refusal) => refusal.into(),
+        }
+    }
+}
+
+fn too_large() -> Reply {
+    let message = format!("Exceeded maximum allowed payload size ({MAX_PAYLOAD} bytes).");
+    error(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", &message)
+}
+
+fn truncated() -> Reply {
+    error(StatusCode::BAD_REQUEST, "TruncatedHTTPRequest", "HTTP request detected as truncated")
+}
+
+/// The error object and type of an error report. The X-Ray cause that some runtimes send with it is not the caller's.
+fn error_object(headers: &HeaderMap, body: Bytes) -> (Bytes, String) {
+    let kind = runtime_error_type(header_text(headers, ERROR_TYPE));
+    if body.is_empty() {
+        let payload = json!({ "errorMessage": "", "errorType": kind }).to_string();
+        return (payload.into(), kind);
+    }
+    if header_text(headers, header::CONTENT_TYPE.as_str()) == Some(ERROR_CAUSE_JSON)
+        && let Ok(Value::Object(mut object)) = serde_json::from_slice(&body)
+    {
+        object.remove("errorCause");
+        return (Value::Object(object).to_string().into(), kind);
+    }
+    (body, kind)
+}
+
+/// The error that a streaming runtime put into the trailers of its response.
+fn stream_error(trailers: &HeaderMap) -> Option<Answer> {
+    let kind = header_text(trailers, ERROR_TYPE)?;
+    let payload = header_text(trailers, ERROR_BODY).and_then(|body| BASE64.decode(body).ok()).unwrap_or_default();
+    Some(Answer::Failure { payload: payload.into(), kind: runtime_error_type(Some(kind)) })
+}
+
+fn next_reply(event: NextEvent) -> Reply {
+    let NextEvent { request, attempt, deadline_ms } = event;
+    let mut reply = Response::new(Full::new(request.payload));
+    let headers = reply.headers_mut();
+    headers.reserve(8);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let mut put = |name: &'static str, value: &str| {
+        if value.is_empty() {
+            return;
+        }
+        // Control characters cannot stand in a header; in JSON they are white space between tokens.
+        let value = HeaderValue::from_str(value).or_else(|_| {
+            let clean: Vec<u8> = value.bytes().map(|b| if b < b' ' || b == 0x7f { b' ' } else { b }).collect();
+            HeaderValue::from_bytes(&clean)
+        });
+        if let Ok(value) = value {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    };
+    let mut buffer = uuid::Uuid::encode_buffer();
+    put("lambda-runtime-aws-request-id", request.request_id.0.hyphenated().encode_lower(&mut buffer));
+    put("lambda-runtime-invocation-id", attempt.hyphenated().encode_lower(&mut buffer));
+    put("lambda-runtime-deadline-ms", &deadline_ms.to_string());
+    put("lambda-runtime-invoked-function-arn", &request.invoked_arn);
+    put("lambda-runtime-trace-id", &request.trace_id);
+    put("lambda-runtime-client-context", request.client_context.as_deref().unwrap_or_default());
+    reply
+}

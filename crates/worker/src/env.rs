@@ -1,0 +1,93 @@
+//! The environment of a function and of its extensions (reference §2.3).
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use domain::{FunctionVersion, LogFormat};
+
+use crate::config::Credentials;
+use crate::sources::Image;
+
+/// What the environment is made from.
+pub(crate) struct Inputs<'a> {
+    pub version: &'a FunctionVersion,
+    pub image: &'a Image,
+    pub credentials: &'a Credentials,
+    /// Address of the Runtime API in the sandbox.
+    pub api: SocketAddr,
+    pub log_stream: &'a str,
+    pub endpoint_url: Option<&'a str>,
+}
+
+/// The runtime's environment. A later source wins: customer, platform defaults for what the customer left out,
+/// credentials, runtime, platform.
+pub(crate) fn runtime(inputs: &Inputs<'_>) -> Vec<(String, String)> {
+    let Inputs { version, image, credentials, api, log_stream, endpoint_url } = inputs;
+    let mut env: BTreeMap<String, String> = version.environment.clone();
+    let mut default = |name: &str, value: &str| {
+        env.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+    };
+    for (name, value) in &image.env {
+        default(name, value);
+    }
+    default("LANG", "en_US.UTF-8");
+    default("TZ", ":UTC");
+    default("PATH", "/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin");
+    default(
+        "LD_LIBRARY_PATH",
+        "/var/lang/lib:/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:/var/task/lib:/opt/lib",
+    );
+    default("AWS_XRAY_CONTEXT_MISSING", "LOG_ERROR");
+    default("AWS_XRAY_DAEMON_ADDRESS", "169.254.100.1:2000");
+    if let Some(url) = endpoint_url {
+        default("AWS_ENDPOINT_URL", url);
+    }
+
+    let mut set = |name: &str, value: &str| {
+        env.insert(name.to_owned(), value.to_owned());
+    };
+    set("AWS_ACCESS_KEY_ID", credentials.access_key_id.as_deref().unwrap_or(version.account.as_str()));
+    set("AWS_SECRET_ACCESS_KEY", &credentials.secret_access_key);
+    if let Some(token) = &credentials.session_token {
+        set("AWS_SESSION_TOKEN", token);
+    }
+    set("AWS_LAMBDA_RUNTIME_API", &api.to_string());
+    set("_HANDLER", &version.handler);
+    set("LAMBDA_TASK_ROOT", "/var/task");
+    set("LAMBDA_RUNTIME_DIR", "/var/runtime");
+    if let Some(name) = &image.execution_env {
+        set("AWS_EXECUTION_ENV", name);
+    }
+    set("AWS_REGION", &version.region);
+    set("AWS_DEFAULT_REGION", &version.region);
+    set("AWS_LAMBDA_FUNCTION_NAME", &version.name);
+    set("AWS_LAMBDA_FUNCTION_VERSION", &version.version);
+    set("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", &version.memory_mb.to_string());
+    set("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand");
+    set("AWS_LAMBDA_LOG_GROUP_NAME", &version.logging.group);
+    set("AWS_LAMBDA_LOG_STREAM_NAME", log_stream);
+    set("_AWS_XRAY_DAEMON_ADDRESS", "169.254.100.1");
+    set("_AWS_XRAY_DAEMON_PORT", "2000");
+    if version.logging.format == LogFormat::Json {
+        set("AWS_LAMBDA_LOG_FORMAT", "JSON");
+        set("AWS_LAMBDA_LOG_LEVEL", version.logging.application_level.as_deref().unwrap_or("INFO"));
+    }
+    env.into_iter().collect()
+}
+
+/// What an extension sees of the runtime's environment.
+pub(crate) fn extension(runtime: &[(String, String)]) -> Vec<(String, String)> {
+    let hidden = |name: &str| {
+        name.starts_with('_')
+            || name.starts_with("AWS_XRAY_")
+            || matches!(
+                name,
+                "AWS_EXECUTION_ENV"
+                    | "AWS_LAMBDA_LOG_GROUP_NAME"
+                    | "AWS_LAMBDA_LOG_STREAM_NAME"
+                    | "LAMBDA_TASK_ROOT"
+                    | "LAMBDA_RUNTIME_DIR"
+            )
+    };
+    runtime.iter().filter(|(name, _)| !hidden(name)).cloned().collect()
+}

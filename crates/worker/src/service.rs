@@ -1,0 +1,364 @@
+//! The worker itself: its sandboxes, by id.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use domain::{
+    Clock, FunctionVersion, InitDone, InitRequest, InvokeOutcome, InvokeRequest, RetireReason, SandboxId, SlotEvents,
+    Step, Timeline, Worker, WorkerError, WorkerId, WorkerReport,
+};
+use parking_lot::RwLock;
+use sandbox::api::LINK_ADDRESS;
+use sandbox::{Command, Mount, Sandbox, SandboxEngine, SandboxSpec};
+use time::OffsetDateTime;
+use tokio::net::TcpListener;
+
+use crate::api_server::{self, ApiServer};
+use crate::config::Config;
+use crate::env;
+use crate::layers;
+use crate::lines::Lines;
+use crate::logs::{GroupId, LogStore, StreamId};
+use crate::machine::{Machine, Settings};
+use crate::metrics::Metrics;
+use crate::relay::{Endpoint, EndpointError};
+use crate::slot::{Host, Programs, Slot};
+use crate::slot_log::SlotLog;
+use crate::sources::{Bootstrap, Image, PackageSource, RuntimeSource, entrypoint, external_extensions};
+
+/// The sandboxes are found in one of so many maps, so that invocations of different ones do not meet at a lock.
+const SHARDS: usize = 32;
+
+/// One host's sandboxes. Cheap to clone.
+#[derive(Clone)]
+pub struct Service(Arc<Inner>);
+
+struct Inner {
+    host: Arc<Host>,
+    engine: Arc<dyn SandboxEngine>,
+    packages: Arc<dyn PackageSource>,
+    runtimes: Arc<dyn RuntimeSource>,
+    endpoint: Option<Endpoint>,
+    slots: Slots,
+    starting: AtomicU32,
+    draining: AtomicBool,
+}
+
+/// Slots by sandbox.
+struct Slots {
+    hasher: RandomState,
+    shards: [RwLock<HashMap<SandboxId, Arc<Slot>>>; SHARDS],
+}
+
+impl Slots {
+    fn shard(&self, id: SandboxId) -> &RwLock<HashMap<SandboxId, Arc<Slot>>> {
+        // Truncation keeps the low bits, which is all that is wanted.
+        &self.shards[self.hasher.hash_one(id) as usize % SHARDS]
+    }
+
+    fn get(&self, id: SandboxId) -> Option<Arc<Slot>> {
+        self.shard(id).read().get(&id).cloned()
+    }
+
+    fn all(&self) -> Vec<Arc<Slot>> {
+        self.shards.iter().flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>()).collect()
+    }
+}
+
+/// Counts an Init under way.
+struct StartingGuard<'a>(&'a AtomicU32);
+
+impl Drop for StartingGuard<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Service {
+    /// A worker without sandboxes. Refuses only an `endpoint_url` that is none.
+    pub fn new(
+        config: Config,
+        engine: Arc<dyn SandboxEngine>,
+        packages: Arc<dyn PackageSource>,
+        runtimes: Arc<dyn RuntimeSource>,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+        logs: LogStore,
+    ) -> Result<Self, EndpointError> {
+        let endpoint = config.endpoint_url.as_deref().map(Endpoint::parse).transpose()?;
+        let host = Arc::new(Host { config, clock, events: OnceLock::new(), metrics, logs });
+        let slots = Slots { hasher: RandomState::new(), shards: std::array::from_fn(|_| RwLock::default()) };
+        Ok(Self(Arc::new(Inner {
+            host,
+            engine,
+            packages,
+            runtimes,
+            endpoint,
+            slots,
+            starting: AtomicU32::new(0),
+            draining: AtomicBool::new(false),
+        })))
+    }
+
+    /// Names the manager that hears of the slots: after construction, as manager and worker refer to each other.
+    /// Only the first call counts. The calls come under the lock of the slot concerned: they may wake whoever wants to
+    /// use the slot, but must not call back into the worker themselves.
+    pub fn connect(&self, events: Arc<dyn SlotEvents>) {
+        // Set twice: the first stays, as documented.
+        let _ = self.0.host.events.set(events);
+    }
+
+    /// Graceful end: takes no new sandboxes, lets running invocations finish for [`Config::stop_limit`], takes all
+    /// sandboxes down. The engine is the caller's to stop.
+    pub async fn stop(&self) {
+        self.0.draining.store(true, Ordering::SeqCst);
+        let finished = async {
+            while self.0.starting.load(Ordering::SeqCst) > 0 || self.0.slots.all().iter().any(|slot| slot.is_busy()) {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(self.0.host.config.stop_limit, finished).await.is_err() {
+            tracing::warn!("invocations still run after the time that a stop waits for them; they are ended");
+        }
+        let mut shutdowns = tokio::task::JoinSet::new();
+        for slot in self.0.slots.all() {
+            shutdowns.spawn(async move { slot.shutdown(RetireReason::Spindown).await });
+        }
+        shutdowns.join_all().await;
+        self.0.host.logs.flush().await;
+    }
+}
+
+impl Inner {
+    /// Makes the sandbox and starts its Init; removes it from `slots` again when it is gone.
+    async fn create(self: &Arc<Self>, request: InitRequest, timeline: &mut Timeline) -> Result<Arc<Slot>, WorkerError> {
+        let InitRequest { sandbox: id, version } = request;
+        let clock = &self.host.clock;
+        let (image, task, layers) = self.fetch(&version).await?;
+        timeline.note(Step::PackageFetched, clock.monotonic(), if task.1 { "cache" } else { "storage" });
+        let mut mounts = image.mounts.clone();
+        mounts.push((task.0, "/var/task".into()));
+        if let Some(opt) = layers::opt(&self.host.config.layers_dir, layers).await? {
+            mounts.retain(|(_, target)| target != "/opt");
+            mounts.push((opt, "/opt".into()));
+        }
+        let sandbox: Arc<dyn Sandbox> = self
+            .engine
+            .create(self.spec(id, &version, &image, &mounts))
+            .await
+            .map_err(|error| WorkerError::Sandbox(error.to_string()))?
+            .into();
+        timeline.mark(Step::SandboxCreated, clock.monotonic());
+        let slot = self.assemble(Arc::clone(&version), image, &mounts, sandbox).await?;
+        Ok(slot)
+    }
+
+    /// Image, the code's directory and whether it was here, and the layers' directories.
+    #[expect(clippy::type_complexity, reason = "three results of one step, taken apart at once")]
+    async fn fetch(
+        &self,
+        version: &FunctionVersion,
+    ) -> Result<(Image, (std::path::PathBuf, bool), Vec<(String, std::path::PathBuf)>), WorkerError> {
+        let code = async {
+            let task = self.packages.unpacked(&version.code).await?;
+            let mut layers = Vec::with_capacity(version.layers.len());
+            for layer in &version.layers {
+                layers.push((layer.sha256.clone(), self.packages.unpacked(layer).await?.path));
+            }
+            Ok::<_, WorkerError>(((task.path, task.cached), layers))
+        };
+        let (image, (task, layers)) = tokio::try_join!(self.runtimes.runtime(&version.runtime), code)?;
+        Ok((image, task, layers))
+    }
+
+    fn spec(
+        &self,
+        id: SandboxId,
+        version: &FunctionVersion,
+        image: &Image,
+        mounts: &[(std::path::PathBuf, String)],
+    ) -> SandboxSpec {
+        let name = self.endpoint.as_ref().and_then(Endpoint::host_name);
+        SandboxSpec {
+            id,
+            root: image.root.clone(),
+            mounts: mounts
+                .iter()
+                .map(|(source, target)| Mount { source: source.clone(), target: target.clone() })
+                .collect(),
+            memory_mb: version.memory_mb,
+            vcpus: version.vcpus(),
+            ephemeral_mb: version.ephemeral_mb,
+            hosts: name.map(|name| (LINK_ADDRESS.into(), name.to_owned())).into_iter().collect(),
+            listen: std::iter::once(api_server::PORT).chain(self.endpoint.as_ref().map(|e| e.port)).collect(),
+        }
+    }
+
+    /// Puts a slot around a sandbox and starts the tasks that serve it.
+    async fn assemble(
+        self: &Arc<Self>,
+        version: Arc<FunctionVersion>,
+        image: Image,
+        mounts: &[(std::path::PathBuf, String)],
+        sandbox: Arc<dyn Sandbox>,
+    ) -> Result<Arc<Slot>, WorkerError> {
+        let id = sandbox.id();
+        let config = &self.host.config;
+        let listener = take_listener(sandbox.as_ref(), api_server::PORT)?;
+        let api =
+            listener.local_addr().map_err(|e| WorkerError::Sandbox(format!("address of the Runtime API: {e}")))?;
+        let events =
+            sandbox.take_events().ok_or_else(|| WorkerError::Sandbox(format!("sandbox {id}: its events are taken")))?;
+        let relay = match &self.endpoint {
+            Some(endpoint) => Some((endpoint.clone(), take_listener(sandbox.as_ref(), endpoint.port)?)),
+            None => None,
+        };
+        let endpoint_url = match &relay {
+            Some((endpoint, listener)) => listener.local_addr().ok().map(|address| endpoint.url(address)),
+            None => None,
+        };
+
+        let stream = self.stream_name(id, &version);
+        let env = env::runtime(&env::Inputs {
+            version: &version,
+            image: &image,
+            credentials: &config.credentials,
+            api,
+            log_stream: &stream,
+            endpoint_url: endpoint_url.as_deref(),
+        });
+        // Only managed runtimes are started through the wrapper; a custom one does it by itself, or not.
+        let wrapper = version.environment.get("AWS_LAMBDA_EXEC_WRAPPER").filter(|w| !w.is_empty());
+        let managed = matches!(image.bootstrap, Bootstrap::Command(_));
+        let programs =
+            Programs {
+                extension_env: env::extension(&env),
+                runtime: entrypoint(&image, mounts, wrapper.filter(|_| managed).map(String::as_str))
+                    .map(|argv| Command { argv, env, cwd: "/var/task".into() }),
+            };
+        let machine = Machine::new(Settings {
+            init_limit: config.init_limit,
+            timeout: version.timeout,
+            freeze_after: config.freeze_after,
+            extensions: external_extensions(&image, mounts),
+            internal_budget: config.internal_extension_budget,
+            external_budget: config.external_extension_budget,
+        });
+        let group = GroupId {
+            account: version.account.clone(),
+            region: version.region.clone(),
+            group: version.logging.group.clone(),
+        };
+        let log = SlotLog::new(self.host.logs.clone(), StreamId { group, stream });
+        let lines = Lines::new(&version, &image.version);
+        let slot = Arc::new(Slot::new(version, Arc::clone(&self.host), sandbox, programs, lines, machine, log));
+        self.slots.shard(id).write().insert(id, Arc::clone(&slot));
+
+        let server = ApiServer::start(listener, Arc::clone(&slot));
+        let inner = Arc::clone(self);
+        let driven = Arc::clone(&slot);
+        // The slot's own task: ends when the sandbox is gone, which `shutdown` and `stop` wait for.
+        tokio::spawn(async move {
+            let mut forwards = tokio::task::JoinSet::new();
+            if let Some((endpoint, listener)) = relay {
+                forwards.spawn(endpoint.forward(listener));
+            }
+            Arc::clone(&driven).drive(events, server).await;
+            inner.slots.shard(id).write().remove(&id);
+            driven.set_gone();
+        });
+        Ok(slot)
+    }
+
+    /// `YYYY/MM/DD/[version]` and 32 hex digits, which are the sandbox's id.
+    fn stream_name(&self, id: SandboxId, version: &FunctionVersion) -> String {
+        let date = OffsetDateTime::from(self.host.clock.wall()).date();
+        let (year, month, day) = (date.year(), u8::from(date.month()), date.day());
+        format!("{year:04}/{month:02}/{day:02}/[{}]{}", version.version, id.0.simple())
+    }
+}
+
+fn take_listener(sandbox: &dyn Sandbox, port: u16) -> Result<TcpListener, WorkerError> {
+    let id = sandbox.id();
+    let listener = sandbox
+        .take_listener(port)
+        .ok_or_else(|| WorkerError::Sandbox(format!("sandbox {id} has no listener on port {port}")))?;
+    TcpListener::from_std(listener)
+        .map_err(|error| WorkerError::Sandbox(format!("listen on port {port} of sandbox {id}: {error}")))
+}
+
+#[async_trait]
+impl Worker for Service {
+    fn id(&self) -> &WorkerId {
+        &self.0.host.config.id
+    }
+
+    async fn init(&self, request: InitRequest) -> Result<InitDone, WorkerError> {
+        let inner = Arc::clone(&self.0);
+        inner.starting.fetch_add(1, Ordering::SeqCst);
+        let _starting = StartingGuard(&inner.starting);
+        // After counting itself, so that `stop` either waits for this Init or is seen by it.
+        if inner.draining.load(Ordering::SeqCst) {
+            return Err(WorkerError::Stopping);
+        }
+        let id = request.sandbox;
+        let mut timeline = Timeline::default();
+        let slot = inner.create(request, &mut timeline).await?;
+        let result = slot.start().await;
+        let now = inner.host.clock.monotonic();
+        if let Some(at) = slot.runtime_started() {
+            timeline.mark(Step::RuntimeStarted, at);
+        }
+        match result {
+            Ok(Ok(())) => timeline.mark(Step::InitDone, now),
+            Ok(Err(_)) | Err(_) if slot.is_gone_or_going() => return Err(WorkerError::Gone(id)),
+            Ok(Err(note)) => timeline.note(Step::InitDone, now, note),
+            Err(_) => return Err(WorkerError::Gone(id)),
+        }
+        Ok(InitDone { timeline })
+    }
+
+    async fn invoke(&self, sandbox: SandboxId, request: InvokeRequest) -> Result<InvokeOutcome, WorkerError> {
+        let slot = self.0.slots.get(sandbox).ok_or(WorkerError::Gone(sandbox))?;
+        // The sender is dropped without an answer only with the slot itself.
+        slot.invoke(request)?.await.unwrap_or(Err(WorkerError::Gone(sandbox)))
+    }
+
+    async fn shutdown(&self, sandbox: SandboxId, reason: RetireReason) {
+        let slot = self.0.slots.get(sandbox);
+        if let Some(slot) = slot {
+            slot.shutdown(reason).await;
+        }
+    }
+
+    fn invoking(&self, sandbox: SandboxId) -> bool {
+        self.0.slots.get(sandbox).is_some_and(|slot| slot.is_invoking())
+    }
+
+    fn report(&self) -> WorkerReport {
+        let config = &self.0.host.config;
+        let mut report = WorkerReport {
+            worker: config.id.clone(),
+            memory_mb: config.memory_mb,
+            memory_used_mb: 0,
+            slots: config.slots,
+            slots_used: 0,
+            starting: self.0.starting.load(Ordering::Relaxed),
+            draining: self.0.draining.load(Ordering::Relaxed),
+        };
+        for shard in &self.0.slots.shards {
+            for slot in shard.read().values() {
+                report.memory_used_mb += u64::from(slot.version().memory_mb);
+                report.slots_used += 1;
+            }
+        }
+        report
+    }
+
+    fn has_package(&self, sha256: &str) -> bool {
+        self.0.packages.is_unpacked(sha256)
+    }
+}

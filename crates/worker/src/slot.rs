@@ -1,0 +1,537 @@
+//! One sandbox of this worker: the state machine with the IO that it decides on.
+//!
+//! All that is quick happens under the slot's own lock, in the task that brought the event: the connection of the
+//! runtime, or the caller of `invoke`. So the event of a warm invocation goes from the caller straight to the task that
+//! waits in `next`. What takes time (starting, killing) is queued for the slot's driver task, which runs one operation
+//! after the other and keeps the timer; a warm invocation does not wake it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use domain::{
+    Clock, FunctionVersion, InvokeOutcome, InvokeRequest, LogType, SandboxId, SlotEvents, Step, Timeline, WorkerError,
+};
+use parking_lot::Mutex;
+use sandbox::{Command, ProcessId, Sandbox, Signal};
+use tokio::sync::{Notify, oneshot, watch};
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::lines::Lines;
+use crate::logs::LogStore;
+use crate::machine::{Abort, Action, Answer, ApiError, Line, Machine, Refused, Registration, Report, Ticket};
+use crate::metrics::Metrics;
+use crate::output::{Drained, Output};
+use crate::slot_log::SlotLog;
+
+mod driver;
+
+/// What all slots of a worker share.
+pub(crate) struct Host {
+    pub config: Config,
+    pub clock: Arc<dyn Clock>,
+    pub events: OnceLock<Arc<dyn SlotEvents>>,
+    pub metrics: Metrics,
+    pub logs: LogStore,
+}
+
+/// How the processes of a sandbox are started.
+pub(crate) struct Programs {
+    /// Or the words of `Runtime.InvalidEntrypoint`.
+    pub runtime: Result<Command, String>,
+    /// Environment of extensions.
+    pub extension_env: Vec<(String, String)>,
+}
+
+/// An invocation as the runtime's `next` gets it.
+#[derive(Debug)]
+pub(crate) struct NextEvent {
+    pub request: InvokeRequest,
+    pub attempt: Uuid,
+    pub deadline_ms: u64,
+}
+
+/// Takes events for one sandbox and carries out what the state machine decides.
+pub(crate) struct Slot {
+    id: SandboxId,
+    version: Arc<FunctionVersion>,
+    host: Arc<Host>,
+    sandbox: Arc<dyn Sandbox>,
+    programs: Programs,
+    lines: Lines,
+    core: Mutex<Core>,
+    wake: Notify,
+    /// Whether an invocation is accepted and not over; outside of the lock, as the manager asks under locks of its own.
+    invoking: AtomicBool,
+    gone: watch::Sender<bool>,
+}
+
+struct Core {
+    machine: Machine,
+    operations: VecDeque<Operation>,
+    /// Until when the driver sleeps at most; zero while it is awake or was woken.
+    armed: Duration,
+    state: &'static str,
+    runtime: Option<oneshot::Sender<NextEvent>>,
+    extensions: HashMap<Uuid, Seat>,
+    current: Option<Current>,
+    init: Option<oneshot::Sender<Result<(), String>>>,
+    outputs: Vec<Arc<Output>>,
+    log: SlotLog,
+    /// Set when the runtime process runs for the first time.
+    runtime_started: Option<Duration>,
+}
+
+/// Work for the driver.
+enum Operation {
+    StartExtension { epoch: u32, name: String },
+    StartRuntime { epoch: u32 },
+    Signal(ProcessId, Signal),
+    KillAll { epoch: u32 },
+    Destroy,
+}
+
+/// Where an extension waits, or finds its events when it comes.
+#[derive(Default)]
+struct Seat {
+    waiter: Option<oneshot::Sender<Bytes>>,
+    queued: VecDeque<Bytes>,
+}
+
+struct Current {
+    request: InvokeRequest,
+    attempt: Uuid,
+    reply: Option<oneshot::Sender<Result<InvokeOutcome, WorkerError>>>,
+    timeline: Timeline,
+    ended: bool,
+}
+
+impl Slot {
+    pub(crate) fn new(
+        version: Arc<FunctionVersion>,
+        host: Arc<Host>,
+        sandbox: Arc<dyn Sandbox>,
+        programs: Programs,
+        lines: Lines,
+        machine: Machine,
+        log: SlotLog,
+    ) -> Self {
+        let state = machine.state();
+        host.metrics.state(None, Some(state));
+        let core = Core {
+            machine,
+            operations: VecDeque::new(),
+            armed: Duration::ZERO,
+            state,
+            runtime: None,
+            extensions: HashMap::new(),
+            current: None,
+            init: None,
+            outputs: Vec::new(),
+            log,
+            runtime_started: None,
+        };
+        Self {
+            id: sandbox.id(),
+            version,
+            host,
+            sandbox,
+            programs,
+            lines,
+            core: Mutex::new(core),
+            wake: Notify::new(),
+            invoking: AtomicBool::new(false),
+            gone: watch::Sender::new(false),
+        }
+    }
+
+    pub(crate) fn version(&self) -> &FunctionVersion {
+        &self.version
+    }
+
+    fn now(&self) -> Duration {
+        self.host.clock.monotonic()
+    }
+
+    /// Milliseconds since 1970 of a monotonic time.
+    fn epoch_ms(&self, at: Duration) -> u64 {
+        let ahead = at.saturating_sub(self.now());
+        let wall = self.host.clock.wall().duration_since(UNIX_EPOCH).unwrap_or_default() + ahead;
+        u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Runs the initial Init; the error is a note on what failed.
+    pub(crate) fn start(&self) -> oneshot::Receiver<Result<(), String>> {
+        let (done, wait) = oneshot::channel();
+        let mut core = self.core.lock();
+        core.init = Some(done);
+        core.machine.start(self.now());
+        self.settle(&mut core);
+        wait
+    }
+
+    /// When the runtime's process was started.
+    pub(crate) fn runtime_started(&self) -> Option<Duration> {
+        self.core.lock().runtime_started
+    }
+
+    pub(crate) fn invoke(
+        &self,
+        request: InvokeRequest,
+    ) -> Result<oneshot::Receiver<Result<InvokeOutcome, WorkerError>>, WorkerError> {
+        let (reply, wait) = oneshot::channel();
+        let ticket =
+            Ticket { request: request.request_id, attempt: Uuid::new_v4(), tail: request.log_type == LogType::Tail };
+        let mut core = self.core.lock();
+        core.machine.invoke(self.now(), ticket).map_err(|refused| match refused {
+            Refused::Gone => WorkerError::Gone(self.id),
+            Refused::Busy => WorkerError::Sandbox(format!("sandbox {} has an invocation already", self.id)),
+        })?;
+        core.log.begin(ticket.tail);
+        core.current = Some(Current {
+            request,
+            attempt: ticket.attempt,
+            reply: Some(reply),
+            timeline: Timeline::default(),
+            ended: false,
+        });
+        self.settle(&mut core);
+        Ok(wait)
+    }
+
+    /// Takes the sandbox down; returns when nothing is left of it.
+    pub(crate) async fn shutdown(&self, reason: domain::RetireReason) {
+        {
+            let mut core = self.core.lock();
+            core.machine.shutdown(self.now(), reason);
+            self.settle(&mut core);
+        }
+        self.wait_gone().await;
+    }
+
+    pub(crate) async fn wait_gone(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.gone.subscribe().wait_for(|gone| *gone).await;
+    }
+
+    /// Called by the driver's owner when it has ended and the slot can no longer be found.
+    pub(crate) fn set_gone(&self) {
+        self.gone.send_replace(true);
+    }
+
+    /// Whether it serves no more.
+    pub(crate) fn is_gone_or_going(&self) -> bool {
+        self.core.lock().machine.is_ending()
+    }
+
+    /// Whether an invocation runs, or an Init.
+    pub(crate) fn is_busy(&self) -> bool {
+        matches!(self.core.lock().machine.state(), "busy" | "init")
+    }
+
+    /// Whether an invocation was accepted and is not over. Takes no lock.
+    pub(crate) fn is_invoking(&self) -> bool {
+        self.invoking.load(Ordering::Relaxed)
+    }
+
+    // === the Runtime API ===
+
+    pub(crate) fn runtime_next(&self) -> Result<oneshot::Receiver<NextEvent>, ApiError> {
+        let (waiter, wait) = oneshot::channel();
+        let mut core = self.core.lock();
+        self.drain(&mut core);
+        // Before the machine hears of it, which may hand over an event at once.
+        let before = core.runtime.replace(waiter);
+        if let Err(error) = core.machine.runtime_next(self.now()) {
+            core.runtime = before;
+            return Err(error);
+        }
+        self.settle(&mut core);
+        Ok(wait)
+    }
+
+    pub(crate) fn may_answer(&self, request: &str, attempt: Option<&str>, to: &'static str) -> Result<(), ApiError> {
+        self.core.lock().machine.may_answer(request, attempt, to)
+    }
+
+    pub(crate) fn runtime_answer(&self, request: &str, attempt: Option<&str>, answer: Answer) -> Result<(), ApiError> {
+        let mut core = self.core.lock();
+        let result = core.machine.runtime_answer(self.now(), request, attempt, answer);
+        self.settle(&mut core);
+        result
+    }
+
+    pub(crate) fn runtime_init_error(&self, kind: String, payload: Bytes) -> Result<(), ApiError> {
+        let mut core = self.core.lock();
+        self.drain(&mut core);
+        let result = core.machine.runtime_init_error(self.now(), kind, payload);
+        self.settle(&mut core);
+        result
+    }
+
+    // === the Extensions API ===
+
+    pub(crate) fn extension_register(&self, registration: Registration) -> Result<Uuid, ApiError> {
+        let id = Uuid::new_v4();
+        let mut core = self.core.lock();
+        core.machine.extension_register(self.now(), id, registration)?;
+        core.extensions.insert(id, Seat::default());
+        self.settle(&mut core);
+        Ok(id)
+    }
+
+    pub(crate) fn extension_next(&self, id: Uuid) -> Result<oneshot::Receiver<Bytes>, ApiError> {
+        let (waiter, wait) = oneshot::channel();
+        let mut core = self.core.lock();
+        self.drain(&mut core);
+        let seat = core.extensions.entry(id).or_default();
+        let queued = seat.queued.pop_front();
+        match queued {
+            // It works on an event that it has not seen yet, as its earlier connection was gone.
+            Some(event) => drop(waiter.send(event)),
+            None => {
+                seat.waiter = Some(waiter);
+                let result = core.machine.extension_next(self.now(), id);
+                if let Err(error) = result {
+                    core.extensions.remove(&id);
+                    return Err(error);
+                }
+                self.settle(&mut core);
+            }
+        }
+        Ok(wait)
+    }
+
+    pub(crate) fn extension_error(&self, id: Uuid, init: bool, reported: String) -> Result<(), ApiError> {
+        let mut core = self.core.lock();
+        self.drain(&mut core);
+        let result = core.machine.extension_error(self.now(), id, init, reported);
+        self.settle(&mut core);
+        result
+    }
+
+    // === carrying out decisions ===
+
+    /// Carries out what the machine decided, and wakes the driver if it has to do something or to sleep shorter.
+    fn settle(&self, core: &mut Core) {
+        while core.machine.has_actions() {
+            for action in core.machine.take_actions() {
+                self.perform(core, action);
+            }
+        }
+        let state = core.machine.state();
+        if state != core.state {
+            self.host.metrics.state(Some(core.state), Some(state));
+            core.state = state;
+        }
+        self.invoking.store(core.current.is_some(), Ordering::Relaxed);
+        let sooner = core.machine.deadline().is_some_and(|deadline| deadline < core.armed);
+        if sooner || !core.operations.is_empty() {
+            core.armed = Duration::ZERO;
+            self.wake.notify_one();
+        }
+    }
+
+    fn perform(&self, core: &mut Core, action: Action) {
+        match action {
+            Action::StartExtension { epoch, name } => {
+                core.operations.push_back(Operation::StartExtension { epoch, name });
+            }
+            Action::StartRuntime { epoch } => core.operations.push_back(Operation::StartRuntime { epoch }),
+            Action::Signal(process, signal) => core.operations.push_back(Operation::Signal(process, signal)),
+            Action::KillAll { epoch } => core.operations.push_back(Operation::KillAll { epoch }),
+            Action::Destroy => core.operations.push_back(Operation::Destroy),
+            Action::HandToRuntime { deadline } => self.hand_to_runtime(core, deadline),
+            Action::HandToExtension { id, deadline } => {
+                if let Some(current) = &core.current {
+                    let event = self.invoke_event(current, deadline);
+                    core.seat(id, event);
+                }
+            }
+            Action::ShutdownExtension { id, reason, deadline } => {
+                let reason = match reason {
+                    domain::RetireReason::Spindown => "spindown",
+                    domain::RetireReason::Timeout => "timeout",
+                    domain::RetireReason::Failure => "failure",
+                };
+                let event = serde_json::json!({
+                    "eventType": "SHUTDOWN",
+                    "shutdownReason": reason,
+                    "deadlineMs": self.epoch_ms(deadline),
+                });
+                core.seat(id, event.to_string().into());
+            }
+            Action::Thaw => self.host_call("thaw", self.sandbox.thaw()),
+            Action::Freeze => self.host_call("freeze", self.sandbox.freeze()),
+            Action::Log(line) => self.log(core, &line),
+            Action::InitDone(result) => {
+                if let Some(init) = core.init.take() {
+                    // A caller that went away does not want to know.
+                    let _ = init.send(result);
+                }
+            }
+            Action::Answer(answer) => self.answer(core, answer),
+            Action::Abort(abort) => {
+                let error = match abort {
+                    Abort::Unseen => WorkerError::Gone(self.id),
+                    Abort::Interrupted => {
+                        WorkerError::Sandbox(format!("sandbox {} was shut down during the invocation", self.id))
+                    }
+                };
+                if let Some(reply) = core.current.take().and_then(|c| c.reply) {
+                    let _ = reply.send(Err(error));
+                }
+            }
+            Action::SlotAnswered => self.tell(|events| events.answered(self.id)),
+            Action::SlotIdle => self.tell(|events| events.idle(self.id)),
+            Action::SlotDead(reason) => self.tell(|events| events.dead(self.id, reason)),
+        }
+    }
+
+    /// Under the slot's lock, so that the manager hears of events in their order.
+    fn tell(&self, event: impl FnOnce(&dyn SlotEvents)) {
+        if let Some(events) = self.host.events.get() {
+            event(events.as_ref());
+        }
+    }
+
+    fn host_call(&self, what: &str, result: Result<(), sandbox::SandboxError>) {
+        if let Err(error) = result {
+            tracing::warn!(sandbox = %self.id, %error, "cannot {what} a sandbox");
+        }
+    }
+
+    fn hand_to_runtime(&self, core: &mut Core, deadline: Duration) {
+        let now = self.now();
+        let deadline_ms = self.epoch_ms(deadline);
+        let (Some(current), Some(waiter)) = (&mut core.current, core.runtime.take()) else {
+            core.machine.undelivered();
+            return;
+        };
+        let event = NextEvent { request: current.request.clone(), attempt: current.attempt, deadline_ms };
+        match waiter.send(event) {
+            Ok(()) => current.timeline.mark(Step::Invoked, now),
+            Err(_) => core.machine.undelivered(),
+        }
+    }
+
+    fn invoke_event(&self, current: &Current, deadline: Duration) -> Bytes {
+        let request = &current.request;
+        serde_json::json!({
+            "eventType": "INVOKE",
+            "deadlineMs": self.epoch_ms(deadline),
+            "requestId": request.request_id,
+            "invokedFunctionArn": request.invoked_arn,
+            "tracing": { "type": "X-Amzn-Trace-Id", "value": request.trace_id },
+        })
+        .to_string()
+        .into()
+    }
+
+    fn answer(&self, core: &mut Core, answer: Answer) {
+        let Some(current) = &mut core.current else { return };
+        let now = self.now();
+        let (payload, function_error) = match answer {
+            Answer::Success(payload) => {
+                current.timeline.mark(Step::Answered, now);
+                (payload, None)
+            }
+            Answer::Failure { payload, kind } => {
+                current.timeline.note(Step::Answered, now, kind);
+                (payload, Some("Unhandled"))
+            }
+        };
+        if let Some(reply) = current.reply.take() {
+            let log_tail = core.log.tail();
+            let timeline = current.timeline.clone();
+            // Its caller may have gone; the invocation counts all the same.
+            let _ = reply.send(Ok(InvokeOutcome { payload, function_error, log_tail, timeline }));
+        }
+        if current.ended {
+            core.current = None;
+        }
+    }
+
+    fn log(&self, core: &mut Core, line: &Line) {
+        let wall = self.host.clock.wall();
+        let mut peak = 0;
+        match line {
+            Line::End(report) => {
+                for output in &core.outputs {
+                    output.finish_line(|text| core.log.line(wall, text));
+                }
+                peak = self.sandbox.usage().memory_peak;
+                self.host.metrics.invocation(report.duration, report.init, report.error.as_deref());
+                self.end(core, report);
+            }
+            Line::InitReport { fault, .. } => self.host.metrics.error(fault.error_type()),
+            Line::InitStart | Line::Start(_) => {}
+        }
+        for text in self.lines.render(line, wall, peak) {
+            core.log.line(wall, text);
+        }
+        // START waits for company: an invocation without output then costs one message to the log's writer, not two.
+        if !matches!(line, Line::Start(_)) {
+            core.log.flush();
+        }
+    }
+
+    fn end(&self, core: &mut Core, report: &Report) {
+        let now = self.now();
+        let Some(current) = &mut core.current else { return };
+        current.timeline.mark(Step::Frozen, now);
+        current.ended = true;
+        let at = |step| current.timeline.at(step);
+        let since = |step| at(step).zip(at(Step::Invoked)).map(|(to, from)| to.saturating_sub(from).as_micros());
+        tracing::info!(
+            target: "timeline",
+            request_id = %report.request,
+            function = self.version.name,
+            version = self.version.version,
+            sandbox = %self.id,
+            init_us = report.init.map(|d| d.as_micros()),
+            answered_us = since(Step::Answered),
+            duration_us = report.duration.as_micros(),
+            error = report.error.as_deref(),
+            "invocation"
+        );
+        if current.reply.is_none() {
+            core.current = None;
+        }
+    }
+
+    /// Reads what the processes wrote so far: before a `next` is acted on, so that their lines come before END.
+    fn drain(&self, core: &mut Core) {
+        let wall = self.host.clock.wall();
+        let Core { outputs, log, .. } = core;
+        outputs.retain(|output| output.drain(|text| log.line(wall, text)) != Drained::End);
+    }
+
+    /// Reads one process's output as it comes.
+    fn drain_output(&self, output: &Arc<Output>) -> Drained {
+        let mut core = self.core.lock();
+        let wall: SystemTime = self.host.clock.wall();
+        let Core { outputs, log, .. } = &mut *core;
+        let drained = output.drain_ready(|text| log.line(wall, text));
+        if drained == Drained::End {
+            outputs.retain(|other| !Arc::ptr_eq(other, output));
+        }
+        log.flush();
+        drained
+    }
+}
+
+impl Core {
+    /// Gives an event to an extension, or keeps it until it asks.
+    fn seat(&mut self, id: Uuid, event: Bytes) {
+        let seat = self.extensions.entry(id).or_default();
+        let unsent = match seat.waiter.take() {
+            Some(waiter) => waiter.send(event).err(),
+            None => Some(event),
+        };
+        seat.queued.extend(unsent);
+    }
+}

@@ -1,0 +1,153 @@
+//! What a sandbox is made from, as this crate needs it: code packages and runtimes, behind two small traits so that
+//! tests need neither a storage nor an installed interpreter.
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use domain::{CodeRef, WorkerError};
+
+/// The Linux user space that every sandbox sees, and the language runtime in it.
+#[derive(Clone, Debug, Default)]
+pub struct Image {
+    /// Root directory on the host.
+    pub root: PathBuf,
+    /// Further read-only directories: host directory and path in the sandbox.
+    pub mounts: Vec<(PathBuf, String)>,
+    /// How the runtime is started.
+    pub bootstrap: Bootstrap,
+    /// Variables that the customer may override (PATH, LANG, NODE_PATH, …).
+    pub env: Vec<(String, String)>,
+    /// `AWS_EXECUTION_ENV`; managed runtimes only.
+    pub execution_env: Option<String>,
+    /// For the INIT_START line, e.g. `python:3.12.v1`.
+    pub version: String,
+}
+
+/// How a runtime is started.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Bootstrap {
+    /// A managed runtime's command; `AWS_LAMBDA_EXEC_WRAPPER` applies.
+    Command(Vec<String>),
+    /// The first of these paths in the sandbox that exists.
+    Search(Vec<String>),
+}
+
+impl Default for Bootstrap {
+    fn default() -> Self {
+        Self::Search(vec!["/var/task/bootstrap".into(), "/opt/bootstrap".into()])
+    }
+}
+
+/// An unpacked code package.
+#[derive(Clone, Debug)]
+pub struct Unpacked {
+    /// Directory on the host.
+    pub path: PathBuf,
+    /// It was on this host already.
+    pub cached: bool,
+}
+
+/// Code packages by content.
+#[async_trait]
+pub trait PackageSource: Send + Sync + 'static {
+    /// Fetches and unpacks a package, or finds it.
+    async fn unpacked(&self, code: &CodeRef) -> Result<Unpacked, WorkerError>;
+    /// Whether it is on this host already.
+    fn is_unpacked(&self, sha256: &str) -> bool;
+}
+
+/// Runtimes by name.
+#[async_trait]
+pub trait RuntimeSource: Send + Sync + 'static {
+    /// Installs the runtime on first use.
+    async fn runtime(&self, name: &str) -> Result<Image, WorkerError>;
+}
+
+/// Where a path of the sandbox lies on the host, by the longest mount that holds it.
+pub(crate) fn host_path(root: &Path, mounts: &[(PathBuf, String)], path: &str) -> PathBuf {
+    let best = mounts
+        .iter()
+        .filter_map(|(source, target)| {
+            let rest = path.strip_prefix(target.trim_end_matches('/'))?;
+            (rest.is_empty() || rest.starts_with('/'))
+                .then(|| (target.len(), source.join(rest.trim_start_matches('/'))))
+        })
+        .max_by_key(|(length, _)| *length);
+    best.map_or_else(|| root.join(path.trim_start_matches('/')), |(_, path)| path)
+}
+
+/// Whether a plain file or a link is there. A link is not followed: it means something else inside than outside.
+pub(crate) fn is_file(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|m| !m.is_dir())
+}
+
+/// The start command in the sandbox, or the words of `Runtime.InvalidEntrypoint`.
+pub(crate) fn entrypoint(
+    image: &Image,
+    mounts: &[(PathBuf, String)],
+    wrapper: Option<&str>,
+) -> Result<Vec<String>, String> {
+    match &image.bootstrap {
+        Bootstrap::Command(argv) => {
+            let Some(wrapper) = wrapper else { return Ok(argv.clone()) };
+            if !is_file(&host_path(&image.root, mounts, wrapper)) {
+                // AWS starts managed runtimes by a shell, which answers with its status for a missing command.
+                return Ok(vec!["/bin/sh".into(), "-c".into(), "exit 127".into()]);
+            }
+            Ok(std::iter::once(wrapper.to_owned()).chain(argv.iter().cloned()).collect())
+        }
+        Bootstrap::Search(paths) => (paths.iter())
+            .find(|path| is_file(&host_path(&image.root, mounts, path)))
+            .map(|path| vec![path.clone()])
+            .ok_or_else(|| format!("Couldn't find valid bootstrap(s): [{}]", paths.join(" "))),
+    }
+}
+
+/// File names of the external extensions, at most what may register; none if the layers disable them.
+pub(crate) fn external_extensions(image: &Image, mounts: &[(PathBuf, String)]) -> Vec<String> {
+    use std::os::unix::fs::PermissionsExt;
+
+    if is_file(&host_path(&image.root, mounts, "/opt/disable-extensions-jwigqn8j")) {
+        return Vec::new();
+    }
+    let directory = host_path(&image.root, mounts, "/opt/extensions");
+    let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
+    let mut names: Vec<String> = entries
+        .filter_map(Result::ok)
+        .filter(|e| e.path().symlink_metadata().is_ok_and(|m| !m.is_dir() && m.permissions().mode() & 0o111 != 0))
+        .filter_map(|e| e.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names.truncate(crate::machine::MAX_EXTENSIONS);
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_found_in_the_longest_mount() {
+        let mounts = [
+            ("/h/opt".into(), "/opt".into()),
+            ("/h/lang".into(), "/opt/lang/".into()),
+            ("/h/task".into(), "/var/task".into()),
+        ];
+        let at = |path| host_path(Path::new("/root"), &mounts, path);
+        assert_eq!(at("/opt/extensions/a"), Path::new("/h/opt/extensions/a"));
+        assert_eq!(at("/opt/lang/x"), Path::new("/h/lang/x"));
+        assert_eq!(at("/optional"), Path::new("/root/optional"));
+        assert_eq!(at("/var/task"), Path::new("/h/task"));
+    }
+
+    #[test]
+    fn the_first_bootstrap_wins_and_none_is_an_invalid_entrypoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = Image { root: dir.path().into(), ..Image::default() };
+        let none = entrypoint(&image, &[], None).unwrap_err();
+        assert_eq!(none, "Couldn't find valid bootstrap(s): [/var/task/bootstrap /opt/bootstrap]");
+        std::fs::create_dir_all(dir.path().join("opt")).unwrap();
+        std::fs::write(dir.path().join("opt/bootstrap"), "").unwrap();
+        assert_eq!(entrypoint(&image, &[], None).unwrap(), ["/opt/bootstrap"]);
+    }
+}
