@@ -1,6 +1,7 @@
 //! Development tasks of this repository: `cargo xtask <task>`.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod codegen;
 mod setup;
 mod test;
@@ -20,6 +21,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Measure Emberbox beside its references and print the table of promises
+    Bench(bench::Args),
     /// Generate the wire model of the services that we speak from AWS's published service models
     Codegen(codegen::Args),
     /// Set up this machine and run every test
@@ -29,6 +32,7 @@ enum Task {
 fn main() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in no repository")?;
     match Cli::parse().task {
+        Task::Bench(args) => bench::main(root, &args),
         Task::Codegen(args) => codegen::main(root, &args),
         Task::Test(args) => test::main(root, &args),
     }

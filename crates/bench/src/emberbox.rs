@@ -1,0 +1,195 @@
+//! The server under test: started as a user starts it, driven through its public API.
+
+use std::fs;
+use std::io::{Cursor, Write as _};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use zip::write::SimpleFileOptions;
+
+use crate::Setup;
+use crate::load::{Connection, Target};
+use crate::process::Child;
+
+/// Room for 16 sandboxes of a full vCPU and for 200 small ones, whatever the host has: they are idle most of the time.
+const CONFIG: &str = "[limits]\nmemory_overcommit = 8.0\nsandboxes = 400\n";
+/// Installing a runtime client on first use compiles it.
+const READY: Duration = Duration::from_secs(300);
+
+/// A running `emberbox serve`; ended when it is dropped.
+pub struct Emberbox {
+    server: Child,
+    address: SocketAddr,
+    api: Connection,
+    /// Start of the process to its endpoint's line.
+    pub ready_after: Duration,
+    data: TempDir,
+}
+
+impl Emberbox {
+    /// Starts it with an empty data directory that shares the installed runtimes.
+    pub async fn start(setup: &Setup) -> Result<Self> {
+        let data = TempDir::with_prefix("emberbox-bench-").context("make a data directory")?;
+        for shared in ["runtimes", "roots"] {
+            let installed = std::path::absolute(setup.runtimes.join(shared))?;
+            fs::create_dir_all(&installed).with_context(|| format!("make {}", installed.display()))?;
+            std::os::unix::fs::symlink(&installed, data.path().join(shared)).context("share the installed runtimes")?;
+        }
+        let config = data.path().join("emberbox.toml");
+        fs::write(&config, CONFIG).context("write the configuration")?;
+        let log = fs::File::create(data.path().join("serve.log")).context("make a log file")?;
+        let started = Instant::now();
+        let mut server = Child::spawn(
+            Command::new(&setup.emberbox)
+                .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+                .arg(data.path())
+                .arg("--config")
+                .arg(&config)
+                .stderr(log),
+        )?;
+        let url = match server.wait_for_line("AWS_ENDPOINT_URL_LAMBDA=", Duration::from_secs(30)) {
+            Ok(url) => url,
+            Err(error) => {
+                let log = fs::read_to_string(data.path().join("serve.log")).unwrap_or_default();
+                return Err(error.context(log));
+            }
+        };
+        let ready_after = started.elapsed();
+        let address = url.trim_matches('"').trim_start_matches("http://").trim_end_matches('/');
+        let address: SocketAddr = address.parse().with_context(|| format!("the endpoint {url}"))?;
+        Ok(Self { server, address, api: Connection::open(address).await?, ready_after, data })
+    }
+
+    /// Creates a function and waits until it can be invoked.
+    pub async fn create(&mut self, name: &str, package: &Package, memory_mb: u32) -> Result<Target> {
+        let request = json!({
+            "FunctionName": name,
+            "Runtime": package.runtime,
+            "Handler": package.handler,
+            "Role": "arn:aws:iam::000000000000:role/bench",
+            "Code": { "ZipFile": STANDARD.encode(&package.zip) },
+            "MemorySize": memory_mb,
+            "Timeout": 30,
+        });
+        self.call(Method::POST, "/2015-03-31/functions", Some(request)).await?;
+        self.wait_ready(name).await?;
+        Ok(Target { address: self.address, path: format!("/2015-03-31/functions/{name}/invocations") })
+    }
+
+    /// Changes the function's environment, so that its next invocation needs a new sandbox.
+    pub async fn force_cold(&mut self, name: &str, number: u32) -> Result<()> {
+        let request = json!({ "Environment": { "Variables": { "NUMBER": number.to_string() } } });
+        self.call(Method::PUT, &format!("/2015-03-31/functions/{name}/configuration"), Some(request)).await?;
+        self.wait_ready(name).await
+    }
+
+    async fn wait_ready(&mut self, name: &str) -> Result<()> {
+        let deadline = Instant::now() + READY;
+        loop {
+            let path = format!("/2015-03-31/functions/{name}/configuration");
+            let state = self.call(Method::GET, &path, None).await?;
+            match (state["State"].as_str(), state["LastUpdateStatus"].as_str()) {
+                (Some("Active"), None | Some("Successful")) => return Ok(()),
+                (Some("Failed"), _) | (_, Some("Failed")) => bail!("function {name} failed: {state}"),
+                _ if Instant::now() > deadline => bail!("function {name} was not ready within {READY:?}: {state}"),
+                _ => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    }
+
+    async fn call(&mut self, method: Method, path: &str, request: Option<Value>) -> Result<Value> {
+        let body = request.map_or_else(Vec::new, |r| r.to_string().into_bytes());
+        let (parts, body) = self.api.send(method.clone(), path, body.into()).await?;
+        let text = String::from_utf8_lossy(&body);
+        ensure!(parts.status.is_success(), "{method} {path}: {} {text}", parts.status);
+        if parts.status == StatusCode::NO_CONTENT {
+            return Ok(Value::Null);
+        }
+        serde_json::from_slice(&body).with_context(|| format!("{method} {path}: no JSON: {text}"))
+    }
+
+    /// The server's process.
+    pub fn pid(&self) -> u32 {
+        self.server.id()
+    }
+
+    /// The end of its log, for an error.
+    pub fn log_tail(&self) -> String {
+        let log = fs::read_to_string(self.data.path().join("serve.log")).unwrap_or_default();
+        log.lines().rev().take(20).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// What is deployed.
+pub struct Package {
+    runtime: String,
+    handler: String,
+    zip: Vec<u8>,
+}
+
+impl Package {
+    /// The Rust echo function.
+    pub fn rust(bootstrap: &Path) -> Result<Self> {
+        let program = fs::read(bootstrap)
+            .with_context(|| format!("read {}; `cargo xtask bench` builds it", bootstrap.display()))?;
+        Self::new("provided.al2023", "bootstrap", "bootstrap", &program)
+    }
+
+    /// The Python echo function.
+    pub fn python(runtime: &str) -> Result<Self> {
+        Self::new(runtime, PYTHON_HANDLER, "echo.py", PYTHON_ECHO.as_bytes())
+    }
+
+    fn new(runtime: &str, handler: &str, file: &str, content: &[u8]) -> Result<Self> {
+        let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        zip.start_file(file, SimpleFileOptions::default().unix_permissions(0o755))?;
+        zip.write_all(content)?;
+        Ok(Self { runtime: runtime.into(), handler: handler.into(), zip: zip.finish()?.into_inner() })
+    }
+}
+
+/// Names [`PYTHON_ECHO`]'s function.
+pub const PYTHON_HANDLER: &str = "echo.handler";
+/// The same file for Emberbox and for AWS's emulator.
+pub const PYTHON_ECHO: &str = "def handler(event, context):\n    return event\n";
+
+/// An interpreter on the host with the runtime client that Emberbox installed for it.
+pub struct Python {
+    /// e.g. `/usr/bin/python3.11`.
+    pub interpreter: PathBuf,
+    /// Folder that holds `awslambdaric`.
+    pub client: PathBuf,
+}
+
+impl Python {
+    /// Finds both. Call after a function of this runtime ran: the client is installed on first use.
+    pub fn find(setup: &Setup) -> Result<Self> {
+        let installed = setup.runtimes.join("runtimes");
+        let client = find_client(&installed, &setup.python, 6)
+            .with_context(|| format!("no awslambdaric for {} below {}", setup.python, installed.display()))?;
+        let output = Command::new(&setup.python).args(["-c", "import sys; print(sys.executable)"]).output();
+        let output = output.with_context(|| format!("run {} from PATH", setup.python))?;
+        let interpreter = PathBuf::from(String::from_utf8(output.stdout)?.trim());
+        ensure!(interpreter.is_file(), "{} does not say where it is", setup.python);
+        Ok(Self { interpreter, client: std::path::absolute(client)? })
+    }
+}
+
+/// The folder with `awslambdaric` at most `depth` below a folder whose path names the runtime.
+fn find_client(folder: &Path, runtime: &str, depth: usize) -> Option<PathBuf> {
+    if folder.join("awslambdaric/bootstrap.py").is_file() && folder.to_string_lossy().contains(runtime) {
+        return Some(folder.to_owned());
+    }
+    let entries = fs::read_dir(folder).ok().filter(|_| depth > 0)?;
+    let mut folders: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
+    folders.sort();
+    folders.iter().find_map(|f| find_client(f, runtime, depth - 1))
+}

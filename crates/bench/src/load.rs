@@ -1,0 +1,182 @@
+//! The load generator: connections that each send the next request when the answer to the last one is there.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
+use futures::future::try_join_all;
+use hdrhistogram::Histogram;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+/// An answer that takes longer than this is an error.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where requests go. Every answer must be the event itself.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Loopback.
+    pub address: SocketAddr,
+    /// Path of the POST.
+    pub path: String,
+}
+
+/// The event that every echo function is sent: small, so that the path and not the copy is measured.
+pub const EVENT: &str = r#"{"key1":"value1","key2":"value2","key3":"value3"}"#;
+
+/// When a closed loop ends: at whichever comes first.
+#[derive(Clone, Copy)]
+pub struct Until {
+    /// Requests in all.
+    pub requests: u64,
+    /// Time.
+    pub time: Duration,
+}
+
+/// What a closed loop saw.
+pub struct Outcome {
+    /// Latencies in nanoseconds.
+    pub latencies: Histogram<u64>,
+    /// Requests without the right answer, and the first such answer.
+    pub errors: u64,
+    /// What the first of them was.
+    pub first_error: Option<String>,
+    /// Time in which requests were made.
+    pub busy: Duration,
+}
+
+impl Default for Outcome {
+    fn default() -> Self {
+        let latencies = Histogram::new_with_bounds(1, 120_000_000_000, 3).expect("the bounds are valid");
+        Self { latencies, errors: 0, first_error: None, busy: Duration::ZERO }
+    }
+}
+
+impl Outcome {
+    /// A quantile of the latencies.
+    pub fn quantile(&self, q: f64) -> Duration {
+        Duration::from_nanos(self.latencies.value_at_quantile(q))
+    }
+
+    /// Answers per second.
+    pub fn throughput(&self) -> f64 {
+        self.latencies.len() as f64 / self.busy.as_secs_f64()
+    }
+
+    /// Adds a later round.
+    pub fn add(&mut self, other: Self) {
+        self.latencies.add(&other.latencies).expect("all have the same bounds");
+        self.errors += other.errors;
+        self.first_error = self.first_error.take().or(other.first_error);
+        self.busy += other.busy;
+    }
+
+    /// Fails on errors: numbers of a run with errors mean nothing.
+    pub fn check(&self, of: &str) -> Result<()> {
+        ensure!(
+            self.errors == 0,
+            "{of}: {} errors, the first: {}",
+            self.errors,
+            self.first_error.as_deref().unwrap_or("")
+        );
+        Ok(())
+    }
+}
+
+/// One keep-alive connection.
+pub struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    host: String,
+}
+
+impl Connection {
+    /// Connects.
+    pub async fn open(address: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect(address).await.with_context(|| format!("connect to {address}"))?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(Self { sender, host: address.to_string() })
+    }
+
+    /// One request, and its whole answer.
+    pub async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<(http::response::Parts, Bytes)> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, &self.host)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))?;
+        let exchange = async {
+            self.sender.ready().await?;
+            let (parts, body) = self.sender.send_request(request).await?.into_parts();
+            anyhow::Ok((parts, body.collect().await?.to_bytes()))
+        };
+        tokio::time::timeout(PATIENCE, exchange).await.with_context(|| format!("{path} took over {PATIENCE:?}"))?
+    }
+
+    /// Sends the event; the answer must be the event.
+    pub async fn echo(&mut self, path: &str) -> Result<()> {
+        let (parts, body) = self.send(Method::POST, path, Bytes::from_static(EVENT.as_bytes())).await?;
+        let right = parts.status == StatusCode::OK && same_json(&body);
+        ensure!(right, "{} {:?}: {}", parts.status, parts.headers, String::from_utf8_lossy(&body));
+        Ok(())
+    }
+}
+
+/// Runtimes format JSON as they like.
+fn same_json(body: &[u8]) -> bool {
+    body == EVENT.as_bytes()
+        || serde_json::from_slice::<serde_json::Value>(body)
+            .is_ok_and(|v| v == serde_json::from_str::<serde_json::Value>(EVENT).expect("it is JSON"))
+}
+
+/// `connections` clients at once.
+pub async fn closed_loop(target: &Target, connections: usize, until: Until) -> Result<Outcome> {
+    let clients = try_join_all((0..connections).map(|_| Connection::open(target.address))).await?;
+    let each = until.requests.div_ceil(connections as u64);
+    let started = Instant::now();
+    let clients = clients.into_iter().map(|mut connection| async move {
+        let mut outcome = Outcome::default();
+        for _ in 0..each {
+            let sent = Instant::now();
+            if sent - started >= until.time {
+                break;
+            }
+            match connection.echo(&target.path).await {
+                Ok(()) => outcome.latencies.saturating_record(sent.elapsed().as_nanos() as u64),
+                Err(error) => {
+                    outcome.errors += 1;
+                    outcome.first_error.get_or_insert_with(|| format!("{error:#}"));
+                    connection = Connection::open(target.address).await?;
+                }
+            }
+        }
+        anyhow::Ok(outcome)
+    });
+    let mut all = Outcome::default();
+    for outcome in try_join_all(clients).await? {
+        all.add(outcome);
+    }
+    all.busy = started.elapsed();
+    Ok(all)
+}
+
+/// Rounds over several targets in turn, so that whatever else the machine does meets all of them alike.
+pub async fn interleaved(targets: &[&Target], connections: usize, rounds: u32, each: Until) -> Result<Vec<Outcome>> {
+    let mut outcomes: Vec<Outcome> = targets.iter().map(|_| Outcome::default()).collect();
+    for target in targets {
+        // Not counted: connections, sandboxes and caches come up.
+        closed_loop(target, connections, Until { requests: each.requests.min(200), ..each }).await?;
+    }
+    for _ in 0..rounds {
+        for (target, outcome) in targets.iter().zip(&mut outcomes) {
+            outcome.add(closed_loop(target, connections, each).await?);
+        }
+    }
+    Ok(outcomes)
+}
