@@ -7,6 +7,7 @@ use std::net::{SocketAddrV4, TcpListener};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags};
+use rustix::fs::Mode;
 use rustix::process::WaitOptions;
 
 use crate::netlink::{Device, Netlink};
@@ -34,6 +35,8 @@ fn forget_the_host(channel: &Channel) -> io::Result<()> {
     sys::close_all_but(&[0, 1, 2, channel.as_raw_fd()]);
     std::mem::forget(null); // closed just now
     sys::reset_signals();
+    // Its few files are for everybody inside to read.
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
     Ok(())
 }
 

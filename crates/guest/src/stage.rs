@@ -28,7 +28,8 @@ use crate::sys;
 /// The only devices there are.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// Files in `/proc` that tell about the host or act on it: covered by `/dev/null`.
-const COVERED_FILES: [&str; 9] = [
+const COVERED_FILES: [&str; 10] = [
+    "interrupts",
     "kcore",
     "keys",
     "key-users",

@@ -17,7 +17,10 @@ impl Connection {
     /// Takes over a channel. Within a tokio runtime.
     pub fn new(channel: Channel) -> io::Result<Self> {
         channel.set_nonblocking(true)?;
-        Ok(Self(AsyncFd::new(channel)?))
+        // SAFETY: a channel owns its descriptor, and gives it up only when it is taken apart, which nobody can do to one
+        // inside an AsyncFd.
+        let registered = unsafe { AsyncFd::register(channel) };
+        Ok(Self(registered?))
     }
 
     /// Sends a message.

@@ -1,0 +1,5 @@
+//! The program that runs inside.
+
+pub const PART: &str = "attack";
+
+pub fn run(_arguments: &[String]) {}

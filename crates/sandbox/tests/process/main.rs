@@ -1,0 +1,24 @@
+//! Process sandboxes through the public API: their life, and attacks from inside.
+//!
+//! This program plays three parts: the tests, the sandbox helper, and the attacker, which runs in the sandboxes.
+
+mod attacker;
+mod attacks;
+mod lifecycle;
+mod support;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() {
+    sandbox::process::maybe_run_helper();
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, part, rest @ ..] = arguments.as_slice() {
+        match part.as_str() {
+            attacker::PART => return attacker::run(rest),
+            lifecycle::ENGINE => return lifecycle::run_engine(),
+            _ => {}
+        }
+    }
+    let trials: Vec<Trial> = lifecycle::tests().into_iter().chain(attacks::tests()).collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}

@@ -1,0 +1,178 @@
+//! An engine, a root file system made of this host's libraries, and ways to run things in a sandbox.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::Trial;
+use sandbox::process::{Network, ProcessConfig, ProcessEngine};
+use sandbox::{
+    Command, ExitStatus, Mount, ProcessId, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec,
+};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+/// Nothing in these tests takes longer, on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where this program is, inside.
+pub const ATTACKER: &str = "/var/task/attacker";
+
+/// An engine with all it needs.
+pub struct Host {
+    pub engine: ProcessEngine,
+    pub directory: tempfile::TempDir,
+}
+
+/// One sandbox, with its events.
+pub struct Guest {
+    pub sandbox: Box<dyn Sandbox>,
+    pub events: UnboundedReceiver<SandboxEvent>,
+}
+
+/// A test that takes root.
+pub fn test<F: Future<Output = ()>>(name: &'static str, body: impl FnOnce() -> F + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        if !rustix::process::geteuid().is_root() {
+            let missing = format!("SKIPPED {name}: needs root");
+            if std::env::var_os("EMBERBOX_REQUIRE_ALL").is_some_and(|value| value == "1") {
+                return Err(missing.into());
+            }
+            eprintln!("{missing}");
+            return Ok(());
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async { tokio::time::timeout(PATIENCE * 4, body()).await })?;
+        Ok(())
+    })
+}
+
+impl Host {
+    pub async fn start(network: Network) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        // As an operator would have it: nobody else can enter.
+        build_root(directory.path());
+        let config = config(directory.path(), network);
+        let engine = ProcessEngine::start(config).await.unwrap();
+        Self { engine, directory }
+    }
+
+    pub fn spec(&self) -> SandboxSpec {
+        spec(self.directory.path())
+    }
+
+    pub async fn guest(&self) -> Guest {
+        Guest::of(self.engine.create(self.spec()).await.unwrap())
+    }
+}
+
+pub fn config(directory: &Path, network: Network) -> ProcessConfig {
+    ProcessConfig { network, pool: 1, max_sandboxes: 64, ..ProcessConfig::new(directory.join("state")) }
+}
+
+pub fn spec(directory: &Path) -> SandboxSpec {
+    let mount = |source: &Path, target: &str| Mount { source: source.to_owned(), target: target.to_owned() };
+    SandboxSpec {
+        id: domain::SandboxId(uuid::Uuid::new_v4()),
+        root: directory.join("root"),
+        mounts: vec![mount(Path::new("/usr"), "/usr"), mount(&directory.join("code"), "/var/task")],
+        memory_mb: 256,
+        vcpus: 1.0,
+        ephemeral_mb: 64,
+        hosts: vec![("192.0.2.7".parse().unwrap(), "db.internal".to_owned())],
+        listen: vec![9001],
+    }
+}
+
+pub fn build_root(directory: &Path) {
+    let root = directory.join("root");
+    for path in ["proc", "dev", "tmp", "var/task", "opt", "usr", "etc"] {
+        fs::create_dir_all(root.join(path)).unwrap();
+    }
+    for link in ["bin", "lib", "lib64"] {
+        symlink(format!("usr/{link}"), root.join(link)).unwrap();
+    }
+    fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\nsbx_user1051:x:993:990::/tmp:/bin/sh\n").unwrap();
+    fs::write(root.join("etc/hosts"), "").unwrap();
+    fs::write(root.join("etc/resolv.conf"), "").unwrap();
+    fs::create_dir(directory.join("code")).unwrap();
+    fs::copy(std::env::current_exe().unwrap(), directory.join("code/attacker")).unwrap();
+    fs::write(directory.join("code/secret.txt"), "the code of this function").unwrap();
+}
+
+impl Guest {
+    pub fn of(sandbox: Box<dyn Sandbox>) -> Self {
+        let events = sandbox.take_events().unwrap();
+        Self { sandbox, events }
+    }
+
+    /// Runs a program to its end.
+    pub async fn run(&mut self, argv: &[&str]) -> (String, ExitStatus) {
+        let (process, output) = self.spawn(argv).await.unwrap();
+        let (status, _) = self.exit_of(process).await;
+        (read_all(output).await, status)
+    }
+
+    pub async fn spawn(&self, argv: &[&str]) -> Result<(ProcessId, OwnedFd), SandboxError> {
+        let process = self.sandbox.spawn(command(argv)).await?;
+        Ok((process.id, process.output))
+    }
+
+    /// Waits for the end of a process: how, and whether memory was short.
+    pub async fn exit_of(&mut self, process: ProcessId) -> (ExitStatus, bool) {
+        let end = async {
+            loop {
+                match self.events.recv().await.expect("the sandbox is there") {
+                    SandboxEvent::Exited { process: ended, status, oom } if ended == process => return (status, oom),
+                    SandboxEvent::Exited { .. } => {}
+                    SandboxEvent::Gone => panic!("the sandbox is gone"),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, end).await.expect("the process ends")
+    }
+
+    /// Has the attacker try something; what it says.
+    pub async fn attack(&mut self, arguments: &[&str]) -> String {
+        let argv: Vec<&str> = [ATTACKER, crate::attacker::PART].iter().chain(arguments).copied().collect();
+        let (output, status) = self.run(&argv).await;
+        assert_eq!(status, ExitStatus::Code(0), "{arguments:?}: {output}");
+        output
+    }
+
+    /// Asserts that what the attacker tries is denied, with one of these errors.
+    pub async fn denied(&mut self, arguments: &[&str], errors: &[i32]) {
+        let output = self.attack(arguments).await;
+        let denied = errors.iter().any(|error| output.trim() == format!("denied {error}"));
+        assert!(denied, "{arguments:?}: {output}, expected one of {errors:?}");
+    }
+}
+
+pub fn command(argv: &[&str]) -> Command {
+    Command {
+        argv: argv.iter().map(|text| (*text).to_owned()).collect(),
+        env: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
+        cwd: "/var/task".into(),
+    }
+}
+
+pub async fn read_all(output: OwnedFd) -> String {
+    rustix::io::ioctl_fionbio(&output, false).unwrap();
+    let read = tokio::task::spawn_blocking(move || {
+        let mut text = Vec::new();
+        File::from(output).read_to_end(&mut text).unwrap();
+        String::from_utf8_lossy(&text).into_owned()
+    });
+    tokio::time::timeout(PATIENCE, read).await.expect("the output ends").unwrap()
+}
+
+/// Waits until `condition` holds.
+pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
