@@ -1,1 +1,32 @@
-//! control-plane
+//! The control plane: functions, versions, aliases, resource policies, tags and concurrency settings.
+//!
+//! ```text
+//!  Frontend ──operation──► ControlPlane ──rule (pure)──► commit ──► store
+//!                               ▲                                     │ change feed
+//!  Frontend ──resolve───────► Catalog (memory) ◄──────────────────────┘
+//! ```
+//!
+//! A function is one aggregate: its `$LATEST`, aliases, policies and tags are one record, and each published version is
+//! one more. A rule takes the aggregate, checks, and changes it; the shell commits the result under the precondition
+//! that the stored one is still the one that the rule saw. The copy in memory follows the store's change feed and
+//! nothing else, so it is the same whoever made the change, and [`ControlPlane::resolve`] reads it without locks or IO.
+//!
+//! States of `$LATEST`, with the background step that makes its runtime ready:
+//!
+//! ```text
+//!  create ─► Pending ──ready──► Active ──update──► Active, InProgress ──ready──► Active, Successful
+//!               └─failed─► Failed ──update──► Pending      └─failed─► Active, Failed (the old code serves on)
+//! ```
+#![forbid(unsafe_code)]
+
+mod catalog;
+mod function;
+mod name;
+mod page;
+mod record;
+mod rules;
+mod service;
+mod view;
+
+pub use name::Caller;
+pub use service::{Config, ControlPlane, Error, Resolved, RuntimeCatalog};

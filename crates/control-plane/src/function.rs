@@ -1,0 +1,334 @@
+//! The function aggregate and its state machine. Pure: time and ids come in with a [`Stamp`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use domain::{CodeRef, FunctionArn, FunctionVersion, VersionKey};
+use lambda_api::{ApiError, ErrorCode};
+
+use crate::name::{is_alias, not_found, version_number};
+use crate::record::{Alias, FunctionRecord, LATEST, Policy, Publication, Settings, State, Update, Version};
+
+/// What a rule must not make up itself.
+pub(crate) struct Stamp<'a> {
+    /// The time, as on the wire.
+    pub now: &'a str,
+    /// Makes an id that was never used before.
+    pub id: &'a mut (dyn FnMut() -> String + Send),
+}
+
+impl Stamp<'_> {
+    pub fn id(&mut self) -> String {
+        (self.id)()
+    }
+}
+
+/// A function with all its versions.
+#[derive(Clone, Debug)]
+pub(crate) struct Function {
+    pub arn: FunctionArn,
+    pub record: FunctionRecord,
+    pub versions: BTreeMap<u64, Arc<Published>>,
+}
+
+/// A published version, with what a worker needs of it.
+#[derive(Debug)]
+pub(crate) struct Published {
+    pub version: Version,
+    pub runnable: Arc<FunctionVersion>,
+}
+
+impl Published {
+    pub fn new(arn: &FunctionArn, version: Version) -> Arc<Self> {
+        Arc::new(Self { runnable: Arc::new(runnable(arn, &version)), version })
+    }
+}
+
+/// What a function is made from.
+#[derive(Clone)]
+pub(crate) struct New {
+    pub arn: FunctionArn,
+    pub settings: Settings,
+    pub code: CodeRef,
+    pub tags: BTreeMap<String, String>,
+    /// One, or higher if a function of this name was deleted.
+    pub next_version: u64,
+}
+
+impl Function {
+    /// CreateFunction: Pending until its runtime is ready.
+    pub fn create(new: New, stamp: &mut Stamp<'_>) -> Self {
+        let latest = Version {
+            number: None,
+            revision_id: stamp.id(),
+            last_modified: stamp.now.to_owned(),
+            state_id: stamp.id(),
+            code: new.code,
+            settings: new.settings,
+            state: State::Pending,
+            update: Update::None,
+        };
+        let record = FunctionRecord {
+            latest,
+            serving: None,
+            next_version: new.next_version,
+            published: None,
+            aliases: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            tags: new.tags,
+        };
+        Self { arn: new.arn, record, versions: BTreeMap::new() }
+    }
+
+    /// Changes code or settings. `$LATEST` serves its old state until [`Self::settle`].
+    ///
+    /// An update that changes nothing keeps the state's id, so sandboxes stay warm; the API shows it as any other.
+    pub fn update(&mut self, code: CodeRef, settings: Settings, stamp: &mut Stamp<'_>) {
+        let record = &mut self.record;
+        let old = &record.latest;
+        let changed = old.code != code || old.settings != settings;
+        let state_id = if changed { stamp.id() } else { old.state_id.clone() };
+        // After a failed creation there is nothing that could serve meanwhile.
+        let (state, update) = match old.state {
+            State::Active => (State::Active, Update::InProgress),
+            State::Pending | State::Failed { .. } => (State::Pending, Update::None),
+        };
+        let latest = Version {
+            number: None,
+            revision_id: stamp.id(),
+            last_modified: stamp.now.to_owned(),
+            state_id,
+            code,
+            settings,
+            state,
+            update,
+        };
+        let old = std::mem::replace(&mut record.latest, latest);
+        if record.serving.is_none() && old.state == State::Active {
+            record.serving = Some(old);
+        }
+    }
+
+    /// PublishVersion, or `Publish` of a create or update, whose version is Pending as `$LATEST` is. Returns the version;
+    /// the last one again if nothing changed since.
+    pub fn publish(&mut self, description: Option<String>, stamp: &mut Stamp<'_>) -> Arc<Published> {
+        let latest = &self.record.latest;
+        if let Some(last) = &self.record.published
+            && last.state_id == latest.state_id
+            && let Some(version) = self.versions.get(&last.number)
+        {
+            return Arc::clone(version);
+        }
+        let number = self.record.next_version;
+        let ready = latest.update == Update::Successful;
+        let mut version = Version {
+            number: Some(number),
+            revision_id: stamp.id(),
+            last_modified: stamp.now.to_owned(),
+            state_id: stamp.id(),
+            state: if ready { State::Active } else { State::Pending },
+            update: if ready { Update::Successful } else { Update::None },
+            ..latest.clone()
+        };
+        if let Some(description) = description {
+            version.settings.description = description;
+        }
+        self.record.next_version += 1;
+        self.record.published = Some(Publication { number, state_id: latest.state_id.clone() });
+        self.record.latest.revision_id = stamp.id();
+        let version = Published::new(&self.arn, version);
+        self.versions.insert(number, Arc::clone(&version));
+        version
+    }
+
+    /// The background step for `state_id` ended. `false` if the function has moved on and nothing is to be done.
+    pub fn settle(&mut self, state_id: &str, result: &Result<(), String>, stamp: &mut Stamp<'_>) -> bool {
+        let latest = &mut self.record.latest;
+        let creating = latest.state == State::Pending;
+        if latest.state_id != state_id || !(creating || latest.update == Update::InProgress) {
+            return false;
+        }
+        match result {
+            Ok(()) => {
+                latest.state = State::Active;
+                latest.update = Update::Successful;
+                self.record.serving = None;
+            }
+            Err(reason) if creating => latest.state = State::Failed { reason: reason.clone() },
+            Err(reason) => latest.update = Update::Failed { reason: reason.clone() },
+        }
+        self.record.latest.revision_id = stamp.id();
+        for published in self.versions.values_mut().filter(|p| p.version.state == State::Pending) {
+            let mut version = published.version.clone();
+            match result {
+                Ok(()) => (version.state, version.update) = (State::Active, Update::Successful),
+                Err(reason) => version.state = State::Failed { reason: reason.clone() },
+            }
+            *published = Published::new(&self.arn, version);
+        }
+        true
+    }
+
+    /// DeleteFunction with a version's number; deleting one that is not there is no error.
+    pub fn delete_version(&mut self, number: u64) -> Result<(), ApiError> {
+        let name = number.to_string();
+        let refers =
+            |alias: &Alias| alias.version == name || alias.additional.is_some_and(|(other, _)| other == number);
+        let aliases: Vec<&str> =
+            self.record.aliases.iter().filter(|(_, alias)| refers(alias)).map(|(name, _)| name.as_str()).collect();
+        if !aliases.is_empty() {
+            return Err(ApiError::new(
+                ErrorCode::ResourceConflictException,
+                format!(
+                    "Unable to delete version because the following aliases reference it: [{}]",
+                    aliases.join(", ")
+                ),
+            ));
+        }
+        self.versions.remove(&number);
+        self.record.policies.remove(&name);
+        Ok(())
+    }
+
+    /// A published version's revision changes with its policy; nothing else about it ever does, so it stays what it runs.
+    pub fn set_revision(&mut self, number: u64, revision_id: &str) {
+        if let Some(published) = self.versions.get_mut(&number) {
+            let version = Version { revision_id: revision_id.to_owned(), ..published.version.clone() };
+            *published = Arc::new(Published { version, runnable: Arc::clone(&published.runnable) });
+        }
+    }
+
+    /// Whether the background step for `$LATEST` has still to come.
+    pub fn is_settling(&self) -> bool {
+        self.record.latest.state == State::Pending || self.record.latest.update == Update::InProgress
+    }
+
+    /// Updates and publications wait for the one that is under way.
+    pub fn check_settled(&self) -> Result<(), ApiError> {
+        if self.record.latest.state == State::Pending {
+            return Err(in_state("Pending"));
+        }
+        if self.record.latest.update == Update::InProgress {
+            return Err(ApiError::new(
+                ErrorCode::ResourceConflictException,
+                format!(
+                    "The operation cannot be performed at this time. An update is in progress for resource: {}",
+                    self.arn
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Only what is known to run is published.
+    pub fn check_ready(&self) -> Result<(), ApiError> {
+        match (&self.record.latest.state, &self.record.latest.update) {
+            (State::Active, Update::Failed { reason }) => Err(ApiError::new(
+                ErrorCode::ResourceConflictException,
+                format!(
+                    "The operation cannot be performed at this time. The last update of the function failed: {reason}"
+                ),
+            )),
+            (State::Active, _) => Ok(()),
+            (State::Pending, _) => Err(in_state("Pending")),
+            (State::Failed { .. }, _) => Err(in_state("Failed")),
+        }
+    }
+
+    /// The guard of updates and publications.
+    pub fn check_revision(&self, expected: Option<&str>) -> Result<(), ApiError> {
+        check_revision(&self.record.latest.revision_id, expected)
+    }
+
+    /// The version that a qualifier names: `$LATEST` (also without qualifier), a number, or an alias' main one.
+    pub fn version(&self, qualifier: Option<&str>) -> Result<&Version, ApiError> {
+        let name = match qualifier {
+            None => LATEST,
+            Some(name) => self.record.aliases.get(name).map_or(name, |alias| alias.version.as_str()),
+        };
+        if name == LATEST {
+            return Ok(&self.record.latest);
+        }
+        let published = version_number(name).and_then(|number| self.versions.get(&number));
+        published.map(|p| &p.version).ok_or_else(|| not_found(self.arn.qualified(qualifier.unwrap_or(name))))
+    }
+
+    /// Whether a qualifier names something that can have a policy of its own.
+    pub fn check_qualifier(&self, qualifier: Option<&str>) -> Result<(), ApiError> {
+        match qualifier {
+            Some(name) if is_alias(name) && !self.record.aliases.contains_key(name) => Err(ApiError::new(
+                ErrorCode::ResourceNotFoundException,
+                format!("Cannot find alias arn: {}", self.arn.qualified(name)),
+            )),
+            Some(name) if self.record.aliases.contains_key(name) => Ok(()),
+            _ => self.version(qualifier).map(|_| ()),
+        }
+    }
+
+    /// The policy of what a qualifier names.
+    pub fn policy(&self, qualifier: Option<&str>) -> Option<&Policy> {
+        self.record.policies.get(qualifier.unwrap_or(LATEST))
+    }
+
+    /// Every version: `$LATEST`, then the published ones by number.
+    pub fn all_versions(&self) -> impl Iterator<Item = &Version> {
+        std::iter::once(&self.record.latest).chain(self.versions.values().map(|p| &p.version))
+    }
+
+    /// Every package that the function needs, also for what serves during an update.
+    pub fn packages(&self) -> impl Iterator<Item = &CodeRef> {
+        self.all_versions().chain(&self.record.serving).map(|version| &version.code)
+    }
+
+    /// What invocations of `$LATEST` run.
+    pub fn serving(&self) -> &Version {
+        self.record.serving.as_ref().unwrap_or(&self.record.latest)
+    }
+}
+
+pub(crate) fn check_revision(current: &str, expected: Option<&str>) -> Result<(), ApiError> {
+    match expected {
+        Some(expected) if expected != current => Err(ApiError::new(
+            ErrorCode::PreconditionFailedException,
+            "The Revision Id provided does not match the latest Revision Id. Call the GetFunction/GetAlias API to \
+             retrieve the latest Revision Id",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// A version that is not Active can neither be invoked nor updated.
+pub(crate) fn in_state(state: &str) -> ApiError {
+    ApiError::new(
+        ErrorCode::ResourceConflictException,
+        format!(
+            "The operation cannot be performed at this time. The function is currently in the following state: {state}"
+        ),
+    )
+}
+
+/// What a worker needs to know.
+pub(crate) fn runnable(arn: &FunctionArn, version: &Version) -> FunctionVersion {
+    let name = version.name();
+    let key = format!("{}:{}:{}:{name}:{}", arn.account, arn.region, arn.name, version.state_id);
+    let settings = &version.settings;
+    FunctionVersion {
+        key: VersionKey(key.into()),
+        account: arn.account.clone(),
+        region: arn.region.clone(),
+        name: arn.name.clone(),
+        version: name,
+        arn: arn.clone(),
+        runtime: settings.runtime.clone(),
+        handler: settings.handler.clone(),
+        code: version.code.clone(),
+        layers: Vec::new(),
+        memory_mb: settings.memory,
+        timeout: Duration::from_secs(settings.timeout.into()),
+        ephemeral_mb: settings.ephemeral,
+        environment: settings.environment.clone().unwrap_or_default(),
+        logging: settings.logging.clone(),
+        tracing_active: settings.tracing_active,
+    }
+}

@@ -1,0 +1,187 @@
+//! What is stored, and under which kinds and keys.
+
+use std::collections::BTreeMap;
+
+use domain::{CodeRef, FunctionArn, LoggingSettings};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Kind of [`FunctionRecord`]s; key: [`function_key`].
+pub(crate) const FUNCTION: &str = "function";
+/// Kind of published [`Version`]s; key: [`version_key`].
+pub(crate) const VERSION: &str = "version";
+/// Kind of [`AccountRecord`]s; key: [`account_key`].
+pub(crate) const ACCOUNT: &str = "account";
+/// Kind of [`DeletedRecord`]s; key: [`function_key`].
+pub(crate) const DELETED: &str = "deleted-function";
+/// Kind of the (empty) records that say that a package is in storage; key: its hash.
+pub(crate) const PACKAGE: &str = "package";
+
+/// The version that can change.
+pub(crate) const LATEST: &str = "$LATEST";
+
+pub(crate) fn account_key(account: &str, region: &str) -> String {
+    format!("{account}/{region}")
+}
+
+pub(crate) fn function_key(arn: &FunctionArn) -> String {
+    format!("{}/{}/{}", arn.account, arn.region, arn.name)
+}
+
+/// Sorts by number within the function.
+pub(crate) fn version_key(arn: &FunctionArn, number: u64) -> String {
+    format!("{}/{number:020}", function_key(arn))
+}
+
+/// The function and number of a [`version_key`].
+pub(crate) fn parse_version_key(key: &str) -> Option<(&str, u64)> {
+    let (function, number) = key.rsplit_once('/')?;
+    Some((function, number.parse().ok()?))
+}
+
+/// The ARN of a [`function_key`].
+pub(crate) fn parse_function_key(key: &str) -> Option<FunctionArn> {
+    let mut parts = key.split('/');
+    let account = domain::AccountId::parse(parts.next()?)?;
+    let region = parts.next()?.to_owned();
+    let name = parts.next()?.to_owned();
+    parts.next().is_none().then_some(FunctionArn { region, account, name })
+}
+
+/// Everything about a function but its published versions.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct FunctionRecord {
+    /// As the API shows it.
+    pub latest: Version,
+    /// What invocations of `$LATEST` run while `latest` is not ready, or never became so.
+    pub serving: Option<Version>,
+    /// The number that the next published version gets; never goes back.
+    pub next_version: u64,
+    /// The last publication, so that publishing the same state again can be told.
+    pub published: Option<Publication>,
+    pub aliases: BTreeMap<String, Alias>,
+    /// By qualifier; that of the function itself under `$LATEST`.
+    pub policies: BTreeMap<String, Policy>,
+    pub tags: BTreeMap<String, String>,
+}
+
+/// A version that was made from a state of `$LATEST`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Publication {
+    pub number: u64,
+    /// `state_id` of `$LATEST` then.
+    pub state_id: String,
+}
+
+/// One version: `$LATEST` or a published one.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Version {
+    /// `None`: `$LATEST`.
+    pub number: Option<u64>,
+    pub revision_id: String,
+    /// As on the wire.
+    pub last_modified: String,
+    /// New whenever code or settings change, and never used twice: part of the `VersionKey`.
+    pub state_id: String,
+    pub code: CodeRef,
+    pub settings: Settings,
+    pub state: State,
+    pub update: Update,
+}
+
+impl Version {
+    /// `$LATEST` or the number.
+    pub fn name(&self) -> String {
+        self.number.map_or_else(|| LATEST.to_owned(), |number| number.to_string())
+    }
+}
+
+/// What a user configures, beside the code.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    pub description: String,
+    pub role: String,
+    pub runtime: String,
+    /// What the API shows as `RuntimeVersionConfig`.
+    pub runtime_version_arn: String,
+    pub handler: String,
+    /// Seconds.
+    pub timeout: u32,
+    /// MB.
+    pub memory: u32,
+    /// MB.
+    pub ephemeral: u32,
+    /// `None` when the user never gave an `Environment`: the API then shows none.
+    pub environment: Option<BTreeMap<String, String>>,
+    pub tracing_active: bool,
+    pub logging: LoggingSettings,
+    /// `x86_64` or `arm64`.
+    pub architecture: String,
+}
+
+/// Whether a version can run.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum State {
+    Pending,
+    Active,
+    Failed { reason: String },
+}
+
+/// How the last update of `$LATEST` went.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum Update {
+    /// There was none yet: the version is Pending or Failed.
+    None,
+    InProgress,
+    Successful,
+    Failed {
+        reason: String,
+    },
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Alias {
+    /// `$LATEST` or a number.
+    pub version: String,
+    /// A second version and the share of invocations that it gets.
+    pub additional: Option<(u64, f64)>,
+    pub description: String,
+    pub revision_id: String,
+}
+
+/// A resource policy of a function, version or alias.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Policy {
+    pub revision_id: String,
+    /// As IAM writes them.
+    pub statements: Vec<Value>,
+}
+
+/// What the functions of an account in a region share.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct AccountRecord {
+    /// Reserved concurrency by function name.
+    pub reserved: BTreeMap<String, u32>,
+}
+
+impl AccountRecord {
+    pub fn total_reserved(&self) -> u32 {
+        self.reserved.values().fold(0, |sum, n| sum.saturating_add(*n))
+    }
+}
+
+/// Remains of a deleted function, since AWS never uses a version number twice, even for a function made anew.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct DeletedRecord {
+    pub next_version: u64,
+}
+
+/// For the store. Nothing here has a form that JSON lacks.
+pub(crate) fn to_bytes(record: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(record).expect("records have string keys and finite numbers")
+}
+
+pub(crate) fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
+    serde_json::from_slice(bytes)
+}

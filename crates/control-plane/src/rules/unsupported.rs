@@ -1,0 +1,82 @@
+//! What AWS Lambda has and Emberbox has not yet. It is refused, plainly, and never accepted without effect; the empty or
+//! "off" form, which tools send routinely, is fine.
+
+use lambda_api::ApiError;
+use lambda_api::types::{
+    CreateFunctionRequest, DeadLetterConfig, FileSystemConfig, FunctionVersionLatestPublished, ImageConfig,
+    PackageType, SnapStart, SnapStartApplyOn, UpdateFunctionConfigurationRequest, VpcConfig,
+};
+
+use crate::rules::invalid;
+
+/// Refuses the first feature that is asked for.
+pub(crate) fn refuse(features: &[(&str, bool)]) -> Result<(), ApiError> {
+    match features.iter().find(|(_, used)| *used) {
+        Some((name, _)) => Err(invalid(format!("Emberbox does not support {name} yet. Leave it out."))),
+        None => Ok(()),
+    }
+}
+
+pub(crate) fn in_create(request: &CreateFunctionRequest) -> Result<(), ApiError> {
+    refuse(&[
+        ("PackageType Image", request.package_type == Some(PackageType::Image)),
+        ("ImageUri", request.code.image_uri.is_some()),
+        ("ImageConfig", image(request.image_config.as_ref())),
+        ("VpcConfig", vpc(request.vpc_config.as_ref())),
+        ("FileSystemConfigs", file_systems(request.file_system_configs.as_deref())),
+        ("DeadLetterConfig", dead_letter(request.dead_letter_config.as_ref())),
+        ("KMSKeyArn", text(request.kms_key_arn.as_deref())),
+        ("CodeSigningConfigArn", text(request.code_signing_config_arn.as_deref())),
+        ("SnapStart", snap_start(request.snap_start.as_ref())),
+        ("TenancyConfig", request.tenancy_config.is_some()),
+        ("CapacityProviderConfig", request.capacity_provider_config.is_some()),
+        ("DurableConfig", request.durable_config.is_some()),
+        ("RuntimeConfig", request.runtime_config.is_some()),
+        ("AcceleratorConfig", request.accelerator_config.is_some()),
+    ])?;
+    publish_to(request.publish_to.as_ref())
+}
+
+pub(crate) fn in_update(request: &UpdateFunctionConfigurationRequest) -> Result<(), ApiError> {
+    refuse(&[
+        ("ImageConfig", image(request.image_config.as_ref())),
+        ("VpcConfig", vpc(request.vpc_config.as_ref())),
+        ("FileSystemConfigs", file_systems(request.file_system_configs.as_deref())),
+        ("DeadLetterConfig", dead_letter(request.dead_letter_config.as_ref())),
+        ("KMSKeyArn", text(request.kms_key_arn.as_deref())),
+        ("SnapStart", snap_start(request.snap_start.as_ref())),
+        ("CapacityProviderConfig", request.capacity_provider_config.is_some()),
+        ("DurableConfig", request.durable_config.is_some()),
+        ("RuntimeConfig", request.runtime_config.is_some()),
+        ("AcceleratorConfig", request.accelerator_config.is_some()),
+    ])
+}
+
+pub(crate) fn publish_to(publish_to: Option<&FunctionVersionLatestPublished>) -> Result<(), ApiError> {
+    refuse(&[("PublishTo", publish_to.is_some())])
+}
+
+fn vpc(config: Option<&VpcConfig>) -> bool {
+    let some = |ids: &Option<Vec<String>>| ids.as_ref().is_some_and(|ids| !ids.is_empty());
+    config.is_some_and(|c| some(&c.subnet_ids) || some(&c.security_group_ids))
+}
+
+fn image(config: Option<&ImageConfig>) -> bool {
+    config.is_some_and(|c| *c != ImageConfig::default())
+}
+
+fn file_systems(configs: Option<&[FileSystemConfig]>) -> bool {
+    configs.is_some_and(|c| !c.is_empty())
+}
+
+fn dead_letter(config: Option<&DeadLetterConfig>) -> bool {
+    config.is_some_and(|c| text(c.target_arn.as_deref()))
+}
+
+fn snap_start(config: Option<&SnapStart>) -> bool {
+    config.and_then(|c| c.apply_on.as_ref()).is_some_and(|on| *on != SnapStartApplyOn::None)
+}
+
+fn text(value: Option<&str>) -> bool {
+    value.is_some_and(|value| !value.is_empty())
+}

@@ -1,0 +1,264 @@
+//! The shell around the rules: reads from memory, commits to the store, background steps.
+
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use domain::{Clock, VersionKey};
+use lambda_api::{ApiError, ErrorCode};
+use packages::Packages;
+use parking_lot::Mutex;
+use store::{Op, Precondition, Store, StoreError};
+use tokio::sync::{RwLock, broadcast, watch};
+use tokio::task::JoinHandle;
+
+use crate::catalog::{BadRecord, Catalog, Entry};
+use crate::function::{Function, Stamp};
+use crate::record::{FUNCTION, PACKAGE, VERSION, function_key, to_bytes, version_key};
+
+mod background;
+mod functions;
+mod invoke;
+mod limits;
+mod policies;
+mod versions;
+
+pub use invoke::Resolved;
+
+/// Changes of different functions go on at the same time; those of one, and few that share a stripe, in turn.
+const STRIPES: usize = 64;
+
+/// Tries of a commit that another process' commits came before.
+const TRIES: u32 = 50;
+
+/// Keys that a slow receiver of retirements may fall behind before it misses some.
+const RETIRED_CAPACITY: usize = 4096;
+
+/// Limits of an account in a region.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// Concurrent executions of all functions.
+    pub account_concurrency: u32,
+    /// What reserved concurrency must leave.
+    pub min_unreserved: u32,
+    /// All code of all versions, in bytes.
+    pub total_code_size: u64,
+}
+
+impl Default for Config {
+    /// AWS's quotas.
+    fn default() -> Self {
+        Self { account_concurrency: 1000, min_unreserved: 100, total_code_size: 75 * 1024 * 1024 * 1024 }
+    }
+}
+
+/// Which runtimes there are, and how they are made ready.
+#[async_trait]
+pub trait RuntimeCatalog: Send + Sync {
+    /// Whether functions may be made for a runtime; if not, the message says how to get it.
+    fn check(&self, runtime: &str) -> Result<(), String>;
+    /// What the API shows as `RuntimeVersionArn`.
+    fn version_arn(&self, runtime: &str, region: &str) -> String;
+    /// Makes a runtime ready on this host; returns when functions can run. May take as long as an installation does.
+    async fn ensure(&self, runtime: &str) -> Result<(), String>;
+}
+
+/// Why the control plane could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The metadata could not be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Part of the metadata makes no sense.
+    #[error(transparent)]
+    Record(#[from] BadRecord),
+}
+
+/// Handle to the control plane; clones share it. One method per operation of the API, each for an authenticated caller
+/// and an input whose constraints were checked.
+#[derive(Clone)]
+pub struct ControlPlane {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    store: Arc<dyn Store>,
+    packages: Packages,
+    runtimes: Arc<dyn RuntimeCatalog>,
+    clock: Arc<dyn Clock>,
+    catalog: Catalog,
+    /// The last commit that the catalog has followed.
+    applied: watch::Sender<u64>,
+    retired: broadcast::Sender<VersionKey>,
+    hasher: RandomState,
+    stripes: Vec<tokio::sync::Mutex<()>>,
+    /// Held for changes of what the functions of an account share.
+    accounts: tokio::sync::Mutex<()>,
+    /// Read: a package is being stored for a function that is not yet. Write: unused packages are removed.
+    package_gate: RwLock<()>,
+    /// Packages that a function dropped, and when (monotonic).
+    dropped: Mutex<BTreeMap<String, Duration>>,
+    /// States whose background step is under way.
+    settling: Mutex<HashSet<(String, String)>>,
+    /// How many background steps are under way.
+    busy: watch::Sender<usize>,
+    tasks: Mutex<Vec<Task>>,
+}
+
+/// Ends with its owner.
+struct Task(JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl ControlPlane {
+    /// Reads all metadata into memory, and takes up the background steps and removals that an earlier process left.
+    pub async fn open(
+        config: Config,
+        store: Arc<dyn Store>,
+        packages: Packages,
+        runtimes: Arc<dyn RuntimeCatalog>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, Error> {
+        let inner = Arc::new(Inner {
+            config,
+            store,
+            packages,
+            runtimes,
+            clock,
+            catalog: Catalog::new(),
+            applied: watch::Sender::new(0),
+            retired: broadcast::Sender::new(RETIRED_CAPACITY),
+            hasher: RandomState::new(),
+            stripes: (0..STRIPES).map(|_| tokio::sync::Mutex::default()).collect(),
+            accounts: tokio::sync::Mutex::default(),
+            package_gate: RwLock::default(),
+            dropped: Mutex::default(),
+            settling: Mutex::default(),
+            busy: watch::Sender::new(0),
+            tasks: Mutex::default(),
+        });
+        background::start(&inner).await?;
+        Ok(Self { inner })
+    }
+
+    /// States of versions that were replaced or deleted: their sandboxes have no more work. A receiver that lags misses
+    /// some; sandboxes that nobody uses go in the end anyway.
+    pub fn retired(&self) -> broadcast::Receiver<VersionKey> {
+        self.inner.retired.subscribe()
+    }
+
+    /// Waits until no function is Pending or being updated: for tests, and for a stop that leaves nothing half done.
+    pub async fn wait_idle(&self) {
+        // Cannot fail: the sender is in `inner`, which `self` holds.
+        let _ = self.inner.busy.subscribe().wait_for(|busy| *busy == 0).await;
+    }
+}
+
+impl Inner {
+    /// Applies a rule to a function and stores the result, if it changed anything. The rule runs again when another
+    /// process came first.
+    async fn change<T>(
+        &self,
+        key: &str,
+        missing: impl Fn() -> ApiError,
+        rule: impl Fn(&mut Function, &mut Stamp<'_>) -> Result<T, ApiError>,
+    ) -> Result<T, ApiError> {
+        let _turn = self.turn(key).await;
+        for _ in 0..TRIES {
+            let entry = self.catalog.function(key).ok_or_else(&missing)?;
+            let mut function = entry.function.clone();
+            let output = self.stamped(|stamp| rule(&mut function, stamp))?;
+            let Some(ops) = difference(&entry, &function) else { return Ok(output) };
+            match self.commit(ops).await {
+                Ok(()) => return Ok(output),
+                Err(error) if error.retryable() => self.let_others_in().await,
+                Err(error) => return Err(service_error(&error)),
+            }
+        }
+        Err(too_busy())
+    }
+
+    /// Commits, and waits until the catalog shows it.
+    async fn commit(&self, ops: Vec<Op>) -> Result<(), StoreError> {
+        let revision = self.store.commit(ops).await?;
+        let mut applied = self.applied.subscribe();
+        applied.wait_for(|applied| *applied >= revision).await.map_err(|_| StoreError::Closed)?;
+        Ok(())
+    }
+
+    fn stamped<T>(&self, work: impl FnOnce(&mut Stamp<'_>) -> T) -> T {
+        let now = self.now();
+        work(&mut Stamp { now: &now, id: &mut || uuid::Uuid::new_v4().to_string() })
+    }
+
+    /// The time in the form of `LastModified`.
+    fn now(&self) -> String {
+        const FORM: &[time::format_description::BorrowedFormatItem<'_>] = time::macros::format_description!(
+            "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]+0000"
+        );
+        time::OffsetDateTime::from(self.clock.wall()).format(FORM).expect("the form holds only what a UTC time has")
+    }
+
+    /// Held while a function is changed.
+    async fn turn(&self, key: &str) -> tokio::sync::MutexGuard<'_, ()> {
+        self.stripes[self.hasher.hash_one(key) as usize % STRIPES].lock().await
+    }
+
+    /// After a conflict: the other's commit has to come through the feed first.
+    async fn let_others_in(&self) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// What to store of a changed function; `None` if it is the same.
+fn difference(entry: &Entry, function: &Function) -> Option<Vec<Op>> {
+    let old = &entry.function;
+    let mut ops = Vec::new();
+    for (number, published) in &function.versions {
+        if old.versions.get(number).is_none_or(|old| !Arc::ptr_eq(old, published)) {
+            ops.push(Op::put(VERSION, version_key(&function.arn, *number), to_bytes(&published.version)));
+        }
+    }
+    for number in old.versions.keys().filter(|number| !function.versions.contains_key(number)) {
+        ops.push(Op::delete(VERSION, version_key(&function.arn, *number)));
+    }
+    if ops.is_empty() && old.record == function.record {
+        return None;
+    }
+    if old.record.latest.code != function.record.latest.code {
+        ops.push(put_package(function));
+    }
+    ops.push(put_function(function, Precondition::Version(entry.stored)));
+    Some(ops)
+}
+
+fn put_function(function: &Function, precondition: Precondition) -> Op {
+    Op::put(FUNCTION, function_key(&function.arn), to_bytes(&function.record)).when(precondition)
+}
+
+/// Says that the package of `$LATEST` is in storage, so that it is found there and removed when nothing uses it.
+fn put_package(function: &Function) -> Op {
+    Op::put(PACKAGE, function.record.latest.code.sha256.clone(), &b"{}"[..])
+}
+
+fn service_error(error: &StoreError) -> ApiError {
+    tracing::error!(%error, "metadata store");
+    ApiError::new(
+        ErrorCode::ServiceException,
+        format!("An error occurred and the request cannot be processed: {error}"),
+    )
+}
+
+fn too_busy() -> ApiError {
+    ApiError::new(
+        ErrorCode::TooManyRequestsException,
+        "The function is being changed by too many requests at once. Try again.",
+    )
+}

@@ -1,0 +1,178 @@
+//! What goes on without a request: following the store, taking the background steps, removing packages.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use store::{Changes, Feed, Op, StoreError};
+
+use super::{ControlPlane, Error, Inner, Task};
+use crate::catalog::{Effects, Entry};
+use crate::name::not_found;
+use crate::record::{ACCOUNT, FUNCTION, PACKAGE, VERSION, function_key};
+
+/// How long a package stays after its last use: an invocation that was resolved to it before must find it still.
+const GRACE: Duration = Duration::from_secs(60);
+
+/// How often unused packages are looked for.
+const COLLECT_EVERY: Duration = Duration::from_secs(30);
+
+/// Loads the catalog, and starts the tasks.
+pub(super) async fn start(inner: &Arc<Inner>) -> Result<(), Error> {
+    let changes = inner.store.changes();
+    inner.load().await?;
+    // No sandbox is older than this process, so what is unused now was so long enough.
+    inner.drop_unreferenced().await?;
+    inner.collect(Duration::ZERO).await;
+    let follower = Task(tokio::spawn(follow(Arc::downgrade(inner), changes)));
+    let collector = Task(tokio::spawn(collect(Arc::downgrade(inner))));
+    inner.tasks.lock().extend([follower, collector]);
+    Ok(())
+}
+
+async fn follow(inner: Weak<Inner>, mut changes: Changes) {
+    loop {
+        let feed = changes.next().await;
+        let Some(inner) = inner.upgrade() else { return };
+        match feed {
+            Feed::Commit(commit) => {
+                match inner.catalog.apply(&commit) {
+                    Ok(effects) => inner.follow_up(effects),
+                    Err(error) => tracing::error!(%error, "follow the metadata"),
+                }
+                inner.applied_up_to(commit.revision);
+            }
+            Feed::Missed => {
+                while let Err(error) = inner.load().await {
+                    tracing::error!(%error, "read the metadata again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+            Feed::Closed => return,
+        }
+    }
+}
+
+async fn collect(inner: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(COLLECT_EVERY).await;
+        let Some(inner) = inner.upgrade() else { return };
+        inner.collect(GRACE).await;
+    }
+}
+
+impl ControlPlane {
+    /// Removes the packages that no function has used for a minute. Happens by itself twice a minute.
+    pub async fn remove_unused_packages(&self) {
+        self.inner.collect(GRACE).await;
+    }
+}
+
+impl Inner {
+    async fn load(self: &Arc<Self>) -> Result<(), Error> {
+        let functions = self.store.scan(FUNCTION, "").await?;
+        let versions = self.store.scan(VERSION, "").await?;
+        let accounts = self.store.scan(ACCOUNT, "").await?;
+        let effects = self.catalog.load(&accounts, &functions, &versions)?;
+        self.follow_up(effects);
+        self.applied_up_to(functions.revision);
+        Ok(())
+    }
+
+    fn applied_up_to(&self, revision: u64) {
+        self.applied.send_if_modified(|applied| {
+            let ahead = revision > *applied;
+            *applied = revision.max(*applied);
+            ahead
+        });
+    }
+
+    fn follow_up(self: &Arc<Self>, effects: Effects) {
+        for key in effects.retired {
+            // Fails only when nobody listens.
+            let _ = self.retired.send(key);
+        }
+        if !effects.dropped.is_empty() {
+            let now = self.clock.monotonic();
+            self.dropped.lock().extend(effects.dropped.into_iter().map(|sha256| (sha256, now)));
+        }
+        for entry in effects.settling {
+            self.start_settling(&entry);
+        }
+    }
+
+    /// Takes the background step of a function, unless it is under way.
+    fn start_settling(self: &Arc<Self>, entry: &Entry) {
+        let key = function_key(&entry.function.arn);
+        let latest = &entry.function.record.latest;
+        let step = (key, latest.state_id.clone());
+        if !self.settling.lock().insert(step.clone()) {
+            return;
+        }
+        self.busy.send_modify(|busy| *busy += 1);
+        let (inner, runtime) = (Arc::clone(self), latest.settings.runtime.clone());
+        tokio::spawn(async move {
+            inner.settle(step, &runtime).await;
+            inner.busy.send_modify(|busy| *busy -= 1);
+        });
+    }
+
+    async fn settle(&self, step: (String, String), runtime: &str) {
+        let result = self.runtimes.ensure(runtime).await;
+        if let Err(reason) = &result {
+            tracing::warn!(function = step.0, runtime, reason, "runtime is not ready");
+        }
+        // From here on a new change starts a step of its own; one too many does nothing.
+        self.settling.lock().remove(&step);
+        let (key, state_id) = &step;
+        let changed = self.change(
+            key,
+            || not_found(key),
+            |function, stamp| {
+                function.settle(state_id, &result, stamp);
+                Ok(())
+            },
+        );
+        match changed.await {
+            Ok(()) => {}
+            Err(error) if self.catalog.function(key).is_none() => tracing::debug!(key, %error, "deleted meanwhile"),
+            // The next start takes the step again.
+            Err(error) => tracing::error!(key, %error, "store the end of a background step"),
+        }
+    }
+
+    /// Finds the packages that an earlier process stored or dropped and then did not get to remove.
+    async fn drop_unreferenced(&self) -> Result<(), StoreError> {
+        let packages = self.store.scan(PACKAGE, "").await?;
+        let unused = packages.records.into_iter().filter(|(sha256, _)| !self.catalog.uses(sha256));
+        self.dropped.lock().extend(unused.map(|(sha256, _)| (sha256, Duration::ZERO)));
+        Ok(())
+    }
+
+    /// Removes the packages that were dropped at least `grace` ago and that nothing uses.
+    async fn collect(&self, grace: Duration) {
+        let now = self.clock.monotonic();
+        let due: Vec<String> = {
+            let dropped = self.dropped.lock();
+            let old = dropped.iter().filter(|(_, since)| now.saturating_sub(**since) >= grace);
+            old.map(|(sha256, _)| sha256.clone()).collect()
+        };
+        for sha256 in due {
+            // Somebody is storing code, maybe this very package again.
+            let Ok(_alone) = self.package_gate.try_write() else { return };
+            if !self.catalog.uses(&sha256)
+                && let Err(error) = self.remove_package(&sha256).await
+            {
+                tracing::warn!(sha256, %error, "remove an unused package; trying again later");
+                continue;
+            }
+            self.dropped.lock().remove(&sha256);
+        }
+    }
+
+    /// The package first: should the process end between the two, the record still leads to it.
+    async fn remove_package(&self, sha256: &str) -> Result<(), String> {
+        self.packages.remove(sha256).await.map_err(|error| error.to_string())?;
+        self.store.commit(vec![Op::delete(PACKAGE, sha256)]).await.map_err(|error| error.to_string())?;
+        Ok(())
+    }
+}

@@ -1,0 +1,91 @@
+//! How the API shows a version. Which members there are depends on the operation.
+
+use domain::{FunctionArn, LogFormat};
+use lambda_api::types::{
+    Architecture, EnvironmentResponse, EphemeralStorage, FunctionConfiguration, LastUpdateStatus,
+    LastUpdateStatusReasonCode, LogFormat as WireLogFormat, LoggingConfig, PackageType, Runtime, RuntimeVersionConfig,
+    SnapStartApplyOn, SnapStartOptimizationStatus, SnapStartResponse, State as WireState, StateReasonCode,
+    TracingConfigResponse, TracingMode,
+};
+
+use crate::record::{State, Update, Version};
+
+/// AWS's reason while a version is made, and while it is updated.
+const CREATING: &str = "The function is being created.";
+
+/// As CreateFunction, GetFunctionConfiguration, the updates and PublishVersion show it.
+pub(crate) fn configuration(arn: &FunctionArn, qualifier: Option<&str>, version: &Version) -> FunctionConfiguration {
+    let mut view = listed(arn, qualifier, version);
+    view.runtime_version_config = Some(RuntimeVersionConfig {
+        runtime_version_arn: Some(version.settings.runtime_version_arn.clone()),
+        error: None,
+    });
+    let (state, reason, code) = match &version.state {
+        State::Pending => (WireState::Pending, Some(CREATING), Some(StateReasonCode::Creating)),
+        State::Active => (WireState::Active, None, None),
+        State::Failed { reason } => (WireState::Failed, Some(reason.as_str()), Some(StateReasonCode::InvalidRuntime)),
+    };
+    view.state = Some(state);
+    view.state_reason = reason.map(str::to_owned);
+    view.state_reason_code = code;
+    let (status, reason, code) = match &version.update {
+        Update::None => return view,
+        Update::InProgress => (
+            LastUpdateStatus::InProgress,
+            Some(CREATING),
+            Some(LastUpdateStatusReasonCode::Unknown("Creating".to_owned())),
+        ),
+        Update::Successful => (LastUpdateStatus::Successful, None, None),
+        Update::Failed { reason } => {
+            (LastUpdateStatus::Failed, Some(reason.as_str()), Some(LastUpdateStatusReasonCode::InvalidRuntime))
+        }
+    };
+    view.last_update_status = Some(status);
+    view.last_update_status_reason = reason.map(str::to_owned);
+    view.last_update_status_reason_code = code;
+    view
+}
+
+/// As ListFunctions and ListVersionsByFunction show it: without states and runtime version.
+pub(crate) fn listed(arn: &FunctionArn, qualifier: Option<&str>, version: &Version) -> FunctionConfiguration {
+    let settings = &version.settings;
+    FunctionConfiguration {
+        function_name: Some(arn.name.clone()),
+        function_arn: Some(qualifier.map_or_else(|| arn.to_string(), |qualifier| arn.qualified(qualifier))),
+        runtime: Some(Runtime::from(settings.runtime.as_str())),
+        role: Some(settings.role.clone()),
+        handler: Some(settings.handler.clone()),
+        code_size: i64::try_from(version.code.size).ok(),
+        description: Some(settings.description.clone()),
+        timeout: i32::try_from(settings.timeout).ok(),
+        memory_size: i32::try_from(settings.memory).ok(),
+        last_modified: Some(version.last_modified.clone()),
+        code_sha256: Some(version.code.sha256.clone()),
+        version: Some(version.name()),
+        environment: settings
+            .environment
+            .clone()
+            .map(|variables| EnvironmentResponse { variables: Some(variables), error: None }),
+        tracing_config: Some(TracingConfigResponse {
+            mode: Some(if settings.tracing_active { TracingMode::Active } else { TracingMode::PassThrough }),
+        }),
+        revision_id: Some(version.revision_id.clone()),
+        package_type: Some(PackageType::Zip),
+        architectures: Some(vec![Architecture::from(settings.architecture.as_str())]),
+        ephemeral_storage: i32::try_from(settings.ephemeral).ok().map(|size| EphemeralStorage { size }),
+        snap_start: Some(SnapStartResponse {
+            apply_on: Some(SnapStartApplyOn::None),
+            optimization_status: Some(SnapStartOptimizationStatus::Off),
+        }),
+        logging_config: Some(LoggingConfig {
+            log_format: Some(match settings.logging.format {
+                LogFormat::Text => WireLogFormat::Text,
+                LogFormat::Json => WireLogFormat::Json,
+            }),
+            application_log_level: settings.logging.application_level.as_deref().map(Into::into),
+            system_log_level: settings.logging.system_level.as_deref().map(Into::into),
+            log_group: Some(settings.logging.group.clone()),
+        }),
+        ..FunctionConfiguration::default()
+    }
+}
