@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
@@ -127,16 +128,28 @@ async fn connection(stream: TcpStream, context: Arc<Context>) {
 
 impl Context {
     async fn handle(&self, request: Request<Incoming>) -> Reply {
-        let path = request.uri().path();
+        let (head, mut body) = request.into_parts();
+        let reply = self.route(&head, &mut body).await;
+        // A refusal may have left the body unread, and with it the connection would be of no further use.
+        let mut discarded = 0;
+        while !body.is_end_stream() && discarded < MAX_DISCARD {
+            match body.frame().await {
+                Some(Ok(frame)) => discarded += frame.data_ref().map_or(0, Bytes::len),
+                _ => break,
+            }
+        }
+        reply
+    }
+
+    async fn route(&self, head: &Parts, body: &mut Incoming) -> Reply {
+        let path = head.uri.path();
         if let Some(rest) = path.strip_prefix("/2018-06-01/runtime/") {
-            let rest = rest.to_owned();
-            return self.runtime(&rest, request).await;
+            return self.runtime(rest, head, body).await;
         }
         if let Some(rest) = path.strip_prefix("/2020-01-01/extension/") {
-            let rest = rest.to_owned();
-            return self.extension(&rest, request).await;
+            return self.extension(rest, head, body).await;
         }
-        match (request.method(), path) {
+        match (&head.method, path) {
             (&Method::GET, "/2018-06-01/ping" | "/ping") => text(StatusCode::OK, "pong"),
             (&Method::PUT, "/2022-07-01/telemetry") => {
                 error(StatusCode::ACCEPTED, "Telemetry.NotSupported", "Telemetry API is not supported")
@@ -149,33 +162,26 @@ impl Context {
     }
 
     /// Reads a body of at most `limit` bytes, and its trailers.
-    async fn body(&self, mut body: Incoming, limit: usize) -> Result<(Bytes, HeaderMap), BodyError> {
+    async fn body(&self, body: &mut Incoming, limit: usize) -> Result<(Bytes, HeaderMap), BodyError> {
         let _permit = self.bodies.acquire().await.map_err(|_| BodyError::Truncated)?;
-        let announced = body.size_hint().lower() > limit as u64;
+        if body.size_hint().lower() > limit as u64 {
+            return Err(BodyError::TooLarge);
+        }
         let mut first = Bytes::new();
         let mut whole = BytesMut::new();
         let mut trailers = HeaderMap::new();
-        let mut seen = 0usize;
         while let Some(frame) = body.frame().await {
             match frame.map_err(|_| BodyError::Truncated)?.into_data() {
+                Ok(data) if first.len() + whole.len() + data.len() > limit => return Err(BodyError::TooLarge),
+                Ok(data) if first.is_empty() && whole.is_empty() => first = data,
                 Ok(data) => {
-                    seen = seen.saturating_add(data.len());
-                    if seen > MAX_DISCARD {
-                        return Err(BodyError::TooLarge);
+                    // Most bodies come in one piece, which then needs no copy.
+                    if whole.is_empty() {
+                        let rest = usize::try_from(body.size_hint().lower()).unwrap_or(0);
+                        whole.reserve((first.len() + data.len() + rest).min(limit));
+                        whole.extend_from_slice(&std::mem::take(&mut first));
                     }
-                    if announced || seen > limit {
-                        (first, whole) = (Bytes::new(), BytesMut::new());
-                    } else if first.is_empty() && whole.is_empty() {
-                        first = data;
-                    } else {
-                        // Most bodies come in one piece, which then needs no copy.
-                        if whole.is_empty() {
-                            let expected = usize::try_from(body.size_hint().lower()).unwrap_or(0);
-                            whole.reserve(first.len() + data.len() + expected.min(limit));
-                            whole.extend_from_slice(&std::mem::take(&mut first));
-                        }
-                        whole.extend_from_slice(&data);
-                    }
+                    whole.extend_from_slice(&data);
                 }
                 Err(frame) => {
                     if let Ok(map) = frame.into_trailers() {
@@ -183,9 +189,6 @@ impl Context {
                     }
                 }
             }
-        }
-        if announced || seen > limit {
-            return Err(BodyError::TooLarge);
         }
         let body = if whole.is_empty() { first } else { whole.freeze() };
         Ok((body, trailers))

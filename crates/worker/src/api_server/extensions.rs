@@ -1,7 +1,8 @@
 //! The Extensions API (reference §2.5).
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, StatusCode};
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::json;
@@ -25,19 +26,18 @@ struct Wanted {
 }
 
 impl Context {
-    pub(super) async fn extension(&self, path: &str, request: Request<Incoming>) -> Reply {
-        match (request.method(), path) {
-            (&Method::POST, "register") => self.register(request).await,
-            (&Method::GET, "event/next") => self.event_next(&request).await,
-            (&Method::POST, "init/error") => self.extension_error(request, true).await,
-            (&Method::POST, "exit/error") => self.extension_error(request, false).await,
+    pub(super) async fn extension(&self, path: &str, head: &Parts, body: &mut Incoming) -> Reply {
+        match (&head.method, path) {
+            (&Method::POST, "register") => self.register(head, body).await,
+            (&Method::GET, "event/next") => self.event_next(head).await,
+            (&Method::POST, "init/error") => self.extension_error(head, body, true).await,
+            (&Method::POST, "exit/error") => self.extension_error(head, body, false).await,
             (_, "register" | "event/next" | "init/error" | "exit/error") => text(StatusCode::METHOD_NOT_ALLOWED, ""),
             _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
         }
     }
 
-    async fn register(&self, request: Request<Incoming>) -> Reply {
-        let (head, body) = request.into_parts();
+    async fn register(&self, head: &Parts, body: &mut Incoming) -> Reply {
         let name = header_text(&head.headers, NAME).unwrap_or_default().to_owned();
         let body = match self.body(body, MAX_BODY).await {
             Ok((body, _)) if body.is_empty() => Bytes::from_static(b"{}"),
@@ -78,8 +78,8 @@ impl Context {
         reply
     }
 
-    async fn event_next(&self, request: &Request<Incoming>) -> Reply {
-        let id = match identifier(request.headers()) {
+    async fn event_next(&self, head: &Parts) -> Reply {
+        let id = match identifier(&head.headers) {
             Ok(id) => id,
             Err(refused) => return *refused,
         };
@@ -99,8 +99,7 @@ impl Context {
         }
     }
 
-    async fn extension_error(&self, request: Request<Incoming>, init: bool) -> Reply {
-        let (head, body) = request.into_parts();
+    async fn extension_error(&self, head: &Parts, body: &mut Incoming, init: bool) -> Reply {
         let id = match identifier(&head.headers) {
             Ok(id) => id,
             Err(refused) => return *refused,

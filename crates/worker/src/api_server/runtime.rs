@@ -3,7 +3,8 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
@@ -19,13 +20,13 @@ const INVOCATION_ID: HeaderName = HeaderName::from_static("lambda-runtime-invoca
 const ERROR_CAUSE_JSON: &str = "application/vnd.aws.lambda.error.cause+json";
 
 impl Context {
-    pub(super) async fn runtime(&self, path: &str, request: Request<Incoming>) -> Reply {
+    pub(super) async fn runtime(&self, path: &str, head: &Parts, body: &mut Incoming) -> Reply {
         let parts: Vec<&str> = path.split('/').collect();
-        match (request.method(), parts.as_slice()) {
+        match (&head.method, parts.as_slice()) {
             (&Method::GET, ["invocation", "next"]) => self.next().await,
-            (&Method::POST, ["invocation", id, "response"]) => self.response(id, request).await,
-            (&Method::POST, ["invocation", id, "error"]) => self.invocation_error(id, request).await,
-            (&Method::POST, ["init", "error"]) => self.init_error(request).await,
+            (&Method::POST, ["invocation", id, "response"]) => self.response(id, head, body).await,
+            (&Method::POST, ["invocation", id, "error"]) => self.invocation_error(id, head, body).await,
+            (&Method::POST, ["init", "error"]) => self.init_error(head, body).await,
             (_, ["invocation", "next"] | ["invocation", _, "response" | "error"] | ["init", "error"]) => {
                 text(StatusCode::METHOD_NOT_ALLOWED, "")
             }
@@ -45,8 +46,7 @@ impl Context {
         }
     }
 
-    async fn response(&self, id: &str, request: Request<Incoming>) -> Reply {
-        let (head, body) = request.into_parts();
+    async fn response(&self, id: &str, head: &Parts, body: &mut Incoming) -> Reply {
         let attempt = header_text(&head.headers, INVOCATION_ID.as_str());
         // Whoever may not answer is not listened to.
         if let Err(refusal) = self.slot.may_answer(id, attempt, "InvocationResponse") {
@@ -71,8 +71,7 @@ impl Context {
         }
     }
 
-    async fn invocation_error(&self, id: &str, request: Request<Incoming>) -> Reply {
-        let (head, body) = request.into_parts();
+    async fn invocation_error(&self, id: &str, head: &Parts, body: &mut Incoming) -> Reply {
         let attempt = header_text(&head.headers, INVOCATION_ID.as_str());
         if let Err(refusal) = self.slot.may_answer(id, attempt, "InvocationErrorResponse") {
             return refusal.into();
@@ -86,8 +85,7 @@ impl Context {
         }
     }
 
-    async fn init_error(&self, request: Request<Incoming>) -> Reply {
-        let (head, body) = request.into_parts();
+    async fn init_error(&self, head: &Parts, body: &mut Incoming) -> Reply {
         match self.body(body, MAX_PAYLOAD).await {
             Ok((body, _)) => {
                 let (payload, kind) = error_object(&head.headers, body);

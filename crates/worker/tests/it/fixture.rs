@@ -119,6 +119,7 @@ pub struct Setup {
     pub extensions: Vec<(&'static str, String)>,
     pub json: bool,
     pub endpoint_url: Option<String>,
+    pub freeze_after: Duration,
 }
 
 impl Default for Setup {
@@ -130,6 +131,7 @@ impl Default for Setup {
             extensions: Vec::new(),
             json: false,
             endpoint_url: None,
+            freeze_after: Duration::from_millis(20),
         }
     }
 }
@@ -141,7 +143,8 @@ pub struct Fixture {
     pub observed: Arc<Observed>,
     pub logs: LogStore,
     pub sandbox: SandboxId,
-    pub dir: TempDir,
+    /// Deleted with the fixture.
+    _dir: TempDir,
 }
 
 fn script(path: &Path, text: &str) {
@@ -174,7 +177,7 @@ impl Fixture {
         let image = Image { root: dir.path().join("root"), version: "provided:al2023.v1".into(), ..Image::default() };
         let config = Config {
             init_limit: setup.init_limit,
-            freeze_after: Duration::from_millis(20),
+            freeze_after: setup.freeze_after,
             layers_dir: dir.path().join("layers"),
             endpoint_url: setup.endpoint_url,
             ..Config::default()
@@ -217,7 +220,7 @@ impl Fixture {
             tracing_active: false,
         };
         let sandbox = SandboxId(Uuid::new_v4());
-        Self { service, version: Arc::new(version), told, observed, logs, sandbox, dir }
+        Self { service, version: Arc::new(version), told, observed, logs, sandbox, _dir: dir }
     }
 
     pub async fn init(&self) -> InitDone {
