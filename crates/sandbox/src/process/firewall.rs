@@ -60,7 +60,7 @@ table inet {table} {{
   chain from_sandbox {{
     meta nfproto ipv6 drop
     ip saddr != {pool} drop
-    oifname "ebox*" drop
+    oifname "ebox*" reject with icmpx admin-prohibited
     ct state established,related accept
 {allowed}    ip daddr {{ {FORBIDDEN} }} reject with icmpx admin-prohibited
     fib daddr type != unicast reject with icmpx admin-prohibited

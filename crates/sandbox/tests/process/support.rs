@@ -176,3 +176,26 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
+
+/// The host's number of the process, in whatever sandbox, that has `mark` as its last argument.
+pub async fn find_process(mark: &str) -> i32 {
+    let mut found = None;
+    eventually("the process is there", || {
+        let is_it = |words: &[String]| {
+            matches!(words, [program, .., last] if last == mark && [ATTACKER, "/bin/sh"].contains(&program.as_str()))
+        };
+        found = processes().find(|(_, words)| is_it(words)).map(|(pid, _)| pid);
+        found.is_some()
+    })
+    .await;
+    found.unwrap()
+}
+
+/// Every process that this one can see, with its arguments.
+fn processes() -> impl Iterator<Item = (i32, Vec<String>)> {
+    fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let line = fs::read_to_string(entry.path().join("cmdline")).ok()?;
+        Some((pid, line.split_terminator('\0').map(str::to_owned).collect()))
+    })
+}
