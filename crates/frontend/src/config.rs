@@ -94,6 +94,8 @@ pub struct Limits {
     pub body_pause: Duration,
     /// How long a request's body may take in all.
     pub body: Duration,
+    /// Memory for large bodies (over 64 KiB) that are being read, in bytes; further ones wait their turn.
+    pub body_memory: usize,
     /// How long requests in flight may still run after shutdown was asked for.
     pub shutdown: Duration,
 }
@@ -105,6 +107,7 @@ impl Default for Limits {
             idle: Duration::from_secs(60),
             body_pause: Duration::from_secs(30),
             body: Duration::from_secs(600),
+            body_memory: 1 << 30,
             shutdown: Duration::from_secs(30),
         }
     }

@@ -35,7 +35,7 @@ struct ReasonLabels {
 }
 
 impl Metrics {
-    /// Registers the Frontend's families.
+    /// Registers the Frontend's families, under the prefix that the registry has.
     pub fn register(registry: &mut Registry) -> Self {
         let requests = Family::<RequestLabels, Counter>::default();
         let invoked = requests.get_or_create_owned(&RequestLabels { operation: "Invoke", status: 200 });
@@ -48,21 +48,20 @@ impl Metrics {
             in_flight: Gauge::default(),
             throttles: Family::default(),
         };
-        let r = registry.sub_registry_with_prefix("emberbox");
-        r.register("requests", "Requests to the public API", metrics.requests.clone());
-        r.register(
+        registry.register("requests", "Requests to the public API", metrics.requests.clone());
+        registry.register(
             "invoke_warm_seconds",
             "From request to answer of synchronous invocations by an idle sandbox",
             metrics.warm.clone(),
         );
-        r.register(
+        registry.register(
             "invoke_cold_seconds",
             "From request to answer of synchronous invocations that waited for a new sandbox",
             metrics.cold.clone(),
         );
-        r.register("function_errors", "Invocations whose function failed", metrics.function_errors.clone());
-        r.register("invokes_in_flight", "Synchronous invocations now", metrics.in_flight.clone());
-        r.register("throttles", "Invocations refused with 429, by reason", metrics.throttles.clone());
+        registry.register("function_errors", "Invocations whose function failed", metrics.function_errors.clone());
+        registry.register("invokes_in_flight", "Synchronous invocations now", metrics.in_flight.clone());
+        registry.register("throttles", "Invocations refused with 429, by reason", metrics.throttles.clone());
         metrics
     }
 
@@ -145,7 +144,7 @@ mod tests {
 
     #[test]
     fn is_shown_in_the_text_format() {
-        let mut registry = Registry::default();
+        let mut registry = Registry::with_prefix("emberbox");
         let metrics = Metrics::register(&mut registry);
         metrics.request("Invoke", 200);
         metrics.request("GetFunction", 404);

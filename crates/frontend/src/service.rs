@@ -13,6 +13,7 @@ use http_body::Body;
 use http_body_util::Full;
 use lambda_api::{ApiError, ErrorCode, OperationId, route};
 use prometheus_client::registry::Registry;
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -29,6 +30,9 @@ use crate::{invoke, logs_api, loopback};
 const CODE_LIMIT: usize = 70_167_211;
 /// Largest body of any other operation, in bytes.
 const BODY_LIMIT: usize = 6_291_456;
+
+/// Bodies up to this size are read at once; room for larger ones is given out in units of it. In bytes.
+const ROOM: usize = 64 << 10;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 const TARGET: &str = "x-amz-target";
@@ -66,6 +70,8 @@ pub struct Service {
     code_urls: CodeUrls,
     allowed_hosts: Vec<String>,
     limits: Limits,
+    /// In units of [`ROOM`].
+    body_room: Semaphore,
     scheme: &'static str,
     local_addr: SocketAddr,
     draining: AtomicBool,
@@ -95,6 +101,7 @@ impl Service {
             code_urls: CodeUrls::new(config.code_url_key.clone()),
             allowed_hosts: config.allowed_hosts.clone(),
             limits: config.limits.clone(),
+            body_room: Semaphore::new(config.limits.body_memory.div_ceil(ROOM)),
             scheme: if config.tls.is_some() { "https" } else { "http" },
             local_addr,
             draining: AtomicBool::new(false),
@@ -278,6 +285,14 @@ impl Service {
         B::Error: std::fmt::Display + Send,
     {
         let unread = |message: String| ApiError::new(ErrorCode::InvalidRequestContentException, message);
+        let size = body.size_hint().exact().map_or(limit, |size| usize::try_from(size).unwrap_or(limit).min(limit));
+        let _room = if size > ROOM {
+            // No more than there is in all, or it would never be had.
+            let units = size.min(self.limits.body_memory).div_ceil(ROOM).max(1) as u32;
+            Some(self.body_room.acquire_many(units).await.expect("the semaphore is never closed"))
+        } else {
+            None
+        };
         match body::read(body, limit, &self.limits).await {
             Ok(body) => Ok(body),
             Err(ReadError::TooLarge(rest)) => {

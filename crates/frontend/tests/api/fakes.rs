@@ -83,7 +83,7 @@ pub async fn start_with(config: Config) -> Running {
 }
 
 pub fn deps(state: &Arc<State>) -> Deps {
-    let mut registry = Registry::default();
+    let mut registry = Registry::with_prefix("emberbox");
     let metrics = Metrics::register(&mut registry);
     let parts = Arc::new(Parts { state: Arc::clone(state), id: WorkerId("w".into()) });
     Deps {

@@ -1,10 +1,13 @@
 //! Bad input: an error or a closed connection, never a crash, and the next client is served.
 
+use std::time::Duration;
+
+use frontend::{Config, Limits};
 use proptest::prelude::*;
 use tokio::io::AsyncWriteExt;
 
 use crate::client::{Reply, connect, head, reply, send};
-use crate::fakes::{Running, start};
+use crate::fakes::{Running, config, start, start_with};
 
 async fn raw(server: &Running, bytes: &[u8]) -> Option<Reply> {
     let mut stream = connect(server.address).await;
@@ -106,6 +109,22 @@ async fn an_oversized_body_is_refused_while_it_is_still_sent() {
     stream.write_all(&head(server.address, "POST", path, &[("expect", "100-continue")], 70_167_212)).await.unwrap();
     assert_eq!(reply(&mut stream).await.unwrap().status, 413);
     is_well(&server).await;
+}
+
+#[tokio::test]
+async fn large_bodies_wait_for_room_and_small_ones_do_not() {
+    let limits = Limits { body_memory: 100 << 10, body_pause: Duration::from_millis(200), ..Limits::default() };
+    let server = start_with(Config { limits, ..config() }).await;
+    // Takes all the room and sends nothing.
+    let mut greedy = connect(server.address).await;
+    let path = "/2015-03-31/functions/echo/invocations";
+    greedy.write_all(&head(server.address, "POST", path, &[], 200 << 10)).await.unwrap();
+    let payload = format!("\"{}\"", "x".repeat(150 << 10));
+    let large = send(server.address, "POST", path, &[], payload.as_bytes());
+    is_well(&server).await;
+    let large = large.await;
+    assert_eq!((large.status, large.body.len()), (200, payload.len()));
+    assert_eq!(reply(&mut greedy).await.unwrap().status, 400);
 }
 
 #[tokio::test]
