@@ -63,6 +63,19 @@ pub trait RuntimeSource: Send + Sync + 'static {
     async fn runtime(&self, name: &str) -> Result<Image, WorkerError>;
 }
 
+#[async_trait]
+impl PackageSource for packages::Packages {
+    async fn unpacked(&self, code: &CodeRef) -> Result<Unpacked, WorkerError> {
+        let packages::Unpacked { path, cached } =
+            Self::unpacked(self, code).await.map_err(|error| WorkerError::Package(error.to_string()))?;
+        Ok(Unpacked { path, cached })
+    }
+
+    fn is_unpacked(&self, sha256: &str) -> bool {
+        Self::is_unpacked(self, sha256)
+    }
+}
+
 /// Where a path of the sandbox lies on the host, by the longest mount that holds it.
 pub(crate) fn host_path(root: &Path, mounts: &[(PathBuf, String)], path: &str) -> PathBuf {
     let best = mounts
