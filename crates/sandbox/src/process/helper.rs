@@ -139,10 +139,11 @@ impl Helper {
     fn set_up(config: &ProcessConfig) -> Result<Setting, Failure> {
         let mut notes = Vec::new();
         let privileged = rustix::process::geteuid().is_root();
-        let (hierarchy, why) = usable_hierarchy();
-        notes.push(why);
+        let hierarchy = Hierarchy::detect();
         let instance = Instance::claim(config.max_sandboxes, hierarchy.as_ref(), &mut notes)
             .during("claim sandbox slots of this host")?;
+        let (group, note) = make_group(hierarchy.as_ref(), instance.number);
+        notes.push(note);
         if privileged {
             notes.push("root: every sandbox has user ids of its own".to_owned());
         } else {
@@ -174,7 +175,6 @@ impl Helper {
                 }
             }
         }
-        let group = hierarchy.map(|hierarchy| hierarchy.instance(instance.number));
         let filter = guest::seccomp::Programs::compile()
             .map_err(|error| Failure::host(format!("compile seccomp filter: {error}"), &io::ErrorKind::Unsupported.into()))?;
         let pattern = Pattern { instance: instance.number, privileged, links, filter };
@@ -448,22 +448,14 @@ fn hosts_file(more: &[(IpAddr, String)]) -> String {
     text
 }
 
-/// The host's cgroups if groups can be made in them; and in words what is so.
-fn usable_hierarchy() -> (Option<Hierarchy>, String) {
-    let Some(hierarchy) = Hierarchy::detect() else {
-        return (None, "no cgroups: memory, CPU and processes are not limited, sandboxes are not frozen".to_owned());
-    };
-    let trial = hierarchy.instance(u32::MAX).child(&std::process::id().to_string());
-    match trial.make() {
-        Ok(()) => {
-            let _ = trial.remove();
-            let note = hierarchy.describe();
-            (Some(hierarchy), note)
-        }
-        Err(error) => {
-            let what = "memory, CPU and processes are not limited, sandboxes are not frozen";
-            (None, format!("cgroups cannot be used ({error}): {what}"))
-        }
+/// The cgroup of an instance if it can be made; and in words what is so.
+fn make_group(hierarchy: Option<&Hierarchy>, instance: u32) -> (Option<Group>, String) {
+    const UNLIMITED: &str = "memory, CPU and processes are not limited, sandboxes are not frozen";
+    let Some(hierarchy) = hierarchy else { return (None, format!("no cgroups on this host: {UNLIMITED}")) };
+    let group = hierarchy.instance(instance);
+    match group.make() {
+        Ok(()) => (Some(group), hierarchy.describe()),
+        Err(error) => (None, format!("cgroups cannot be used ({error}): {UNLIMITED}")),
     }
 }
 
