@@ -140,8 +140,9 @@ impl Desk {
 pub struct Bare {
     /// Where it answers.
     pub target: Target,
-    _server: Child,
+    /// Ended first: they have nobody to ask once the server is gone.
     functions: Vec<Child>,
+    _server: Child,
 }
 
 impl Bare {

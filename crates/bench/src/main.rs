@@ -15,6 +15,7 @@ mod density;
 mod emberbox;
 mod load;
 mod process;
+mod references;
 mod rie;
 mod table;
 mod throughput;
@@ -38,6 +39,8 @@ struct Cli {
 enum Command {
     /// Measure and print the table; fails when a promise is not kept
     Run(Setup),
+    /// Measure the reference servers alone: is the yardstick straight?
+    References(Setup),
     /// The reference server: POST / goes to a runtime process that asks for it
     #[command(hide = true)]
     Bare {
@@ -100,12 +103,14 @@ enum Section {
 fn main() -> Result<ExitCode> {
     match Cli::parse().command {
         Command::Bare { listen, threads } => bare::serve(listen, threads).map(|()| ExitCode::SUCCESS),
-        Command::Run(setup) => {
-            // One thread: the generator takes as little of the machine as it can.
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(run(&setup))
-        }
+        Command::Run(setup) => generator()?.block_on(run(&setup)),
+        Command::References(setup) => generator()?.block_on(references::measure(&setup)).map(|()| ExitCode::SUCCESS),
     }
+}
+
+/// One thread: the generator takes as little of the machine as it can.
+fn generator() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 async fn run(setup: &Setup) -> Result<ExitCode> {
