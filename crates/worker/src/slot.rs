@@ -14,7 +14,7 @@ use bytes::Bytes;
 use domain::{
     Clock, FunctionVersion, InvokeOutcome, InvokeRequest, LogType, SandboxId, SlotEvents, Step, Timeline, WorkerError,
 };
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use sandbox::{Command, ProcessId, Sandbox, Signal};
 use tokio::sync::{Notify, oneshot, watch};
 use uuid::Uuid;
@@ -25,7 +25,7 @@ use crate::logs::LogStore;
 use crate::machine::{Abort, Action, Answer, ApiError, Line, Machine, Refused, Registration, Report, Ticket};
 use crate::metrics::Metrics;
 use crate::output::{Drained, Output};
-use crate::slot_log::SlotLog;
+use crate::slot_log::{Entry, LogQueue, QUEUE, SlotLog};
 
 mod driver;
 
@@ -63,6 +63,8 @@ pub(crate) struct Slot {
     programs: Programs,
     lines: Lines,
     core: Mutex<Core>,
+    /// Taken while `core` is held, or alone; never the other way round.
+    log: Mutex<SlotLog>,
     wake: Notify,
     /// Whether an invocation is accepted and not over; outside of the lock, as the manager asks under locks of its own.
     invoking: AtomicBool,
@@ -80,7 +82,7 @@ struct Core {
     current: Option<Current>,
     init: Option<oneshot::Sender<Result<(), String>>>,
     outputs: Vec<Arc<Output>>,
-    log: SlotLog,
+    queue: LogQueue,
     /// Set when the runtime process runs for the first time.
     runtime_started: Option<Duration>,
 }
@@ -131,7 +133,7 @@ impl Slot {
             current: None,
             init: None,
             outputs: Vec::new(),
-            log,
+            queue: LogQueue::default(),
             runtime_started: None,
         };
         Self {
@@ -142,6 +144,7 @@ impl Slot {
             programs,
             lines,
             core: Mutex::new(core),
+            log: Mutex::new(log),
             wake: Notify::new(),
             invoking: AtomicBool::new(false),
             gone: watch::Sender::new(false),
@@ -186,11 +189,15 @@ impl Slot {
         let ticket =
             Ticket { request: request.request_id, attempt: Uuid::new_v4(), tail: request.log_type == LogType::Tail };
         let mut core = self.core.lock();
+        if ticket.tail {
+            // What came before is not part of it.
+            self.write_log_now(&mut core);
+            self.log.lock().begin_tail();
+        }
         core.machine.invoke(self.now(), ticket).map_err(|refused| match refused {
             Refused::Gone => WorkerError::Gone(self.id),
             Refused::Busy => WorkerError::Sandbox(format!("sandbox {} has an invocation already", self.id)),
         })?;
-        core.log.begin(ticket.tail);
         core.current = Some(Current {
             request,
             attempt: ticket.attempt,
@@ -328,7 +335,10 @@ impl Slot {
             core.state = state;
         }
         self.invoking.store(core.current.is_some(), Ordering::Relaxed);
-        let sooner = core.machine.deadline().is_some_and(|deadline| deadline < core.armed);
+        if core.queue.len() > QUEUE {
+            self.write_log_now(core);
+        }
+        let sooner = core.deadline().is_some_and(|deadline| deadline < core.armed);
         if sooner || !core.operations.is_empty() {
             core.armed = Duration::ZERO;
             self.wake.notify_one();
@@ -366,7 +376,7 @@ impl Slot {
             }
             Action::Thaw => self.host_call("thaw", self.sandbox.thaw()),
             Action::Freeze => self.host_call("freeze", self.sandbox.freeze()),
-            Action::Log(line) => self.log(core, &line),
+            Action::Log(line) => self.log(core, line),
             Action::InitDone(result) => {
                 if let Some(init) = core.init.take() {
                     // A caller that went away does not want to know.
@@ -432,6 +442,13 @@ impl Slot {
     }
 
     fn answer(&self, core: &mut Core, answer: Answer) {
+        let tail = core.current.as_ref().is_some_and(|c| c.request.log_type == LogType::Tail);
+        let log_tail = if tail {
+            self.write_log_now(core);
+            self.log.lock().take_tail()
+        } else {
+            None
+        };
         let Some(current) = &mut core.current else { return };
         let now = self.now();
         let (payload, function_error) = match answer {
@@ -445,7 +462,6 @@ impl Slot {
             }
         };
         if let Some(reply) = current.reply.take() {
-            let log_tail = core.log.tail();
             let timeline = current.timeline.clone();
             // Its caller may have gone; the invocation counts all the same.
             let _ = reply.send(Ok(InvokeOutcome { payload, function_error, log_tail, timeline }));
@@ -455,37 +471,100 @@ impl Slot {
         }
     }
 
-    fn log(&self, core: &mut Core, line: &Line) {
-        let wall = self.host.clock.wall();
-        let mut peak = 0;
-        match line {
-            Line::End(report) => {
-                for output in &core.outputs {
-                    output.finish_line(|text| core.log.line(wall, text));
-                }
-                peak = self.sandbox.usage().memory_peak;
-                self.host.metrics.invocation(report.duration, report.init, report.error.as_deref());
-                self.end(core, report);
+    // === the log ===
+
+    fn log(&self, core: &mut Core, line: Line) {
+        let (now, wall) = (self.now(), self.host.clock.wall());
+        let entry = if matches!(line, Line::End(_)) {
+            let Core { outputs, queue, .. } = core;
+            for output in outputs {
+                output.finish_line(|text| queue.push(now, wall, Entry::Text(text)));
             }
-            Line::InitReport { fault, .. } => self.host.metrics.error(fault.error_type()),
-            Line::InitStart | Line::Start(_) => {}
-        }
-        for text in self.lines.render(line, wall, peak) {
-            core.log.line(wall, text);
-        }
-        // START waits for company: an invocation without output then costs one message to the log's writer, not two.
-        if !matches!(line, Line::Start(_)) {
-            core.log.flush();
-        }
+            Entry::End { line, answered: Self::end(core, now) }
+        } else {
+            Entry::System(line)
+        };
+        core.queue.push(now, wall, entry);
     }
 
-    fn end(&self, core: &mut Core, report: &Report) {
-        let now = self.now();
-        let Some(current) = &mut core.current else { return };
+    /// The current invocation is over; how long after it was handed over it had been answered.
+    fn end(core: &mut Core, now: Duration) -> Option<Duration> {
+        let current = core.current.as_mut()?;
         current.timeline.mark(Step::Frozen, now);
         current.ended = true;
-        let at = |step| current.timeline.at(step);
-        let since = |step| at(step).zip(at(Step::Invoked)).map(|(to, from)| to.saturating_sub(from).as_micros());
+        let (answered, invoked) = (current.timeline.at(Step::Answered), current.timeline.at(Step::Invoked));
+        if current.reply.is_none() {
+            core.current = None;
+        }
+        answered.zip(invoked).map(|(to, from)| to.saturating_sub(from))
+    }
+
+    /// Reads what the processes wrote so far: before a `next` is acted on, so that their lines come before END.
+    fn drain(&self, core: &mut Core) {
+        let (now, wall) = (self.now(), self.host.clock.wall());
+        let Core { outputs, queue, .. } = core;
+        outputs.retain(|output| output.drain(|text| queue.push(now, wall, Entry::Text(text))) != Drained::End);
+    }
+
+    /// Reads one process's output as it comes.
+    fn drain_output(&self, output: &Arc<Output>) -> Drained {
+        let (now, wall) = (self.now(), self.host.clock.wall());
+        let mut core = self.core.lock();
+        let Core { outputs, queue, .. } = &mut *core;
+        let drained = output.drain_ready(|text| queue.push(now, wall, Entry::Text(text)));
+        if drained == Drained::End {
+            outputs.retain(|other| !Arc::ptr_eq(other, output));
+        }
+        self.write_log(core);
+        drained
+    }
+
+    /// Writes the queue without keeping others from the slot meanwhile.
+    fn write_log(&self, mut core: MutexGuard<'_, Core>) {
+        let entries = core.queue.take();
+        // Before the core is free, so that two writers keep the order.
+        let mut log = self.log.lock();
+        drop(core);
+        self.write(&mut log, entries);
+    }
+
+    /// Writes the queue before anything else happens in the slot.
+    fn write_log_now(&self, core: &mut Core) {
+        let entries = core.queue.take();
+        self.write(&mut self.log.lock(), entries);
+    }
+
+    fn write(&self, log: &mut SlotLog, entries: Vec<(SystemTime, Entry)>) {
+        let mut peak = None;
+        for (wall, entry) in entries {
+            let line = match entry {
+                Entry::Text(text) => {
+                    log.line(wall, text);
+                    continue;
+                }
+                Entry::System(line) => {
+                    if let Line::InitReport { fault, .. } = &line {
+                        self.host.metrics.error(fault.error_type());
+                    }
+                    line
+                }
+                Entry::End { line, answered } => {
+                    if let Line::End(report) = &line {
+                        self.over(report, answered);
+                    }
+                    peak.get_or_insert_with(|| self.sandbox.usage().memory_peak);
+                    line
+                }
+            };
+            for text in self.lines.render(&line, wall, peak.unwrap_or(0)) {
+                log.line(wall, text);
+            }
+        }
+        log.flush();
+    }
+
+    fn over(&self, report: &Report, answered: Option<Duration>) {
+        self.host.metrics.invocation(report.duration, report.init, report.error.as_deref());
         tracing::info!(
             target: "timeline",
             request_id = %report.request,
@@ -493,38 +572,20 @@ impl Slot {
             version = self.version.version,
             sandbox = %self.id,
             init_us = report.init.map(|d| d.as_micros()),
-            answered_us = since(Step::Answered),
+            answered_us = answered.map(|d| d.as_micros()),
             duration_us = report.duration.as_micros(),
             error = report.error.as_deref(),
             "invocation"
         );
-        if current.reply.is_none() {
-            core.current = None;
-        }
-    }
-
-    /// Reads what the processes wrote so far: before a `next` is acted on, so that their lines come before END.
-    fn drain(&self, core: &mut Core) {
-        let wall = self.host.clock.wall();
-        let Core { outputs, log, .. } = core;
-        outputs.retain(|output| output.drain(|text| log.line(wall, text)) != Drained::End);
-    }
-
-    /// Reads one process's output as it comes.
-    fn drain_output(&self, output: &Arc<Output>) -> Drained {
-        let mut core = self.core.lock();
-        let wall: SystemTime = self.host.clock.wall();
-        let Core { outputs, log, .. } = &mut *core;
-        let drained = output.drain_ready(|text| log.line(wall, text));
-        if drained == Drained::End {
-            outputs.retain(|other| !Arc::ptr_eq(other, output));
-        }
-        log.flush();
-        drained
     }
 }
 
 impl Core {
+    /// When the driver has something to do, if nothing happens before.
+    fn deadline(&self) -> Option<Duration> {
+        self.machine.deadline().into_iter().chain(self.queue.due()).min()
+    }
+
     /// Gives an event to an extension, or keeps it until it asks.
     fn seat(&mut self, id: Uuid, event: Bytes) {
         let seat = self.extensions.entry(id).or_default();

@@ -34,7 +34,11 @@ async fn events_survive_a_restart_and_a_torn_line() {
     store.flush().await;
     drop(store);
     let file = walk(dir.path()).into_iter().find(|p| p.extension().is_some_and(|e| e == "log")).unwrap();
-    std::fs::OpenOptions::new().append(true).open(&file).map(|mut f| std::io::Write::write_all(&mut f, b"77\tcut o").unwrap()).unwrap();
+    std::fs::OpenOptions::new()
+        .append(true)
+        .open(&file)
+        .map(|mut f| std::io::Write::write_all(&mut f, b"77\tcut o").unwrap())
+        .unwrap();
     let store = open(dir.path());
     store.append(&stream("/aws/lambda/f", "2026/01/01/[1]b"), lines(2..3));
     store.flush().await;
@@ -112,7 +116,9 @@ async fn a_group_is_limited_in_size_and_keeps_the_newest() {
     assert!(page.events[0].timestamp > 300);
     // A reader that fell behind goes on with what is left.
     let from = Position::default();
-    assert!(!store.events(&group("g"), Filter { from: Some(from), ..Filter::default() }).await.unwrap().events.is_empty());
+    assert!(
+        !store.events(&group("g"), Filter { from: Some(from), ..Filter::default() }).await.unwrap().events.is_empty()
+    );
 }
 
 #[tokio::test]
@@ -122,7 +128,8 @@ async fn old_segments_go_when_the_store_is_opened() {
     store.append(&stream("g", "s"), lines(0..1));
     store.flush().await;
     drop(store);
-    let store = LogStore::open(LogConfig { retention: std::time::Duration::ZERO, ..LogConfig::new(dir.path()) }).unwrap();
+    let store =
+        LogStore::open(LogConfig { retention: std::time::Duration::ZERO, ..LogConfig::new(dir.path()) }).unwrap();
     store.flush().await;
     assert!(messages(&store, &group("g"), Filter::default()).await.is_empty());
 }

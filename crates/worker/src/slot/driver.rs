@@ -31,7 +31,7 @@ impl Slot {
             }
             let sleep = {
                 let mut core = self.core.lock();
-                let deadline = core.machine.deadline();
+                let deadline = core.deadline();
                 core.armed = deadline.unwrap_or(Duration::MAX);
                 deadline.map(|d| d.saturating_sub(self.now()))
             };
@@ -45,12 +45,7 @@ impl Slot {
                         self.sandbox_event(SandboxEvent::Gone);
                     }
                 },
-                () = tokio::time::sleep(sleep.unwrap_or_default()), if sleep.is_some() => {
-                    let mut core = self.core.lock();
-                    self.drain(&mut core);
-                    core.machine.timer(self.now());
-                    self.settle(&mut core);
-                }
+                () = tokio::time::sleep(sleep.unwrap_or_default()), if sleep.is_some() => self.timer(),
                 Some(_) = pumps.join_next() => {}
             }
         }
@@ -58,10 +53,24 @@ impl Slot {
         let state = {
             let mut core = self.core.lock();
             core.outputs.clear();
-            core.log.flush();
-            core.state
+            let state = core.state;
+            self.write_log(core);
+            state
         };
         self.host.metrics.state(Some(state), None);
+    }
+
+    fn timer(&self) {
+        let now = self.now();
+        let mut core = self.core.lock();
+        if core.machine.deadline().is_some_and(|deadline| deadline <= now) {
+            self.drain(&mut core);
+            core.machine.timer(now);
+            self.settle(&mut core);
+        }
+        if core.queue.due().is_some_and(|due| due <= now) {
+            self.write_log(core);
+        }
     }
 
     fn sandbox_event(&self, event: SandboxEvent) {
@@ -130,9 +139,9 @@ impl Slot {
                 core.runtime = None;
                 core.extensions.clear();
                 self.drain(&mut core);
-                core.log.flush();
                 core.machine.killed(self.now(), epoch, killed);
                 self.settle(&mut core);
+                self.write_log(core);
             }
             Operation::Destroy => {
                 api.reset().await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use domain::{LogType, Worker as _};
 
-use crate::fixture::{Fixture, Setup, json, python, text, wait};
+use crate::fixture::{Fixture, Setup, json, python, text};
 
 fn runtime() -> String {
     python("while True:\n    id, _, body = next()\n    answer(id, body)")
@@ -221,6 +221,5 @@ async fn a_timeout_is_the_shutdown_reason() {
     f.init().await;
     f.invoke("{}").await;
     f.wait_told("idle", 1).await;
-    wait(|| f.told.count("idle") == 1, "idle").await;
-    assert!(f.log().await.iter().any(|l| l.contains(r#""shutdownReason": "timeout""#)), "{:#?}", f.log().await);
+    f.wait_log(r#""shutdownReason": "timeout""#).await;
 }

@@ -257,12 +257,23 @@ impl Fixture {
         wait(|| self.told.count(what) >= times, &format!("{what} × {times}")).await;
     }
 
-    /// All lines of the function's log.
+    /// All lines of the function's log. Only complete after a shutdown or a tail: else see [`Fixture::wait_log`].
     pub async fn log(&self) -> Vec<String> {
         self.logs.flush().await;
         let group = GroupId { account: AccountId::local(), region: "us-east-1".into(), group: "/aws/lambda/f".into() };
         let page = self.logs.events(&group, Default::default()).await.unwrap();
         page.events.into_iter().map(|e| e.message).collect()
+    }
+
+    /// Waits until a line of the function's log contains `text`.
+    pub async fn wait_log(&self, text: &str) {
+        for _ in 0..500 {
+            if self.log().await.iter().any(|line| line.contains(text)) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("no line contains {text:?}: {:#?}", self.log().await);
     }
 
     pub async fn shutdown(&self) {

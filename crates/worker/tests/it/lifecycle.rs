@@ -113,9 +113,8 @@ next()
     assert_eq!((json(&outcome)["errorMessage"].as_str(), outcome.function_error), (Some("no 2"), Some("Unhandled")));
     f.wait_told("idle", 1).await;
     assert_eq!(text(&f.invoke("{}").await), "3");
-    let log = f.log().await.join("\n");
-    assert!(log.contains("\tPhase: init\tStatus: error\tError Type: Runtime.ImportModuleError"), "{log}");
-    assert!(log.contains("\tPhase: invoke\tStatus: error"), "{log}");
+    f.wait_log("\tPhase: init\tStatus: error\tError Type: Runtime.ImportModuleError").await;
+    f.wait_log("\tPhase: invoke\tStatus: error").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,8 +137,7 @@ async fn init_has_its_own_limit_and_a_suppressed_one_the_functions() {
     let error = json(&f.invoke("{}").await);
     assert!(error["errorMessage"].as_str().unwrap().ends_with("Task timed out after 1.00 seconds"), "{error}");
     f.wait_told("idle", 1).await;
-    let log = f.log().await.join("\n");
-    assert!(log.contains("\tPhase: init\tStatus: timeout"), "{log}");
+    f.wait_log("\tPhase: init\tStatus: timeout").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
