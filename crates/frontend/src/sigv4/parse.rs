@@ -38,7 +38,8 @@ pub(super) fn claim(request: &SignedParts<'_>) -> Result<Claim, SigError> {
 
 /// `AWS4-HMAC-SHA256 Credential=…, SignedHeaders=…, Signature=…`
 fn from_header(headers: &HeaderMap, authorization: &str) -> Result<Claim, SigError> {
-    let (algorithm, rest) = authorization.trim().split_once([' ', '\t']).unwrap_or((authorization.trim(), ""));
+    let trimmed = authorization.trim();
+    let (algorithm, rest) = trimmed.split_once([' ', '\t']).unwrap_or((trimmed, ""));
     if algorithm != ALGORITHM {
         return Err(if algorithm.starts_with("AWS4-") || algorithm.starts_with("AWS3") {
             SigError::Incomplete(format!("Unsupported AWS 'algorithm': '{}'.", printable(algorithm)))

@@ -33,7 +33,7 @@ impl Reply {
     /// The error's name and message.
     pub fn error(&self) -> (&str, String) {
         let json = self.json();
-        let message = json["message"].as_str().or(json["Message"].as_str()).unwrap_or_default().to_owned();
+        let message = json["message"].as_str().or_else(|| json["Message"].as_str()).unwrap_or_default().to_owned();
         (self.header("x-amzn-errortype").unwrap_or_default(), message)
     }
 }
