@@ -8,13 +8,13 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use domain::{
     Clock, FunctionVersion, InvokeOutcome, InvokeRequest, LogType, SandboxId, SlotEvents, Step, Timeline, WorkerError,
 };
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use sandbox::{Command, ProcessId, Sandbox, Signal};
 use tokio::sync::{Notify, oneshot, watch};
 use uuid::Uuid;
@@ -22,12 +22,13 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::lines::Lines;
 use crate::logs::LogStore;
-use crate::machine::{Abort, Action, Answer, ApiError, Line, Machine, Refused, Registration, Report, Ticket};
+use crate::machine::{Abort, Action, Answer, ApiError, Machine, Refused, Registration, Ticket};
 use crate::metrics::Metrics;
-use crate::output::{Drained, Output};
-use crate::slot_log::{Entry, LogQueue, QUEUE, SlotLog};
+use crate::output::Output;
+use crate::slot_log::{LogQueue, QUEUE, SlotLog};
 
 mod driver;
+mod journal;
 
 /// What all slots of a worker share.
 pub(crate) struct Host {
@@ -469,114 +470,6 @@ impl Slot {
         if current.ended {
             core.current = None;
         }
-    }
-
-    // === the log ===
-
-    fn log(&self, core: &mut Core, line: Line) {
-        let (now, wall) = (self.now(), self.host.clock.wall());
-        let entry = if matches!(line, Line::End(_)) {
-            let Core { outputs, queue, .. } = core;
-            for output in outputs {
-                output.finish_line(|text| queue.push(now, wall, Entry::Text(text)));
-            }
-            Entry::End { line, answered: Self::end(core, now) }
-        } else {
-            Entry::System(line)
-        };
-        core.queue.push(now, wall, entry);
-    }
-
-    /// The current invocation is over; how long after it was handed over it had been answered.
-    fn end(core: &mut Core, now: Duration) -> Option<Duration> {
-        let current = core.current.as_mut()?;
-        current.timeline.mark(Step::Frozen, now);
-        current.ended = true;
-        let (answered, invoked) = (current.timeline.at(Step::Answered), current.timeline.at(Step::Invoked));
-        if current.reply.is_none() {
-            core.current = None;
-        }
-        answered.zip(invoked).map(|(to, from)| to.saturating_sub(from))
-    }
-
-    /// Reads what the processes wrote so far: before a `next` is acted on, so that their lines come before END.
-    fn drain(&self, core: &mut Core) {
-        let (now, wall) = (self.now(), self.host.clock.wall());
-        let Core { outputs, queue, .. } = core;
-        outputs.retain(|output| output.drain(|text| queue.push(now, wall, Entry::Text(text))) != Drained::End);
-    }
-
-    /// Reads one process's output as it comes.
-    fn drain_output(&self, output: &Arc<Output>) -> Drained {
-        let (now, wall) = (self.now(), self.host.clock.wall());
-        let mut core = self.core.lock();
-        let Core { outputs, queue, .. } = &mut *core;
-        let drained = output.drain_ready(|text| queue.push(now, wall, Entry::Text(text)));
-        if drained == Drained::End {
-            outputs.retain(|other| !Arc::ptr_eq(other, output));
-        }
-        self.write_log(core);
-        drained
-    }
-
-    /// Writes the queue without keeping others from the slot meanwhile.
-    fn write_log(&self, mut core: MutexGuard<'_, Core>) {
-        let entries = core.queue.take();
-        // Before the core is free, so that two writers keep the order.
-        let mut log = self.log.lock();
-        drop(core);
-        self.write(&mut log, entries);
-    }
-
-    /// Writes the queue before anything else happens in the slot.
-    fn write_log_now(&self, core: &mut Core) {
-        let entries = core.queue.take();
-        self.write(&mut self.log.lock(), entries);
-    }
-
-    fn write(&self, log: &mut SlotLog, entries: Vec<(SystemTime, Entry)>) {
-        let mut peak = None;
-        for (wall, entry) in entries {
-            let line = match entry {
-                Entry::Text(text) => {
-                    log.line(wall, text);
-                    continue;
-                }
-                Entry::System(line) => {
-                    if let Line::InitReport { fault, .. } = &line {
-                        self.host.metrics.error(fault.error_type());
-                    }
-                    line
-                }
-                Entry::End { line, answered } => {
-                    if let Line::End(report) = &line {
-                        self.over(report, answered);
-                    }
-                    peak.get_or_insert_with(|| self.sandbox.usage().memory_peak);
-                    line
-                }
-            };
-            for text in self.lines.render(&line, wall, peak.unwrap_or(0)) {
-                log.line(wall, text);
-            }
-        }
-        log.flush();
-    }
-
-    fn over(&self, report: &Report, answered: Option<Duration>) {
-        self.host.metrics.invocation(report.duration, report.init, report.error.as_deref());
-        tracing::info!(
-            target: "timeline",
-            request_id = %report.request,
-            function = self.version.name,
-            version = self.version.version,
-            sandbox = %self.id,
-            init_us = report.init.map(|d| d.as_micros()),
-            answered_us = answered.map(|d| d.as_micros()),
-            duration_us = report.duration.as_micros(),
-            error = report.error.as_deref(),
-            "invocation"
-        );
     }
 }
 
