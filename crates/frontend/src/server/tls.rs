@@ -1,32 +1,33 @@
 //! HTTPS from certificate files.
 
-use std::fs::File;
-use std::io::BufReader;
 use std::sync::Arc;
 
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::{Error as PemError, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 
 use super::BindError;
 use crate::config::TlsFiles;
 
 pub(super) fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, BindError> {
-    let open = |path: &std::path::Path| {
-        File::open(path).map(BufReader::new).map_err(|e| BindError::Tls(format!("open {}: {e}", path.display())))
+    let unreadable = |what, path: &std::path::Path, error: PemError| {
+        BindError::Tls(match error {
+            PemError::NoItemsFound => format!("no PEM {what} in {}", path.display()),
+            other => format!("read {what} in {}: {other}", path.display()),
+        })
     };
-    let certificates: Vec<_> = rustls_pemfile::certs(&mut open(&files.certificate)?)
+    let bad_certificate = |error| unreadable("certificate", &files.certificate, error);
+    let certificates: Vec<_> = CertificateDer::pem_file_iter(&files.certificate)
+        .map_err(bad_certificate)?
         .collect::<Result<_, _>>()
-        .map_err(|e| BindError::Tls(format!("read certificates in {}: {e}", files.certificate.display())))?;
+        .map_err(bad_certificate)?;
     if certificates.is_empty() {
-        let path = files.certificate.display();
-        return Err(BindError::Tls(format!(
-            "no certificate in {path}: it must hold a PEM chain, the server's own first"
-        )));
+        return Err(bad_certificate(PemError::NoItemsFound));
     }
-    let key = rustls_pemfile::private_key(&mut open(&files.private_key)?)
-        .map_err(|e| BindError::Tls(format!("read private key in {}: {e}", files.private_key.display())))?
-        .ok_or_else(|| BindError::Tls(format!("no PEM private key in {}", files.private_key.display())))?;
+    let key = PrivateKeyDer::from_pem_file(&files.private_key)
+        .map_err(|error| unreadable("private key", &files.private_key, error))?;
     let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .and_then(|builder| builder.with_no_client_auth().with_single_cert(certificates, key))

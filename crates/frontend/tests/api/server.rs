@@ -77,7 +77,7 @@ async fn says_what_is_wrong_with_tls_files() {
         Server::bind(config, deps(&Arc::new(State::default()))).await.err().unwrap().to_string()
     };
     assert!(bind(tls_file("nothing.pem"), tls_file("key.pem")).await.contains("nothing.pem"));
-    assert!(bind(tls_file("README.md"), tls_file("key.pem")).await.contains("no certificate in"));
+    assert!(bind(tls_file("README.md"), tls_file("key.pem")).await.contains("no PEM certificate in"));
     assert!(bind(tls_file("cert.pem"), tls_file("cert.pem")).await.contains("no PEM private key in"));
 }
 
