@@ -106,7 +106,6 @@ enum Then {
     Down {
         owes_idle: bool,
         pending: Option<Ticket>,
-        since: Duration,
     },
     Dead,
 }
@@ -232,11 +231,8 @@ impl Machine {
                 Ok(())
             }
             // After a crash while idle the manager still counts the slot as idle.
-            Phase::Stopping(Stopping {
-                then: Then::Down { owes_idle: false, pending: pending @ None, since }, ..
-            }) => {
+            Phase::Stopping(Stopping { then: Then::Down { owes_idle: false, pending: pending @ None }, .. }) => {
                 *pending = Some(ticket);
-                *since = now;
                 self.actions.push(Action::Log(Line::Start(ticket.request)));
                 Ok(())
             }
@@ -313,13 +309,13 @@ impl Machine {
                 let reason = stopping.reason;
                 self.die(reason);
             }
-            Then::Down { owes_idle, pending, since } => {
+            Then::Down { owes_idle, pending } => {
                 self.phase = Phase::Down;
                 if owes_idle {
                     self.actions.push(Action::SlotIdle);
                 }
                 if let Some(ticket) = pending {
-                    let invocation = self.invocation(since, ticket);
+                    let invocation = self.invocation(now, ticket);
                     self.begin_start(now, Some(invocation));
                 }
             }

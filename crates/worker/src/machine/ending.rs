@@ -125,7 +125,7 @@ impl Machine {
             }
             // It crashed before it saw the event (it had hung up its `next`): a fresh start serves it.
             Phase::Busy(invocation) if !invocation.delivered && !fault.is_timeout() => {
-                let then = Then::Down { owes_idle: false, pending: Some(invocation.ticket), since: invocation.started };
+                let then = Then::Down { owes_idle: false, pending: Some(invocation.ticket) };
                 self.stop(now, then, reason, false);
                 return;
             }
@@ -145,7 +145,7 @@ impl Machine {
                 return;
             }
         }
-        self.stop(now, Then::Down { owes_idle, pending: None, since: now }, reason, frozen);
+        self.stop(now, Then::Down { owes_idle, pending: None }, reason, frozen);
     }
 
     fn stop(&mut self, now: Duration, then: Then, reason: RetireReason, frozen: bool) {

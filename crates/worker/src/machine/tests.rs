@@ -433,6 +433,21 @@ fn a_crash_while_idle_is_hidden_by_a_fresh_start() {
 }
 
 #[test]
+fn an_invocations_time_does_not_run_while_the_slot_recovers() {
+    let mut d = Driver::ready();
+    d.exit(true, false);
+    d.invoke(false).unwrap();
+    d.pass(TIMEOUT * 2);
+    assert_eq!(d.outcomes, 0);
+    d.killed(true);
+    d.started(None);
+    d.pass(TIMEOUT / 2);
+    d.next().unwrap();
+    d.answer(true, None, success()).unwrap();
+    assert_eq!((d.outcomes, d.aborted), (1, 0));
+}
+
+#[test]
 fn extensions_have_their_phases() {
     let mut d = Driver::new(1);
     d.machine.start(d.now);

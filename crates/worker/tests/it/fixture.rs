@@ -58,11 +58,19 @@ class Extension:
 
 /// What the manager was told.
 #[derive(Default)]
-pub struct Told(Mutex<Vec<&'static str>>);
+pub struct Told {
+    all: Mutex<Vec<&'static str>>,
+    changed: tokio::sync::Notify,
+}
 
 impl Told {
     pub fn all(&self) -> Vec<&'static str> {
-        self.0.lock().unwrap().clone()
+        self.all.lock().unwrap().clone()
+    }
+
+    fn add(&self, what: &'static str) {
+        self.all.lock().unwrap().push(what);
+        self.changed.notify_waiters();
     }
 
     pub fn count(&self, what: &str) -> usize {
@@ -72,15 +80,15 @@ impl Told {
 
 impl SlotEvents for Told {
     fn answered(&self, _: SandboxId) {
-        self.0.lock().unwrap().push("answered");
+        self.add("answered");
     }
 
     fn idle(&self, _: SandboxId) {
-        self.0.lock().unwrap().push("idle");
+        self.add("idle");
     }
 
     fn dead(&self, _: SandboxId, _: RetireReason) {
-        self.0.lock().unwrap().push("dead");
+        self.add("dead");
     }
 }
 
@@ -254,7 +262,16 @@ impl Fixture {
 
     /// Waits until the manager was told `what` `times` times.
     pub async fn wait_told(&self, what: &str, times: usize) {
-        wait(|| self.told.count(what) >= times, &format!("{what} × {times}")).await;
+        let told = async {
+            loop {
+                let changed = self.told.changed.notified();
+                if self.told.count(what) >= times {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), told).await.unwrap_or_else(|_| panic!("{what} × {times}"));
     }
 
     /// All lines of the function's log. Only complete after a shutdown or a tail: else see [`Fixture::wait_log`].

@@ -202,17 +202,32 @@ next()
     assert_eq!(answer[1], "hi");
 }
 
-/// The promise of the warm path: a couple of microseconds beside the socket. Here only that it is no disaster; the
-/// benchmark measures.
+const LEAN: &str = r#"
+import socket
+s = socket.create_connection(api.split(":"))
+s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+while True:
+    s.sendall(b"GET /2018-06-01/runtime/invocation/next HTTP/1.1\r\nHost: x\r\n\r\n")
+    event = s.recv(65536)
+    at = event.index(b"lambda-runtime-aws-request-id: ") + 31
+    s.sendall(b"POST /2018-06-01/runtime/invocation/" + event[at:at + 36] + b"/response HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+    s.recv(65536)
+"#;
+
+/// The worker's part is a few dozen microseconds even in this build; the benchmark measures. Here only that nothing
+/// waits for a timer or another task.
 #[tokio::test(flavor = "multi_thread")]
-async fn warm_invocations_are_quick() {
-    let f = Fixture::new(&python(ECHO), Setup::default());
+async fn warm_invocations_wait_for_nothing() {
+    let f = Fixture::new(&python(LEAN), Setup::default());
     f.init().await;
-    let began = std::time::Instant::now();
-    for n in 1..=200 {
+    let mut times = Vec::new();
+    for n in 1..=500 {
+        let began = std::time::Instant::now();
         f.invoke("{}").await;
+        times.push(began.elapsed());
         f.wait_told("idle", n).await;
     }
-    println!("{:?} a warm invocation of a Python loop, wait for idle included", began.elapsed() / 200);
-    assert_eq!(f.told.count("idle"), 200);
+    times.sort();
+    println!("median {:?}, p99 {:?} for a warm invocation of a lean Python loop", times[250], times[495]);
+    assert!(times[250] < std::time::Duration::from_millis(3), "{:?}", times[250]);
 }
