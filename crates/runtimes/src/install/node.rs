@@ -1,0 +1,87 @@
+//! Node.js: the binary, and AWS's `aws-lambda-ric`, whose native part npm compiles.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::copy_libraries;
+use crate::recipe::Recipe;
+use crate::{Progress, RuntimeError, copy, host};
+
+/// What compiling `aws-lambda-ric` calls: program → package of Debian.
+const BUILD_TOOLS: [(&str, &str); 6] =
+    [("cmake", "cmake"), ("g++", "g++"), ("make", "make"), ("python3", "python3"), ("tar", "tar"), ("xz", "xz-utils")];
+/// The package that is the runtime client itself: its files go to `/var/runtime`, others to its `node_modules`.
+const CLIENT: &str = "aws-lambda-ric";
+
+/// Fills `to/lang` and `to/runtime`; returns the version of Node.js.
+pub(super) fn install(
+    recipe: &Recipe,
+    interpreter: &Path,
+    to: &Path,
+    progress: &dyn Progress,
+) -> Result<String, RuntimeError> {
+    let node = interpreter.canonicalize().map_err(RuntimeError::io("read", interpreter))?;
+    let npm = tools(recipe, &node)?;
+    let version = host::run("node --version", Command::new(&node).arg("--version").env_remove("NODE_OPTIONS"))?;
+    let version = version.trim().trim_start_matches('v').to_owned();
+    progress.step(&format!("copying Node.js {version} from {}", node.display()));
+    let lang = to.join("lang");
+    copy::file(&node, &lang.join("bin/node"))?;
+    copy_libraries(std::slice::from_ref(&node), &lang.join("lib"))?;
+
+    let packages = &recipe.install.packages;
+    progress.step(&format!("installing {} with npm (compiles for about a minute)", packages.join(", ")));
+    let build = tempfile::tempdir().map_err(RuntimeError::io("create", Path::new("temporary directory")))?;
+    npm_install(&npm, &node, packages, build.path())?;
+    let modules = build.path().join("node_modules");
+    let client = modules.join(CLIENT);
+    let runtime = to.join("runtime");
+    for file in ["index.mjs", "rapid-client.node", "package.json", "LICENSE", "NOTICE"] {
+        copy::file(&client.join(file), &runtime.join(file))?;
+    }
+    copy_libraries(&[client.join("rapid-client.node")], &lang.join("lib"))?;
+    copy::directory(&runtime.join("node_modules"))?;
+    Ok(version)
+}
+
+/// npm, once everything that compiling needs is known to be there.
+fn tools(recipe: &Recipe, node: &Path) -> Result<PathBuf, RuntimeError> {
+    let dirs = || node.parent().map(Path::to_owned).into_iter().chain(host::path_dirs());
+    let npm = host::program_in(dirs(), "npm");
+    let missing = BUILD_TOOLS.iter().filter(|(program, _)| host::program_in(host::path_dirs(), program).is_none());
+    let mut missing: Vec<&str> = missing.map(|(_, package)| *package).collect();
+    match npm {
+        Some(npm) if missing.is_empty() => Ok(npm),
+        npm => {
+            if npm.is_none() {
+                missing.push("npm");
+            }
+            let hint = format!(
+                "AWS's Node.js client is compiled here; install what that needs with: apt-get install {}",
+                missing.join(" ")
+            );
+            Err(RuntimeError::Missing { name: recipe.name.clone(), hint })
+        }
+    }
+}
+
+fn npm_install(npm: &Path, node: &Path, packages: &[String], dir: &Path) -> Result<(), RuntimeError> {
+    // npm and node-gyp must run with, and compile for, this very node.
+    let node_dir = node.parent().unwrap_or(Path::new("/"));
+    let mut path = OsString::from(node_dir);
+    for dir in host::path_dirs() {
+        path.push(":");
+        path.push(dir);
+    }
+    let mut command = Command::new(npm);
+    command.args(["install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts=false", "--prefix"]);
+    command.arg(dir).args(packages).env("PATH", path).env_remove("NODE_OPTIONS").current_dir(dir);
+    // With headers beside the binary node-gyp downloads none.
+    if let Some(prefix) = node_dir.parent()
+        && prefix.join("include/node/node_api.h").is_file()
+    {
+        command.env("npm_config_nodedir", prefix);
+    }
+    host::run("npm install", &mut command).map(drop)
+}
