@@ -25,7 +25,8 @@ const INIT_CAPABILITIES: CapabilitySet = CapabilitySet::SETUID
 const LIMITS: [(Resource, u64); 5] = [
     (Resource::Nofile, 1024),
     (Resource::Nproc, 1024),
-    (Resource::Core, 0),
+    // Not 0, with which a core_pattern that is a program would still be run, on the host. See core(5).
+    (Resource::Core, 1),
     (Resource::Memlock, 64 * 1024),
     (Resource::Stack, 8 * 1024 * 1024),
 ];

@@ -114,9 +114,13 @@ impl Channel {
             None => Ok(None),
             Some((&INLINE, message)) => Ok(Some((serde_json::from_slice(message)?, descriptors))),
             Some((&IN_FILE, [])) => {
-                let file = descriptors.pop().ok_or_else(|| invalid("message without its file"))?;
+                let file = File::from(descriptors.pop().ok_or_else(|| invalid("message without its file"))?);
+                // A pipe, say, could keep the reader waiting.
+                if !file.metadata()?.is_file() {
+                    return Err(invalid("message in what is no file"));
+                }
                 let mut message = Vec::new();
-                File::from(file).take(MESSAGE).read_to_end(&mut message)?;
+                file.take(MESSAGE).read_to_end(&mut message)?;
                 Ok(Some((serde_json::from_slice(&message)?, descriptors)))
             }
             Some(_) => Err(invalid("unknown kind of message")),
@@ -166,5 +170,8 @@ mod tests {
             a.send_packet(packet, &[]).unwrap();
             assert!(b.receive::<String>().is_err());
         }
+        let (pipe, _writer) = rustix::pipe::pipe().unwrap();
+        a.send_packet(&[IN_FILE], &[pipe.as_fd()]).unwrap();
+        assert!(b.receive::<String>().is_err());
     }
 }

@@ -20,6 +20,7 @@ use rustix::process::Signal;
 use super::cgroup::Group;
 use super::config::Range;
 use super::instance::Slot;
+use super::scratch::Scratch;
 use crate::api::LINK_ADDRESS;
 
 /// The function's user inside, as on AWS: `sbx_user1051`.
@@ -50,6 +51,15 @@ pub struct Pattern {
     pub links: Option<Range>,
     /// For the processes that PID 1 will start.
     pub filter: Programs,
+    /// Makes the `/tmp`s.
+    pub scratch: Scratch,
+}
+
+impl Pattern {
+    /// The host's user and group id of what belongs to root inside.
+    pub fn owner(&self, slot: Slot) -> (u32, u32) {
+        if self.privileged { (slot.init_id(), slot.init_id()) } else { (0, 0) }
+    }
 }
 
 /// A sandbox without a purpose yet.
@@ -61,6 +71,10 @@ pub struct Blank {
     pub pidfd: OwnedFd,
     /// Its user namespace.
     pub user_namespace: OwnedFd,
+    /// Its `/tmp`, should one of `tmp_mb` be wanted.
+    pub tmp: OwnedFd,
+    /// The size of that.
+    pub tmp_mb: u32,
     /// Its cgroup.
     pub group: Option<Group>,
     /// Its ids and addresses.
@@ -71,6 +85,7 @@ pub struct Blank {
 #[derive(Debug)]
 pub struct Birth {
     midwife: Channel,
+    tmp_mb: u32,
     /// Its cgroup, which may exist.
     pub group: Option<Group>,
     /// Its ids and addresses.
@@ -78,18 +93,18 @@ pub struct Birth {
 }
 
 impl Birth {
-    /// Begins. The caller must not wait for its children.
-    pub fn start(pattern: &Pattern, slot: Slot, group: Option<Group>) -> io::Result<Self> {
+    /// Begins. `tmp_mb`: the size of `/tmp` that will probably be wanted.
+    pub fn start(pattern: &Pattern, slot: Slot, group: Option<Group>, tmp_mb: u32) -> io::Result<Self> {
         let (ours, theirs) = Channel::pair()?;
         match sys::clone(0)? {
             Cloned::Child => {
                 let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                     sys::close_all_but(&[0, 1, 2, theirs.as_raw_fd()]);
-                    deliver(pattern, slot, group.as_ref(), &theirs)
+                    deliver(pattern, slot, group.as_ref(), tmp_mb, &theirs)
                 }));
                 sys::exit(if matches!(outcome, Ok(Ok(()))) { 0 } else { 1 })
             }
-            Cloned::Parent { .. } => Ok(Self { midwife: ours, group, slot }),
+            Cloned::Parent { .. } => Ok(Self { midwife: ours, tmp_mb, group, slot }),
         }
     }
 
@@ -106,21 +121,24 @@ impl Birth {
             .and_then(|message| message.ok_or_else(|| io::ErrorKind::UnexpectedEof.into()))
             .during("make a blank sandbox")?;
         outcome?;
-        let [control, pidfd, user_namespace]: [OwnedFd; 3] = descriptors
+        let [control, pidfd, user_namespace, tmp]: [OwnedFd; 4] = descriptors
             .try_into()
             .map_err(|_| Failure::host("make a blank sandbox", &io::ErrorKind::InvalidData.into()))?;
-        let (group, slot) = (self.group.clone(), self.slot);
-        Ok(Blank { control: Channel::new(control), pidfd, user_namespace, group, slot })
+        let (control, tmp_mb, group, slot) = (Channel::new(control), self.tmp_mb, self.group.clone(), self.slot);
+        Ok(Blank { control, pidfd, user_namespace, tmp, tmp_mb, group, slot })
     }
 }
 
 /// In the midwife.
-fn deliver(pattern: &Pattern, slot: Slot, group: Option<&Group>, helper: &Channel) -> io::Result<()> {
+fn deliver(pattern: &Pattern, slot: Slot, group: Option<&Group>, tmp_mb: u32, helper: &Channel) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    match bear(pattern, slot, group) {
-        Ok((control, pidfd, namespace)) => {
-            helper.send(&Ok::<(), Failure>(()), &[control.as_fd(), pidfd.as_fd(), namespace.as_fd()])
-        }
+    // Before it enters the cgroup, so that the sandbox does not pay for the disk's buffers.
+    let outcome = pattern.scratch.make(tmp_mb, pattern.owner(slot)).and_then(|tmp| {
+        let (control, pidfd, namespace) = bear(pattern, slot, group)?;
+        Ok([control.into_socket(), pidfd, namespace, tmp])
+    });
+    match outcome {
+        Ok(descriptors) => helper.send(&Ok::<(), Failure>(()), &descriptors.each_ref().map(AsFd::as_fd)),
         Err(failure) => helper.send(&Err::<(), Failure>(failure), &[]),
     }
 }
@@ -132,20 +150,18 @@ fn bear(pattern: &Pattern, slot: Slot, group: Option<&Group>) -> Result<(Channel
     fs::write("/proc/self/oom_score_adj", OOM_SCORE).during("raise the OOM score")?;
     let (ours, theirs) = Channel::pair().during("make a socket")?;
     let (pid, pidfd) = match sys::clone(NAMESPACES | libc::CLONE_PARENT).during("make namespaces")? {
-        Cloned::Child => {
-            // Or PID 1 would never see this end closed.
-            drop(ours);
-            guest::init::run(theirs, &pattern.filter)
-        }
+        // This closes the other end as well, or PID 1 would never see it closed.
+        Cloned::Child => guest::init::run(theirs, &pattern.filter),
         Cloned::Parent { pid, pidfd } => (pid, pidfd),
     };
     drop(theirs);
-    raise(pattern, slot, pid, &ours)
-        .map(|namespace| (ours, pidfd.try_clone(), namespace))
-        .and_then(|(control, pidfd, namespace)| Ok((control, pidfd.during("copy a descriptor")?, namespace)))
-        .inspect_err(|_| {
+    match raise(pattern, slot, pid, &ours) {
+        Ok(namespace) => Ok((ours, pidfd, namespace)),
+        Err(failure) => {
             let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
-        })
+            Err(failure)
+        }
+    }
 }
 
 /// Maps the child's ids, links it to the host, and has it prepare itself.

@@ -124,7 +124,7 @@ impl ProcessEngine {
                     }
                 }
             }
-            reader.helper_is_gone();
+            reader.gone().await;
         });
         Ok(Self { helper, notes })
     }
@@ -157,7 +157,12 @@ impl Helper {
         }
     }
 
-    fn helper_is_gone(&self) {
+    /// The helper has closed its end: it is about to exit, or has.
+    async fn gone(&self) {
+        let child = self.child.lock().take();
+        if let Some(mut child) = child {
+            let _ = tokio::task::spawn_blocking(move || child.wait()).await;
+        }
         // Dropping the senders is the answer to all who wait.
         *self.pending.lock() = Pending { over: true, ..Pending::default() };
     }
@@ -224,10 +229,12 @@ impl SandboxEngine for ProcessEngine {
         };
         self.helper.order(Order::Stop);
         let _ = stopped.await;
-        let child = self.helper.child.lock().take();
-        if let Some(mut child) = child {
-            let _ = tokio::task::spawn_blocking(move || child.wait()).await;
-        }
+    }
+}
+
+impl Drop for ProcessEngine {
+    fn drop(&mut self) {
+        self.helper.order(Order::Stop);
     }
 }
 

@@ -13,6 +13,9 @@ use super::config::{Destination, Egress};
 const FORBIDDEN: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.0.0.0/24, \
      192.0.2.0/24, 192.168.0.0/16, 198.18.0.0/15, 198.51.100.0/24, 203.0.113.0/24, 224.0.0.0/3";
 
+/// Most connections of one sandbox at once that the host keeps track of: it has room for some hundred thousand.
+const CONNECTIONS: u32 = 4096;
+
 /// The table of an instance.
 #[derive(Debug)]
 pub struct Firewall {
@@ -57,11 +60,16 @@ impl Firewall {
             r#"table inet {table}
 delete table inet {table}
 table inet {table} {{
+  set connections {{
+    type ipv4_addr
+    flags dynamic
+  }}
   chain from_sandbox {{
     meta nfproto ipv6 drop
-    ip saddr != {pool} drop
+    fib saddr . iif oif missing drop
     oifname "ebox*" reject with icmpx admin-prohibited
     ct state established,related accept
+    ct state new add @connections {{ ip saddr ct count over {CONNECTIONS} }} reject with icmpx admin-prohibited
 {allowed}    ip daddr {{ {FORBIDDEN} }} reject with icmpx admin-prohibited
     fib daddr type != unicast reject with icmpx admin-prohibited
   }}
@@ -77,7 +85,7 @@ table inet {table} {{
   }}
   chain to_host {{
     meta nfproto ipv6 drop
-    ip saddr != {pool} drop
+    fib saddr . iif oif missing drop
     ct state established,related accept
 {allowed}    reject with icmpx admin-prohibited
   }}

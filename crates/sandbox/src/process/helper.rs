@@ -36,6 +36,8 @@ const LULL: Duration = Duration::from_millis(50);
 const PAUSE: Duration = Duration::from_secs(5);
 /// Between looks at a sandbox that does not die at once.
 const TICK: Duration = Duration::from_millis(5);
+/// Lambda's default size of `/tmp`.
+const USUAL_TMP_MB: u32 = 512;
 /// For all sandboxes to die when the helper ends.
 const LAST_WAIT: Duration = Duration::from_secs(10);
 
@@ -83,7 +85,6 @@ struct Helper {
     pattern: Pattern,
     instance: Instance,
     group: Option<Group>,
-    scratch: Scratch,
     firewall: Option<Firewall>,
     dns: Vec<IpAddr>,
     notes: Vec<String>,
@@ -96,6 +97,8 @@ struct Helper {
     live: HashMap<u64, Dying>,
     dying: Vec<Dying>,
     refill_at: Instant,
+    /// The size of `/tmp` that was last wanted, and that blank sandboxes have.
+    tmp_mb: u32,
 }
 
 /// What it takes to get rid of a sandbox.
@@ -112,14 +115,13 @@ impl Helper {
     fn new(engine: Channel, config: ProcessConfig) -> Result<Self, (Channel, Failure)> {
         match Self::set_up(&config) {
             Ok(setting) => {
-                let Setting { pattern, instance, group, scratch, firewall, dns, notes } = setting;
+                let Setting { pattern, instance, group, firewall, dns, notes } = setting;
                 Ok(Self {
                     engine,
                     pool: config.pool,
                     pattern,
                     instance,
                     group,
-                    scratch,
                     firewall,
                     dns,
                     notes,
@@ -130,6 +132,7 @@ impl Helper {
                     live: HashMap::new(),
                     dying: Vec::new(),
                     refill_at: Instant::now(),
+                    tmp_mb: USUAL_TMP_MB,
                 })
             }
             Err(failure) => Err((engine, failure)),
@@ -151,6 +154,10 @@ impl Helper {
             notes.push("not root: functions run as the user of this process, in namespaces".to_owned());
             notes.push("not root: supplementary groups of this user stay with functions".to_owned());
         }
+        notes.push(match sys::landlock_abi() {
+            Some(abi) => format!("Landlock (ABI {abi}): enforced"),
+            None => "Landlock: this kernel has none, one wall less".to_owned(),
+        });
         let (scratch, note) = Scratch::new(&config.state_dir);
         notes.push(note);
 
@@ -177,8 +184,8 @@ impl Helper {
         }
         let filter = guest::seccomp::Programs::compile()
             .map_err(|error| Failure::host(format!("compile seccomp filter: {error}"), &io::ErrorKind::Unsupported.into()))?;
-        let pattern = Pattern { instance: instance.number, privileged, links, filter };
-        Ok(Setting { pattern, instance, group, scratch, firewall, dns, notes })
+        let pattern = Pattern { instance: instance.number, privileged, links, filter, scratch };
+        Ok(Setting { pattern, instance, group, firewall, dns, notes })
     }
 
     /// Serves until it is told to stop, or nobody is left to tell.
@@ -230,6 +237,7 @@ impl Helper {
             }
             let (number, spec) = self.waiting.pop_front().expect("it is not empty");
             self.refill_at = Instant::now() + LULL;
+            self.tmp_mb = spec.ephemeral_mb;
             match self.assign(&blank, &spec) {
                 Ok(()) => {
                     let report = Report::Created { number, group: blank.group.clone() };
@@ -251,11 +259,12 @@ impl Helper {
             group.limit(spec.memory_mb, spec.vcpus).during("limit a sandbox")?;
         }
         let id_map = self.pattern.privileged.then(|| blank.user_namespace.as_fd());
-        let owner = if self.pattern.privileged { blank.slot.init_id() } else { 0 };
-        let mut mounts = vec![
-            read_only(&spec.root, id_map).during(format!("mount {}", spec.root.display()))?,
-            self.scratch.make(spec.ephemeral_mb, (owner, owner))?,
-        ];
+        let tmp = if blank.tmp_mb == spec.ephemeral_mb {
+            blank.tmp.try_clone().during("copy a descriptor")?
+        } else {
+            self.pattern.scratch.make(spec.ephemeral_mb, self.pattern.owner(blank.slot))?
+        };
+        let mut mounts = vec![read_only(&spec.root, id_map).during(format!("mount {}", spec.root.display()))?, tmp];
         for (source, target) in &spec.mounts {
             let mount = read_only(source, id_map);
             mounts.push(mount.during(format!("mount {} on {target}", source.display()))?);
@@ -282,7 +291,7 @@ impl Helper {
             };
             self.births_ever += 1;
             let group = self.group.as_ref().map(|group| group.child(&self.births_ever.to_string()));
-            match Birth::start(&self.pattern, slot, group) {
+            match Birth::start(&self.pattern, slot, group, self.tmp_mb) {
                 Ok(birth) => self.births.push(birth),
                 Err(error) => {
                     self.instance.put(slot);
@@ -387,7 +396,6 @@ struct Setting {
     pattern: Pattern,
     instance: Instance,
     group: Option<Group>,
-    scratch: Scratch,
     firewall: Option<Firewall>,
     dns: Vec<IpAddr>,
     notes: Vec<String>,

@@ -5,6 +5,7 @@
 mod attacker;
 mod attacks;
 mod lifecycle;
+mod measure;
 mod support;
 
 use libtest_mimic::{Arguments, Trial};
@@ -19,6 +20,6 @@ fn main() {
             _ => {}
         }
     }
-    let trials: Vec<Trial> = lifecycle::tests().into_iter().chain(attacks::tests()).collect();
+    let trials: Vec<Trial> = [lifecycle::tests(), attacks::tests(), measure::tests()].into_iter().flatten().collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
