@@ -332,3 +332,133 @@ pub(crate) fn runnable(arn: &FunctionArn, version: &Version) -> FunctionVersion 
         tracing_active: settings.tracing_active,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashSet};
+
+    use domain::{AccountId, LogFormat, LoggingSettings};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::rules::alias;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Update { code: u8, memory: u32, publish: bool },
+        Publish,
+        Settle(bool),
+        DeleteVersion(u64),
+        Alias(u8, u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (0..3u8, 128..130u32, any::<bool>())
+                .prop_map(|(code, memory, publish)| Step::Update { code, memory, publish }),
+            2 => Just(Step::Publish),
+            4 => any::<bool>().prop_map(Step::Settle),
+            1 => (1..8u64).prop_map(Step::DeleteVersion),
+            1 => (0..2u8, 1..8u64).prop_map(|(name, version)| Step::Alias(name, version)),
+        ]
+    }
+
+    fn code(n: u8) -> CodeRef {
+        CodeRef { sha256: n.to_string(), size: n.into() }
+    }
+
+    fn new() -> New {
+        let arn = FunctionArn { region: "r".into(), account: AccountId::local(), name: "f".into() };
+        let logging =
+            LoggingSettings { format: LogFormat::Text, application_level: None, system_level: None, group: "g".into() };
+        let settings = Settings {
+            description: String::new(),
+            role: String::new(),
+            runtime: "python3.12".into(),
+            runtime_version_arn: String::new(),
+            handler: "h".into(),
+            timeout: 3,
+            memory: 128,
+            ephemeral: 512,
+            environment: None,
+            tracing_active: false,
+            logging,
+            architecture: "x86_64".into(),
+        };
+        New { arn, settings, code: code(0), tags: BTreeMap::new(), next_version: 1 }
+    }
+
+    proptest! {
+        /// Whatever happens: published versions stay what they run, numbers grow, aliases lead somewhere, and once
+        /// `$LATEST` could run, something of it always can.
+        #[test]
+        fn the_states_of_a_function(steps in prop::collection::vec(step(), 0..40)) {
+            let mut count = 0;
+            let mut id = || { count += 1; count.to_string() };
+            let stamp = &mut Stamp { now: "now", id: &mut id };
+            let mut function = Function::create(new(), stamp);
+            let mut published: BTreeMap<u64, FunctionVersion> = BTreeMap::new();
+            let mut keys = HashSet::new();
+            let mut was_active = false;
+            for step in steps {
+                let before = function.clone();
+                match step {
+                    Step::Update { code: n, memory, publish } if function.check_settled().is_ok() => {
+                        let settings = Settings { memory, ..function.record.latest.settings.clone() };
+                        function.update(code(n), settings, stamp);
+                        prop_assert_eq!(function.serving().state == State::Active, before.serving().state == State::Active);
+                        if before.serving().state == State::Active {
+                            prop_assert_eq!(&function.serving().code, &before.serving().code, "the old code serves");
+                        }
+                        if publish {
+                            function.publish(None, stamp);
+                        }
+                    }
+                    Step::Publish if function.check_settled().is_ok() && function.check_ready().is_ok() => {
+                        let first = function.publish(None, stamp);
+                        let again = function.publish(Some("other".into()), stamp);
+                        prop_assert!(Arc::ptr_eq(&first, &again), "the same state is published once");
+                        prop_assert_eq!(&first.version.code, &function.record.latest.code);
+                    }
+                    Step::Settle(ready) => {
+                        let state_id = function.record.latest.state_id.clone();
+                        let result = if ready { Ok(()) } else { Err("why".to_owned()) };
+                        let stale = function.settle("stale", &result, stamp);
+                        prop_assert!(!stale);
+                        let settled = function.settle(&state_id, &result, stamp);
+                        prop_assert_eq!(settled, before.is_settling());
+                        prop_assert!(!function.is_settling());
+                    }
+                    Step::DeleteVersion(number) => {
+                        if function.delete_version(number).is_ok() {
+                            published.remove(&number);
+                        }
+                    }
+                    Step::Alias(name, version) => {
+                        let request = lambda_api::types::CreateAliasRequest {
+                            name: name.to_string(), function_version: version.to_string(), ..Default::default()
+                        };
+                        let _ = alias::create(&mut function, &request, stamp);
+                    }
+                    Step::Update { .. } | Step::Publish => {}
+                }
+                for (number, version) in &function.versions {
+                    if let Some(first) = published.get(number) {
+                        prop_assert_eq!(&*version.runnable, first, "immutable");
+                    } else {
+                        prop_assert!(published.keys().all(|other| other < number) && *number >= before.record.next_version);
+                        prop_assert!(keys.insert(version.runnable.key.clone()), "a state of its own");
+                        published.insert(*number, FunctionVersion::clone(&version.runnable));
+                    }
+                    prop_assert!(version.version.state != State::Pending || function.is_settling());
+                }
+                prop_assert_eq!(function.versions.len(), published.len());
+                for alias in function.record.aliases.values() {
+                    prop_assert!(function.versions.contains_key(&alias.version.parse().unwrap()));
+                }
+                was_active |= function.record.latest.state == State::Active;
+                prop_assert_eq!(function.serving().state == State::Active, was_active);
+            }
+        }
+    }
+}

@@ -5,7 +5,6 @@
 //!  get, scan ──► pool of read-only connections; never wait for the writer
 //! ```
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -36,8 +35,6 @@ pub struct SqliteStore {
     commits: mpsc::Sender<Request>,
     publisher: Publisher,
     writer: Mutex<Option<JoinHandle<()>>>,
-    /// Held while the store lives; the system releases it however the process ends.
-    _lock: File,
 }
 
 impl SqliteStore {
@@ -55,12 +52,13 @@ impl SqliteStore {
             .connect_lazy_with(open::options(&path).create_if_missing(false).read_only(true));
         let publisher = Publisher::new();
         let (commits, requests) = mpsc::channel(QUEUE);
-        let writer = Writer::new(path.clone(), connection, publisher.clone());
+        let writer = Writer::new(path.clone(), connection, publisher.clone(), lock);
         let writer = tokio::spawn(writer.run(requests));
-        Ok(Self { path, readers, commits, publisher, writer: Mutex::new(Some(writer)), _lock: lock })
+        Ok(Self { path, readers, commits, publisher, writer: Mutex::new(Some(writer)) })
     }
 
-    /// Waits for the commits that are under way and closes the file. Later calls fail with [`StoreError::Closed`].
+    /// Waits for the commits that are under way and closes the file, which then may be opened again. Later calls fail
+    /// with [`StoreError::Closed`].
     pub async fn close(&self) {
         self.readers.close().await;
         let (done, closed) = oneshot::channel();

@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use store::{Changes, Feed, Op, StoreError};
+use tokio::sync::watch;
 
 use super::{ControlPlane, Error, Inner, Task};
 use crate::catalog::{Effects, Entry};
@@ -15,6 +16,22 @@ const GRACE: Duration = Duration::from_secs(60);
 
 /// How often unused packages are looked for.
 const COLLECT_EVERY: Duration = Duration::from_secs(30);
+
+/// Counts a background step as long as it lives, however it ends.
+struct Busy(watch::Sender<usize>);
+
+impl Busy {
+    fn new(count: &watch::Sender<usize>) -> Self {
+        count.send_modify(|busy| *busy += 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.send_modify(|busy| *busy -= 1);
+    }
+}
 
 /// Loads the catalog, and starts the tasks.
 pub(super) async fn start(inner: &Arc<Inner>) -> Result<(), Error> {
@@ -108,18 +125,21 @@ impl Inner {
         if !self.settling.lock().insert(step.clone()) {
             return;
         }
-        self.busy.send_modify(|busy| *busy += 1);
-        let (inner, runtime) = (Arc::clone(self), latest.settings.runtime.clone());
+        let busy = Busy::new(&self.busy);
+        let (runtimes, runtime) = (Arc::clone(&self.runtimes), latest.settings.runtime.clone());
+        let inner = Arc::downgrade(self);
         tokio::spawn(async move {
-            inner.settle(step, &runtime).await;
-            inner.busy.send_modify(|busy| *busy -= 1);
+            let result = runtimes.ensure(&runtime).await;
+            // It may take minutes. Who ended the control plane meanwhile leaves the rest to the next start.
+            let Some(inner) = inner.upgrade() else { return };
+            inner.settle(step, result).await;
+            drop(busy);
         });
     }
 
-    async fn settle(&self, step: (String, String), runtime: &str) {
-        let result = self.runtimes.ensure(runtime).await;
+    async fn settle(&self, step: (String, String), result: Result<(), String>) {
         if let Err(reason) = &result {
-            tracing::warn!(function = step.0, runtime, reason, "runtime is not ready");
+            tracing::warn!(function = step.0, reason, "the runtime is not ready");
         }
         // From here on a new change starts a step of its own; one too many does nothing.
         self.settling.lock().remove(&step);

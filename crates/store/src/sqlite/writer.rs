@@ -1,5 +1,6 @@
 //! The one writer. Commits that arrive while another is being synced to disk share the next sync.
 
+use std::fs::File;
 use std::path::PathBuf;
 
 use sqlx::Connection as _;
@@ -27,11 +28,13 @@ pub(super) struct Writer {
     path: PathBuf,
     connection: SqliteConnection,
     publisher: Publisher,
+    /// Held until the last commit is done; the system releases it however the process ends.
+    _lock: File,
 }
 
 impl Writer {
-    pub(super) fn new(path: PathBuf, connection: SqliteConnection, publisher: Publisher) -> Self {
-        Self { path, connection, publisher }
+    pub(super) fn new(path: PathBuf, connection: SqliteConnection, publisher: Publisher, lock: File) -> Self {
+        Self { path, connection, publisher, _lock: lock }
     }
 
     /// Serves until asked to close, or until the store is dropped.

@@ -1,0 +1,13 @@
+//! The control plane through its public API, with a real store and real packages, against what AWS answered: tests with
+//! "Recorded:" in their comment replay a recording of the real service (LocalStack's snapshots), by shape and by message.
+
+mod aliases;
+mod concurrency;
+mod durability;
+mod functions;
+mod permissions;
+mod resolving;
+mod support;
+mod tags;
+mod updates;
+mod versions;
