@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use domain::{FunctionVersion, LogFormat};
+use runtimes::RuntimeImage;
 
 use crate::config::Credentials;
-use crate::sources::Image;
 
 /// What the environment is made from.
 pub(crate) struct Inputs<'a> {
     pub version: &'a FunctionVersion,
-    pub image: &'a Image,
+    pub image: &'a RuntimeImage,
     pub credentials: &'a Credentials,
     /// Address of the Runtime API in the sandbox.
     pub api: SocketAddr,

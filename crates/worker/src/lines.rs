@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use domain::{FunctionVersion, LogFormat};
+use runtimes::RuntimeImage;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
@@ -50,20 +50,19 @@ fn billed(report: &Report) -> u128 {
 }
 
 impl Lines {
-    pub(crate) fn new(version: &FunctionVersion, runtime_version: &str) -> Self {
+    pub(crate) fn new(version: &FunctionVersion, image: &RuntimeImage) -> Self {
         let level = match version.logging.system_level.as_deref() {
             Some("DEBUG") => Level::Debug,
             Some("WARN") => Level::Warn,
             _ => Level::Info,
         };
-        let hash = hex::encode(Sha256::digest(runtime_version));
         Self {
             format: version.logging.format,
             level,
             version: version.version.clone(),
             memory_mb: version.memory_mb,
-            runtime_version: runtime_version.to_owned(),
-            runtime_arn: format!("arn:aws:lambda:{}::runtime:{hash}", version.region),
+            runtime_version: image.version.clone(),
+            runtime_arn: format!("arn:aws:lambda:{}::runtime:{}", version.region, image.version_arn_hash),
         }
     }
 

@@ -11,6 +11,7 @@ use domain::{
     Step, Timeline, Worker, WorkerError, WorkerId, WorkerReport,
 };
 use parking_lot::RwLock;
+use runtimes::RuntimeImage;
 use sandbox::api::LINK_ADDRESS;
 use sandbox::{Command, Mount, Sandbox, SandboxEngine, SandboxSpec};
 use time::OffsetDateTime;
@@ -27,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::relay::{Endpoint, EndpointError};
 use crate::slot::{Host, Programs, Slot};
 use crate::slot_log::SlotLog;
-use crate::sources::{Bootstrap, Image, PackageSource, RuntimeSource, entrypoint, external_extensions};
+use crate::sources::{PackageSource, RuntimeSource, entrypoint, external_extensions};
 
 /// The sandboxes are found in one of so many maps, so that invocations of different ones do not meet at a lock.
 const SHARDS: usize = 32;
@@ -161,7 +162,7 @@ impl Inner {
     async fn fetch(
         &self,
         version: &FunctionVersion,
-    ) -> Result<(Image, (std::path::PathBuf, bool), Vec<(String, std::path::PathBuf)>), WorkerError> {
+    ) -> Result<(Arc<RuntimeImage>, (std::path::PathBuf, bool), Vec<(String, std::path::PathBuf)>), WorkerError> {
         let code = async {
             let task = self.packages.unpacked(&version.code).await?;
             let mut layers = Vec::with_capacity(version.layers.len());
@@ -178,7 +179,7 @@ impl Inner {
         &self,
         id: SandboxId,
         version: &FunctionVersion,
-        image: &Image,
+        image: &RuntimeImage,
         mounts: &[(std::path::PathBuf, String)],
     ) -> SandboxSpec {
         let name = self.endpoint.as_ref().and_then(Endpoint::host_name);
@@ -201,7 +202,7 @@ impl Inner {
     async fn assemble(
         self: &Arc<Self>,
         version: Arc<FunctionVersion>,
-        image: Image,
+        image: Arc<RuntimeImage>,
         mounts: &[(std::path::PathBuf, String)],
         sandbox: Arc<dyn Sandbox>,
     ) -> Result<Arc<Slot>, WorkerError> {
@@ -230,15 +231,11 @@ impl Inner {
             log_stream: &stream,
             endpoint_url: endpoint_url.as_deref(),
         });
-        // Only managed runtimes are started through the wrapper; a custom one does it by itself, or not.
-        let wrapper = version.environment.get("AWS_LAMBDA_EXEC_WRAPPER").filter(|w| !w.is_empty());
-        let managed = matches!(image.bootstrap, Bootstrap::Command(_));
-        let programs =
-            Programs {
-                extension_env: env::extension(&env),
-                runtime: entrypoint(&image, mounts, wrapper.filter(|_| managed).map(String::as_str))
-                    .map(|argv| Command { argv, env, cwd: "/var/task".into() }),
-            };
+        let wrapper = version.environment.get("AWS_LAMBDA_EXEC_WRAPPER").map(String::as_str);
+        let programs = Programs {
+            extension_env: env::extension(&env),
+            runtime: entrypoint(&image, mounts, wrapper).map(|argv| Command { argv, env, cwd: "/var/task".into() }),
+        };
         let machine = Machine::new(Settings {
             init_limit: config.init_limit,
             timeout: version.timeout,
@@ -253,7 +250,7 @@ impl Inner {
             group: version.logging.group.clone(),
         };
         let log = SlotLog::new(self.host.logs.clone(), StreamId { group, stream });
-        let lines = Lines::new(&version, &image.version);
+        let lines = Lines::new(&version, &image);
         let slot = Arc::new(Slot::new(version, Arc::clone(&self.host), sandbox, programs, lines, machine, log));
         self.slots.shard(id).write().insert(id, Arc::clone(&slot));
 

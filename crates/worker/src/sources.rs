@@ -2,41 +2,11 @@
 //! tests need neither a storage nor an installed interpreter.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use domain::{CodeRef, WorkerError};
-
-/// The Linux user space that every sandbox sees, and the language runtime in it.
-#[derive(Clone, Debug, Default)]
-pub struct Image {
-    /// Root directory on the host.
-    pub root: PathBuf,
-    /// Further read-only directories: host directory and path in the sandbox.
-    pub mounts: Vec<(PathBuf, String)>,
-    /// How the runtime is started.
-    pub bootstrap: Bootstrap,
-    /// Variables that the customer may override (PATH, LANG, NODE_PATH, …).
-    pub env: Vec<(String, String)>,
-    /// `AWS_EXECUTION_ENV`; managed runtimes only.
-    pub execution_env: Option<String>,
-    /// For the INIT_START line, e.g. `python:3.12.v1`.
-    pub version: String,
-}
-
-/// How a runtime is started.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Bootstrap {
-    /// A managed runtime's command; `AWS_LAMBDA_EXEC_WRAPPER` applies.
-    Command(Vec<String>),
-    /// The first of these paths in the sandbox that exists.
-    Search(Vec<String>),
-}
-
-impl Default for Bootstrap {
-    fn default() -> Self {
-        Self::Search(vec!["/var/task/bootstrap".into(), "/opt/bootstrap".into()])
-    }
-}
+use runtimes::{Bootstrap, RuntimeImage};
 
 /// An unpacked code package.
 #[derive(Clone, Debug)]
@@ -60,7 +30,7 @@ pub trait PackageSource: Send + Sync + 'static {
 #[async_trait]
 pub trait RuntimeSource: Send + Sync + 'static {
     /// Installs the runtime on first use.
-    async fn runtime(&self, name: &str) -> Result<Image, WorkerError>;
+    async fn runtime(&self, name: &str) -> Result<Arc<RuntimeImage>, WorkerError>;
 }
 
 #[async_trait]
@@ -73,6 +43,22 @@ impl PackageSource for packages::Packages {
 
     fn is_unpacked(&self, sha256: &str) -> bool {
         Self::is_unpacked(self, sha256)
+    }
+}
+
+#[async_trait]
+impl RuntimeSource for runtimes::Runtimes {
+    async fn runtime(&self, name: &str) -> Result<Arc<RuntimeImage>, WorkerError> {
+        self.ensure(name, &Steps).await.map_err(|error| WorkerError::Runtime(error.to_string()))
+    }
+}
+
+/// The steps of an installation, in the operator's log.
+struct Steps;
+
+impl runtimes::Progress for Steps {
+    fn step(&self, what: &str) {
+        tracing::info!("{what}");
     }
 }
 
@@ -96,28 +82,21 @@ pub(crate) fn is_file(path: &Path) -> bool {
 
 /// The start command in the sandbox, or the words of `Runtime.InvalidEntrypoint`.
 pub(crate) fn entrypoint(
-    image: &Image,
+    image: &RuntimeImage,
     mounts: &[(PathBuf, String)],
     wrapper: Option<&str>,
 ) -> Result<Vec<String>, String> {
-    match &image.bootstrap {
-        Bootstrap::Command(argv) => {
-            let Some(wrapper) = wrapper else { return Ok(argv.clone()) };
-            if !is_file(&host_path(&image.root, mounts, wrapper)) {
-                // AWS starts managed runtimes by a shell, which answers with its status for a missing command.
-                return Ok(vec!["/bin/sh".into(), "-c".into(), "exit 127".into()]);
-            }
-            Ok(std::iter::once(wrapper.to_owned()).chain(argv.iter().cloned()).collect())
-        }
-        Bootstrap::Search(paths) => (paths.iter())
-            .find(|path| is_file(&host_path(&image.root, mounts, path)))
-            .map(|path| vec![path.clone()])
-            .ok_or_else(|| format!("Couldn't find valid bootstrap(s): [{}]", paths.join(" "))),
-    }
+    let Bootstrap::Search(paths) = &image.bootstrap else {
+        return Ok(image.command(wrapper).unwrap_or_default());
+    };
+    (paths.iter())
+        .find(|path| is_file(&host_path(&image.root, mounts, path)))
+        .map(|path| vec![path.clone()])
+        .ok_or_else(|| format!("Couldn't find valid bootstrap(s): [{}]", paths.join(" ")))
 }
 
 /// File names of the external extensions, at most what may register; none if the layers disable them.
-pub(crate) fn external_extensions(image: &Image, mounts: &[(PathBuf, String)]) -> Vec<String> {
+pub(crate) fn external_extensions(image: &RuntimeImage, mounts: &[(PathBuf, String)]) -> Vec<String> {
     use std::os::unix::fs::PermissionsExt;
 
     if is_file(&host_path(&image.root, mounts, "/opt/disable-extensions-jwigqn8j")) {
@@ -156,7 +135,16 @@ mod tests {
     #[test]
     fn the_first_bootstrap_wins_and_none_is_an_invalid_entrypoint() {
         let dir = tempfile::tempdir().unwrap();
-        let image = Image { root: dir.path().into(), ..Image::default() };
+        let image = RuntimeImage {
+            name: "provided.al2023".into(),
+            root: dir.path().into(),
+            mounts: Vec::new(),
+            bootstrap: Bootstrap::Search(vec!["/var/task/bootstrap".into(), "/opt/bootstrap".into()]),
+            env: Vec::new(),
+            execution_env: None,
+            version: String::new(),
+            version_arn_hash: String::new(),
+        };
         let none = entrypoint(&image, &[], None).unwrap_err();
         assert_eq!(none, "Couldn't find valid bootstrap(s): [/var/task/bootstrap /opt/bootstrap]");
         std::fs::create_dir_all(dir.path().join("opt")).unwrap();

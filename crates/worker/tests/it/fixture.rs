@@ -13,11 +13,12 @@ use domain::{
     LogType, LoggingSettings, RequestId, RetireReason, SandboxId, SlotEvents, SystemClock, VersionKey, Worker as _,
     WorkerError,
 };
+use runtimes::{Bootstrap, RuntimeImage};
 use tempfile::TempDir;
 use uuid::Uuid;
 use worker::logs::{GroupId, LogConfig, LogStore};
 use worker::metrics::Metrics;
-use worker::sources::{Image, PackageSource, RuntimeSource, Unpacked};
+use worker::sources::{PackageSource, RuntimeSource, Unpacked};
 use worker::{Config, Service};
 
 use crate::engine::{Observed, PlainEngine};
@@ -107,11 +108,11 @@ impl PackageSource for Directories {
     }
 }
 
-struct HostImage(Image);
+struct HostImage(Arc<RuntimeImage>);
 
 #[async_trait]
 impl RuntimeSource for HostImage {
-    async fn runtime(&self, name: &str) -> Result<Image, WorkerError> {
+    async fn runtime(&self, name: &str) -> Result<Arc<RuntimeImage>, WorkerError> {
         match name {
             "provided.al2023" => Ok(self.0.clone()),
             other => Err(WorkerError::Runtime(other.to_owned())),
@@ -182,7 +183,16 @@ impl Fixture {
         }
         let code = |sha256: &str| CodeRef { sha256: sha256.into(), size: 1 };
         let packages = HashMap::from([("task".to_owned(), task), ("layer".to_owned(), layer)]);
-        let image = Image { root: dir.path().join("root"), version: "provided:al2023.v1".into(), ..Image::default() };
+        let image = RuntimeImage {
+            name: "provided.al2023".into(),
+            root: dir.path().join("root"),
+            mounts: Vec::new(),
+            bootstrap: Bootstrap::Search(vec!["/var/task/bootstrap".into(), "/opt/bootstrap".into()]),
+            env: Vec::new(),
+            execution_env: None,
+            version: "provided:al2023.v1".into(),
+            version_arn_hash: "0".repeat(64),
+        };
         let config = Config {
             init_limit: setup.init_limit,
             freeze_after: setup.freeze_after,
@@ -196,7 +206,7 @@ impl Fixture {
             config,
             Arc::new(PlainEngine { observed: observed.clone() }),
             Arc::new(Directories(packages)),
-            Arc::new(HostImage(image)),
+            Arc::new(HostImage(image.into())),
             Arc::new(SystemClock::default()),
             Metrics::default(),
             logs.clone(),
