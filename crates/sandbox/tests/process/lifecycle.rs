@@ -11,6 +11,8 @@ use sandbox::{ExitStatus, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec
 
 use crate::support::{Guest, Host, PATIENCE, build_root, command, config, eventually, find_process, read_all, spec, test};
 
+/// Part of this program: an engine and a sandbox, without being root.
+pub const ROOTLESS: &str = "rootless";
 /// Part of this program: an engine with one sandbox, to be killed.
 pub const ENGINE: &str = "engine";
 
@@ -29,6 +31,7 @@ pub fn tests() -> Vec<Trial> {
         test("nothing_is_left_after_the_engine_is_killed", nothing_is_left_after_the_engine_is_killed),
         test("the_next_engine_sweeps_up", the_next_engine_sweeps_up),
         test("reaches_outside_by_nat", reaches_outside_by_nat),
+        test("works_without_root", works_without_root),
     ]
 }
 
@@ -273,6 +276,50 @@ pub fn run_engine() {
         println!("ready");
         std::io::stdout().flush().expect("a pipe");
         std::future::pending::<()>().await;
+    });
+}
+
+async fn works_without_root() {
+    let directory = tempfile::tempdir().unwrap();
+    build_root(directory.path());
+    // Nobody, which has no group of users to lend it anything.
+    let chown = HostCommand::new("chown").args(["-R", "65534:65534"]).arg(directory.path()).status().unwrap();
+    assert!(chown.success());
+    let part = HostCommand::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(directory.path().join("code/attacker"))
+        .arg(ROOTLESS)
+        .arg(directory.path())
+        .output()
+        .unwrap();
+    assert!(part.status.success(), "{}", String::from_utf8_lossy(&part.stderr));
+}
+
+/// In a process of its own, which is not root: what holds without, too.
+pub fn run_rootless() {
+    let directory = PathBuf::from(std::env::args().nth(2).expect("a directory"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let network = Network::Egress(Egress::default());
+        let engine = ProcessEngine::start(config(&directory, network)).await.expect("an engine");
+        for note in engine.describe() {
+            eprintln!("{note}");
+        }
+        assert!(engine.describe().iter().any(|note| note.starts_with("not root")));
+        let mut guest = Guest::of(engine.create(spec(&directory)).await.expect("a sandbox"));
+        assert_eq!(guest.attack(&["user"]).await, "993");
+        assert_eq!(guest.attack(&["processes"]).await.trim(), "1");
+        assert_eq!(guest.attack(&["descriptors"]).await.trim(), "[0, 1, 2, 3]");
+        assert!(guest.attack(&["print", "/proc/self/status"]).await.contains("CapBnd:\t0000000000000000"));
+        guest.denied(&["list", directory.to_str().expect("a path")], &[libc::ENOENT]).await;
+        guest.denied(&["write", "/var/task/x"], &[libc::EROFS, libc::EACCES]).await;
+        guest.denied(&["mount"], &[libc::EPERM]).await;
+        guest.denied(&["read", "/proc/1/environ"], &[libc::ENOENT, libc::EACCES]).await;
+        // PID 1 has the same user here; the kernel keeps it from being killed all the same.
+        guest.attack(&["syscall", &libc::SYS_kill.to_string(), "1", "9"]).await;
+        assert_eq!(guest.attack(&["write", "/tmp/x"]).await.trim(), "succeeded");
+        guest.sandbox.destroy().await;
+        engine.stop().await;
     });
 }
 

@@ -17,6 +17,7 @@ fn main() {
         match part.as_str() {
             attacker::PART => return attacker::run(rest),
             lifecycle::ENGINE => return lifecycle::run_engine(),
+            lifecycle::ROOTLESS => return lifecycle::run_rootless(),
             _ => {}
         }
     }
