@@ -49,8 +49,8 @@ pub fn start(spawn: &Spawn, output: OwnedFd, user: &Prepare, filter: &Programs) 
     };
 
     // Closed by a successful exec; else it says what failed.
-    let (errors, report) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
-        .map_err(|error| Failure::host("make pipe", &error.into()))?;
+    let (errors, report) =
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| Failure::host("make pipe", &error.into()))?;
     let pid = match sys::clone(0).map_err(|error| Failure::host("fork", &error))? {
         Cloned::Child => {
             let mut report = File::from(report);
@@ -78,7 +78,12 @@ pub fn start(spawn: &Spawn, output: OwnedFd, user: &Prepare, filter: &Programs) 
 
 /// In the new process: gives up everything and becomes the program. Returns only on failure.
 fn become_process(
-    spawn: &Spawn, program: &CString, argv: &[CString], envp: &[CString], output: &OwnedFd, user: &Prepare,
+    spawn: &Spawn,
+    program: &CString,
+    argv: &[CString],
+    envp: &[CString],
+    output: &OwnedFd,
+    user: &Prepare,
     filter: &Programs,
 ) -> (Step, io::Error) {
     if let Err(error) = connect_streams(output) {

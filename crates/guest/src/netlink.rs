@@ -175,7 +175,6 @@ impl Request {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,9 +191,6 @@ mod tests {
     #[test]
     fn finds_the_loopback_device() {
         assert_eq!(Netlink::open().unwrap().device("lo").unwrap(), Device::LOOPBACK);
-        assert_eq!(
-            Netlink::open().unwrap().device("no-such-device").unwrap_err().raw_os_error(),
-            Some(libc::ENODEV)
-        );
+        assert_eq!(Netlink::open().unwrap().device("no-such-device").unwrap_err().raw_os_error(), Some(libc::ENODEV));
     }
 }

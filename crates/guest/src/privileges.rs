@@ -16,10 +16,8 @@ use crate::protocol::Prepare;
 use crate::sys;
 
 /// Of the capabilities, those that PID 1 needs after set-up.
-const INIT_CAPABILITIES: CapabilitySet = CapabilitySet::SETUID
-    .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::SETPCAP)
-    .union(CapabilitySet::KILL);
+const INIT_CAPABILITIES: CapabilitySet =
+    CapabilitySet::SETUID.union(CapabilitySet::SETGID).union(CapabilitySet::SETPCAP).union(CapabilitySet::KILL);
 
 /// Resources of each process: resource, limit.
 const LIMITS: [(Resource, u64); 5] = [
@@ -33,7 +31,8 @@ const LIMITS: [(Resource, u64); 5] = [
 
 /// Makes the caller the root (or the one user) of its user namespace, and hides its memory from everybody.
 pub fn become_init(prepare: &Prepare) -> io::Result<()> {
-    let (uid, gid) = (Uid::from_raw(prepare.init_id), Gid::from_raw(if prepare.init_id == 0 { 0 } else { prepare.group }));
+    let (uid, gid) =
+        (Uid::from_raw(prepare.init_id), Gid::from_raw(if prepare.init_id == 0 { 0 } else { prepare.group }));
     rustix::thread::set_thread_res_gid(gid, gid, gid)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid)?;
     if prepare.drop_groups {

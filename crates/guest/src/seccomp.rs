@@ -107,13 +107,7 @@ const ALLOWED: &[&[i64]] = &[
         libc::SYS_timerfd_settime,
     ],
     // Asynchronous files of old: Node and databases use them; io_uring is not allowed.
-    &[
-        libc::SYS_io_cancel,
-        libc::SYS_io_destroy,
-        libc::SYS_io_getevents,
-        libc::SYS_io_setup,
-        libc::SYS_io_submit,
-    ],
+    &[libc::SYS_io_cancel, libc::SYS_io_destroy, libc::SYS_io_getevents, libc::SYS_io_setup, libc::SYS_io_submit],
     // Memory.
     &[
         libc::SYS_brk,
@@ -401,7 +395,7 @@ fn conditional() -> Vec<(i64, Vec<Condition>)> {
         (libc::SYS_clone, vec![(0, Qword, MaskedEq(NEW_NAMESPACES as u32 as u64), 0)]),
         (libc::SYS_socketpair, vec![(0, Dword, Eq, libc::AF_UNIX as u64)]),
         // Not: putting characters into a terminal's input.
-        (libc::SYS_ioctl, vec![(1, Dword, Ne, libc::TIOCSTI), (1, Dword, Ne, libc::TIOCLINUX as u64)]),
+        (libc::SYS_ioctl, vec![(1, Dword, Ne, libc::TIOCSTI), (1, Dword, Ne, libc::TIOCLINUX)]),
         // Asking which addresses there are, by any of the two types that netlink takes.
         (libc::SYS_socket, vec![(0, Dword, Eq, libc::AF_NETLINK as u64), (2, Dword, Eq, libc::NETLINK_ROUTE as u64)]),
     ];
@@ -428,15 +422,16 @@ fn unknown_families() -> Vec<Condition> {
 }
 
 fn rule(conditions: &[Condition]) -> Result<SeccompRule, BackendError> {
-    let conditions =
-        conditions.iter().map(|(index, length, compare, value)| {
-            SeccompCondition::new(*index, length.clone(), compare.clone(), *value)
-        });
+    let conditions = conditions
+        .iter()
+        .map(|(index, length, compare, value)| SeccompCondition::new(*index, length.clone(), compare.clone(), *value));
     SeccompRule::new(conditions.collect::<Result<_, _>>()?)
 }
 
 fn filter(
-    rules: BTreeMap<i64, Vec<SeccompRule>>, otherwise: SeccompAction, on_match: SeccompAction,
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
+    otherwise: SeccompAction,
+    on_match: SeccompAction,
 ) -> Result<BpfProgram, BackendError> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     SeccompFilter::new(rules, otherwise, on_match, arch)?.try_into()

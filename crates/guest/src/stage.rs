@@ -90,9 +90,7 @@ fn build_dev(devices: &[(&str, OwnedFd)]) -> io::Result<()> {
         fs::File::create(&path)?;
         place(device, &path)?;
     }
-    for (link, target) in
-        [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
-    {
+    for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
         symlink(target, format!("/dev/{link}"))?;
     }
     sys::mount_setattr(&dev, libc::MOUNT_ATTR_RDONLY, false, None)

@@ -136,7 +136,8 @@ impl Helper {
             Report::Created { number, group } => {
                 let waiting = self.pending.lock().created.remove(&number);
                 let created = descriptors.into_iter().next().map(|control| Created { control, group });
-                let delivered = waiting.zip(created).is_some_and(|(waiting, created)| waiting.send(Ok(created)).is_ok());
+                let delivered =
+                    waiting.zip(created).is_some_and(|(waiting, created)| waiting.send(Ok(created)).is_ok());
                 if !delivered {
                     self.order(Order::Destroy { number }); // whoever asked has given up
                 }
@@ -335,8 +336,8 @@ impl ProcessSandbox {
     /// Waits for PID 1 to finish what the helper has told it.
     async fn set_up(handle: Handle, created: Created, ports: &[u16]) -> Result<Self, SandboxError> {
         let host = |operation: String| move |source| SandboxError::Host { operation, source };
-        let connection = Connection::new(Channel::new(created.control))
-            .map_err(host(format!("speak to sandbox {}", handle.id)))?;
+        let connection =
+            Connection::new(Channel::new(created.control)).map_err(host(format!("speak to sandbox {}", handle.id)))?;
         let init = Arc::new(Init { connection, sending: tokio::sync::Mutex::default(), waiting: Mutex::default() });
         let answer = init.expect_answer().expect("nobody has read from it yet");
         let (sender, events) = mpsc::unbounded_channel();

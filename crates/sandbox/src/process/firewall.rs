@@ -45,7 +45,9 @@ impl Firewall {
         for Destination { range, port } in &egress.allow {
             match port {
                 None => writeln!(allowed, "    ip daddr {range} accept"),
-                Some(port) => writeln!(allowed, "    ip daddr {range} meta l4proto {{ tcp, udp }} th dport {port} accept"),
+                Some(port) => {
+                    writeln!(allowed, "    ip daddr {range} meta l4proto {{ tcp, udp }} th dport {port} accept")
+                }
             }
             .expect("a String takes everything");
         }

@@ -182,8 +182,9 @@ impl Helper {
                 }
             }
         }
-        let filter = guest::seccomp::Programs::compile()
-            .map_err(|error| Failure::host(format!("compile seccomp filter: {error}"), &io::ErrorKind::Unsupported.into()))?;
+        let filter = guest::seccomp::Programs::compile().map_err(|error| {
+            Failure::host(format!("compile seccomp filter: {error}"), &io::ErrorKind::Unsupported.into())
+        })?;
         let pattern = Pattern { instance: instance.number, privileged, links, filter, scratch };
         Ok(Setting { pattern, instance, group, firewall, dns, notes })
     }
@@ -437,8 +438,7 @@ fn is_over(pidfd: &OwnedFd) -> bool {
 /// A mount of a host directory that can be read only, and attached in a sandbox. Where the file system can, its files
 /// show the owners that they have for the host.
 fn read_only(path: &Path, id_map: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
     let mount = rustix::mount::open_tree(CWD, path, flags)?;
     let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
     if id_map.is_some() && sys::mount_setattr(&mount, attributes, true, id_map).is_ok() {
@@ -470,8 +470,9 @@ fn make_group(hierarchy: Option<&Hierarchy>, instance: u32) -> (Option<Group>, S
 /// Makes this process root of a user namespace of its own, in which it can mount.
 fn enter_user_namespace() -> Result<(), Failure> {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    sys::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS)
-        .during("make a user namespace without root (kernel.unprivileged_userns_clone, user.max_user_namespaces, AppArmor)")?;
+    sys::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS).during(
+        "make a user namespace without root (kernel.unprivileged_userns_clone, user.max_user_namespaces, AppArmor)",
+    )?;
     for (file, value) in
         [("setgroups", "deny".to_owned()), ("uid_map", format!("0 {uid} 1")), ("gid_map", format!("0 {gid} 1"))]
     {

@@ -122,10 +122,12 @@ impl Instance {
 }
 
 fn lock_directory() -> io::Result<PathBuf> {
-    let directory = if rustix::process::geteuid().is_root() && Path::new("/run").exists() {
-        PathBuf::from("/run/emberbox")
-    } else {
-        std::env::temp_dir().join(format!("emberbox-{}", rustix::process::geteuid().as_raw()))
+    let user = rustix::process::geteuid();
+    let own = PathBuf::from(format!("/run/user/{}", user.as_raw()));
+    let directory = match (user.is_root(), own.exists()) {
+        (true, _) => PathBuf::from("/run/emberbox"),
+        (false, true) => own.join("emberbox"),
+        (false, false) => std::env::temp_dir().join(format!("emberbox-{}", user.as_raw())),
     };
     fs::create_dir_all(&directory)
         .map_err(|error| io::Error::new(error.kind(), format!("make {}: {error}", directory.display())))?;

@@ -54,7 +54,11 @@ pub fn probe() -> HostReport {
         command("mkfs.ext4", &["-V"], "without, /tmp is in memory: apt-get install e2fsprogs"),
         file("veth", "/sys/module/veth", "without, functions have no network: modprobe veth (may be built in)"),
         command("pasta", &["--version"], "gives network to functions without root: apt-get install passt"),
-        file("/dev/kvm", "/dev/kvm", "needed for microVM sandboxes only: enable virtualisation, or take a host with it"),
+        file(
+            "/dev/kvm",
+            "/dev/kvm",
+            "needed for microVM sandboxes only: enable virtualisation, or take a host with it",
+        ),
     ];
     HostReport { root, findings }
 }

@@ -27,9 +27,7 @@ pub fn run(arguments: &[String]) {
         "mount" => mount(),
         "chroot" => std::os::unix::fs::chroot("/tmp"),
         "device" => device(),
-        "push-input" => {
-            call(libc::SYS_ioctl, [0, libc::TIOCSTI as i64, c"x".as_ptr() as i64])
-        }
+        "push-input" => call(libc::SYS_ioctl, [0, libc::TIOCSTI as i64, c"x".as_ptr() as i64]),
         "read-memory" => read_memory(number(0)),
         "connect" => connect(text(0)),
         "execute" => Command::new(text(0)).stdout(Stdio::null()).status().map(drop),

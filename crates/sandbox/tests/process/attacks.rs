@@ -35,7 +35,8 @@ async fn read_host_files() {
     let host = Host::start(Network::None).await;
     let mut guest = host.guest().await;
     let directory = host.directory.path().to_str().unwrap();
-    for path in ["/etc/shadow", "/root", "/home", "/sys/kernel", "/var/lib", "/run", directory, "/dev/vda", "/dev/kvm"] {
+    for path in ["/etc/shadow", "/root", "/home", "/sys/kernel", "/var/lib", "/run", directory, "/dev/vda", "/dev/kvm"]
+    {
         guest.denied(&["list", path], &[ENOENT]).await;
     }
     // Of PID 1, which came from outside, nothing is to be seen.
@@ -51,7 +52,10 @@ async fn read_host_files() {
     guest.denied(&["read", "/proc/kpageflags"], &[EACCES, EPERM]).await;
     let mounts = guest.attack(&["print", "/proc/self/mountinfo"]).await;
     assert!(!mounts.contains(" / /etc "), "{mounts}");
-    assert_eq!(guest.attack(&["print", "/proc/self/cgroup"]).await.lines().filter(|l| l.contains("emberbox")).count(), 0);
+    assert_eq!(
+        guest.attack(&["print", "/proc/self/cgroup"]).await.lines().filter(|l| l.contains("emberbox")).count(),
+        0
+    );
 }
 
 async fn write_outside_tmp() {
@@ -152,7 +156,9 @@ async fn system_calls() {
 async fn sockets() {
     let host = Host::start(Network::None).await;
     let mut guest = host.guest().await;
-    let socket = |family: i32, kind: i32, protocol: i32| [libc::SYS_socket as i32, family, kind, protocol].map(|n| n.to_string());
+    let socket = |family: i32, kind: i32, protocol: i32| {
+        [libc::SYS_socket as i32, family, kind, protocol].map(|n| n.to_string())
+    };
     let cases = [
         (socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP), EPERM),
         (socket(libc::AF_INET6, libc::SOCK_RAW, libc::IPPROTO_ICMPV6), EPERM),

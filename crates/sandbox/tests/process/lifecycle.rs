@@ -9,7 +9,9 @@ use libtest_mimic::Trial;
 use sandbox::process::{Egress, Network, ProcessEngine};
 use sandbox::{ExitStatus, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec, Signal};
 
-use crate::support::{Guest, Host, PATIENCE, build_root, command, config, eventually, find_process, read_all, spec, test};
+use crate::support::{
+    Guest, Host, PATIENCE, build_root, command, config, eventually, find_process, read_all, spec, test,
+};
 
 /// Part of this program: an engine and a sandbox, without being root.
 pub const ROOTLESS: &str = "rootless";
@@ -123,7 +125,8 @@ async fn listens_inside() {
     let listener = guest.sandbox.take_listener(9001).unwrap();
     assert!(guest.sandbox.take_listener(9001).is_none());
     assert!(guest.sandbox.take_listener(9002).is_none());
-    let client = "import socket; s = socket.create_connection(('169.254.100.1', 9001)); s.sendall(b'hi'); print(s.recv(9))";
+    let client =
+        "import socket; s = socket.create_connection(('169.254.100.1', 9001)); s.sendall(b'hi'); print(s.recv(9))";
     let (_, output) = guest.spawn(&["/usr/bin/python3", "-c", client]).await.unwrap();
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     let (mut stream, _) = tokio::time::timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
@@ -172,9 +175,12 @@ async fn a_failed_creation_leaves_nothing() {
         }
     }
     let remains = Remains::of(&kept).await;
-    eventually("one cgroup for the kept, one for the blank", || remains.cgroups().iter().all(|group| {
-        fs::read_dir(group).unwrap().flatten().filter(|entry| entry.path().is_dir()).count() <= 2
-    }))
+    eventually("one cgroup for the kept, one for the blank", || {
+        remains
+            .cgroups()
+            .iter()
+            .all(|group| fs::read_dir(group).unwrap().flatten().filter(|entry| entry.path().is_dir()).count() <= 2)
+    })
     .await;
 }
 
@@ -392,7 +398,10 @@ impl Remains {
         eventually("the cgroup of the sandbox is gone", || !self.group.exists() || self.is_taken()).await;
         eventually("network devices are gone", || {
             self.is_taken()
-                || !fs::read_dir("/sys/class/net").unwrap().flatten().any(|entry| entry.file_name().to_str().unwrap().starts_with(&devices))
+                || !fs::read_dir("/sys/class/net")
+                    .unwrap()
+                    .flatten()
+                    .any(|entry| entry.file_name().to_str().unwrap().starts_with(&devices))
         })
         .await;
         eventually("the packet filter is gone", || {

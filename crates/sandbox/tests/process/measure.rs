@@ -15,7 +15,10 @@ const MANY: usize = 200;
 const MEMORY: u64 = 3 << 20;
 
 pub fn tests() -> Vec<Trial> {
-    vec![test("measure_time", measure_time).with_ignored_flag(true), test("measure_memory", measure_memory).with_ignored_flag(true)]
+    vec![
+        test("measure_time", measure_time).with_ignored_flag(true),
+        test("measure_memory", measure_memory).with_ignored_flag(true),
+    ]
 }
 
 async fn measure_time() {
@@ -64,7 +67,11 @@ async fn measure_memory() {
     let init = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim().to_owned();
     let rollup = fs::read_to_string(format!("/proc/{init}/smaps_rollup")).unwrap();
     let pss = rollup.lines().find(|line| line.starts_with("Pss:")).unwrap();
-    println!("{MANY} sandboxes in {took:?}: {} KiB each; PID 1 {pss}; group {:?}", each >> 10, guests[7].sandbox.usage());
+    println!(
+        "{MANY} sandboxes in {took:?}: {} KiB each; PID 1 {pss}; group {:?}",
+        each >> 10,
+        guests[7].sandbox.usage()
+    );
     assert!(each < MEMORY);
     let start = Instant::now();
     drop(guests);

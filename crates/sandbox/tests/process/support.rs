@@ -9,9 +9,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 use sandbox::process::{Network, ProcessConfig, ProcessEngine};
-use sandbox::{
-    Command, ExitStatus, Mount, ProcessId, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec,
-};
+use sandbox::{Command, ExitStatus, Mount, ProcessId, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 /// Nothing in these tests takes longer, on a busy machine.
