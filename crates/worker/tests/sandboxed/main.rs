@@ -1,0 +1,348 @@
+//! The worker with everything real: process sandboxes, and Python with AWS's runtime client from the catalog.
+//!
+//! Needs root, and PyPI on the first run; the installed runtime is kept below `target/`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use domain::{
+    AccountId, CodeRef, FunctionArn, FunctionVersion, InitDone, InitRequest, InvokeOutcome, InvokeRequest, LogFormat,
+    LogType, LoggingSettings, RequestId, RetireReason, SandboxId, SystemClock, VersionKey, Worker as _, WorkerError,
+};
+use libtest_mimic::{Arguments, Failed, Trial};
+use sandbox::SandboxEngine as _;
+use sandbox::process::{ProcessConfig, ProcessEngine};
+use serde_json::{Value, json};
+use uuid::Uuid;
+use worker::logs::{LogConfig, LogStore};
+use worker::metrics::Metrics;
+use worker::sources::{PackageSource, Unpacked};
+use worker::{Config, Service};
+
+const RUNTIME: &str = "python3.11";
+
+const CODE: &str = r#"
+import json, os, time, sys, urllib.request
+starts = 1
+if os.path.exists("/tmp/starts"):
+    starts = int(open("/tmp/starts").read()) + 1
+open("/tmp/starts", "w").write(str(starts))
+if os.environ.get("FAIL_INIT") and starts < 3:
+    raise ValueError("not yet")
+def handler(event, context):
+    what = event.get("do")
+    if what == "raise":
+        raise KeyError("nothing there")
+    if what == "sleep":
+        print("going to sleep")
+        time.sleep(60)
+    if what == "exit":
+        os._exit(3)
+    if what == "memory":
+        hog = bytearray()
+        while True:
+            hog += b"x" * (16 << 20)
+    if what == "print":
+        print("héllo from", context.function_name, context.memory_limit_in_mb)
+    if what == "get":
+        url = os.environ["AWS_ENDPOINT_URL"]
+        return urllib.request.urlopen(url).read().decode()
+    if what == "ticks":
+        return {"monotonic": time.monotonic()}
+    return {"event": event, "starts": starts, "left": context.get_remaining_time_in_millis(), "arn": context.invoked_function_arn, "id": context.aws_request_id}
+"#;
+
+fn main() {
+    sandbox::process::maybe_run_helper();
+    let arguments = Arguments::from_args();
+    let trials = if rustix::process::geteuid().is_root() {
+        trials()
+    } else if std::env::var_os("EMBERBOX_REQUIRE_ALL").is_some() {
+        panic!("the sandboxed tests need root");
+    } else {
+        eprintln!("SKIPPED sandboxed: needs root");
+        Vec::new()
+    };
+    libtest_mimic::run(&arguments, trials).exit()
+}
+
+fn trials() -> Vec<Trial> {
+    fn trial<F: Future<Output = ()>>(name: &str, setup: Setup, test: fn(Fixture) -> F) -> Trial
+    where
+        F: 'static,
+    {
+        Trial::test(name, move || {
+            let runtime = tokio::runtime::Runtime::new().map_err(Failed::from)?;
+            runtime.block_on(async { test(Fixture::new(setup).await).await });
+            Ok(())
+        })
+    }
+    let setup = Setup::default;
+    vec![
+        trial("python_cold_and_warm", setup(), python_cold_and_warm),
+        trial("errors_of_the_handler", setup(), errors_of_the_handler),
+        trial("timeout_keeps_tmp", Setup { timeout: Duration::from_secs(1), ..setup() }, timeout_keeps_tmp),
+        trial("exit_and_out_of_memory", setup(), exit_and_out_of_memory),
+        trial("failed_init", Setup { env: &[("FAIL_INIT", "1")], ..setup() }, failed_init),
+        trial(
+            "missing_wrapper",
+            Setup { env: &[("AWS_LAMBDA_EXEC_WRAPPER", "/opt/none")], ..setup() },
+            missing_wrapper,
+        ),
+        trial("endpoint", Setup { endpoint: true, ..setup() }, endpoint),
+        trial("frozen", setup(), frozen),
+    ]
+}
+
+async fn python_cold_and_warm(f: Fixture) {
+    let began = Instant::now();
+    let done = f.init().await;
+    println!("Init {:?}: {:?}", began.elapsed(), done.timeline.marks);
+    let request = f.request(&json!({"a": 1}), LogType::None);
+    let outcome = f.service.invoke(f.sandbox, request.clone()).await.unwrap();
+    let answer = parse(&outcome);
+    assert_eq!(answer["event"], json!({"a": 1}));
+    assert_eq!(answer["arn"], request.invoked_arn);
+    assert_eq!(answer["id"], request.request_id.to_string());
+    assert!((5000..=10_000).contains(&answer["left"].as_i64().unwrap()), "{answer}");
+    let mut times = Vec::new();
+    for _ in 0..50 {
+        let began = Instant::now();
+        let (outcome, _) = f.tail(json!({})).await;
+        times.push(began.elapsed());
+        assert_eq!(outcome.function_error, None);
+    }
+    times.sort();
+    println!("warm with tail: median {:?}", times[25]);
+    let (_, tail) = f.tail(json!({"do": "print"})).await;
+    assert!(tail.contains("héllo from f 256\n"), "{tail}");
+    let used: u64 = tail.split("Max Memory Used: ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!((5..256).contains(&used), "{tail}");
+    f.end().await;
+}
+
+async fn errors_of_the_handler(f: Fixture) {
+    f.init().await;
+    let (outcome, tail) = f.tail(json!({"do": "raise"})).await;
+    assert_eq!(outcome.function_error, Some("Unhandled"));
+    assert_eq!(parse(&outcome)["errorType"], "KeyError");
+    assert!(tail.contains("[ERROR] KeyError"), "{tail}");
+    f.end().await;
+}
+
+async fn timeout_keeps_tmp(f: Fixture) {
+    f.init().await;
+    let (outcome, tail) = f.tail(json!({"do": "sleep"})).await;
+    assert_eq!(parse(&outcome)["errorType"], "Sandbox.Timedout");
+    assert!(tail.contains("going to sleep\n") && tail.contains("Status: timeout"), "{tail}");
+    let answer = f.eventually(json!({})).await;
+    assert_eq!(answer["starts"], 2, "{answer}");
+    f.end().await;
+}
+
+async fn exit_and_out_of_memory(f: Fixture) {
+    f.init().await;
+    let (outcome, _) = f.tail(json!({"do": "exit"})).await;
+    let message = parse(&outcome)["errorMessage"].as_str().unwrap().to_owned();
+    assert!(message.ends_with("Runtime exited with error: exit status 3"), "{message}");
+    assert_eq!(f.eventually(json!({})).await["starts"], 2);
+    let (outcome, tail) = f.tail(json!({"do": "memory"})).await;
+    assert_eq!(parse(&outcome)["errorType"], "Runtime.OutOfMemory", "{tail}");
+    assert!(tail.contains("Max Memory Used: 256 MB"), "{tail}");
+    assert_eq!(f.eventually(json!({})).await["starts"], 3);
+    f.end().await;
+}
+
+async fn failed_init(f: Fixture) {
+    let done = f.init().await;
+    let note = &done.timeline.marks.last().unwrap().note;
+    assert!(note.starts_with("failed: Runtime."), "{note}");
+    let outcome = f.service.invoke(f.sandbox, f.request(&json!({}), LogType::None)).await.unwrap();
+    assert_eq!(parse(&outcome)["errorType"], "ValueError", "{:?}", outcome.payload);
+    assert_eq!(f.eventually(json!({})).await["starts"], 3);
+    f.end().await;
+}
+
+async fn missing_wrapper(f: Fixture) {
+    f.init().await;
+    let (outcome, _) = f.tail(json!({})).await;
+    let answer = parse(&outcome);
+    assert_eq!(answer["errorType"], "Runtime.ExitError");
+    assert!(
+        answer["errorMessage"].as_str().unwrap().ends_with("Runtime exited with error: exit status 127"),
+        "{answer}"
+    );
+    f.end().await;
+}
+
+async fn endpoint(f: Fixture) {
+    f.init().await;
+    let (outcome, _) = f.tail(json!({"do": "get"})).await;
+    assert_eq!(parse(&outcome), "hi", "{:?}", outcome.payload);
+    f.end().await;
+}
+
+/// A frozen process does not run: its own clock of CPU time stands still, and it wakes for the next event.
+async fn frozen(f: Fixture) {
+    f.init().await;
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        let began = Instant::now();
+        let (outcome, _) = f.tail(json!({"do": "ticks"})).await;
+        println!("after a thaw: {:?}", began.elapsed());
+        assert!(parse(&outcome)["monotonic"].is_f64());
+    }
+    f.end().await;
+}
+
+#[derive(Clone, Default)]
+struct Setup {
+    timeout: Duration,
+    env: &'static [(&'static str, &'static str)],
+    endpoint: bool,
+}
+
+struct Fixture {
+    service: Service,
+    engine: Arc<ProcessEngine>,
+    sandbox: SandboxId,
+    version: Arc<FunctionVersion>,
+    _dir: tempfile::TempDir,
+}
+
+#[derive(Default)]
+struct Directories(HashMap<String, PathBuf>);
+
+#[async_trait]
+impl PackageSource for Directories {
+    async fn unpacked(&self, code: &CodeRef) -> Result<Unpacked, WorkerError> {
+        let path = self.0.get(&code.sha256).cloned().ok_or_else(|| WorkerError::Package(code.sha256.clone()))?;
+        Ok(Unpacked { path, cached: true })
+    }
+
+    fn is_unpacked(&self, sha256: &str) -> bool {
+        self.0.contains_key(sha256)
+    }
+}
+
+fn parse(outcome: &InvokeOutcome) -> Value {
+    serde_json::from_slice(&outcome.payload).unwrap()
+}
+
+/// The runtime under test, installed once for all runs.
+async fn runtimes() -> runtimes::Runtimes {
+    let data_dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("worker-runtimes");
+    std::fs::create_dir_all(&data_dir).unwrap();
+    let runtimes = runtimes::Runtimes::open(runtimes::Config { data_dir, ..runtimes::Config::default() }).unwrap();
+    static INSTALLING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _one = INSTALLING.lock().await;
+    runtimes.ensure(RUNTIME, &runtimes::Silent).await.unwrap();
+    runtimes
+}
+
+impl Fixture {
+    async fn new(setup: Setup) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let task = dir.path().join("task");
+        std::fs::create_dir(&task).unwrap();
+        std::fs::write(task.join("index.py"), CODE).unwrap();
+        let engine = ProcessEngine::start(ProcessConfig { pool: 1, ..ProcessConfig::new(dir.path().join("state")) });
+        let engine = Arc::new(engine.await.unwrap());
+        let mut endpoint_url = None;
+        if setup.endpoint {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            endpoint_url = Some(format!("http://localhost:{}", listener.local_addr().unwrap().port()));
+            tokio::spawn(async move {
+                use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 1024]).await.unwrap();
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").await.unwrap();
+            });
+        }
+        let service = Service::new(
+            Config { endpoint_url, layers_dir: dir.path().join("layers"), ..Config::default() },
+            engine.clone(),
+            Arc::new(Directories(HashMap::from([("task".to_owned(), task)]))),
+            Arc::new(runtimes().await),
+            Arc::new(SystemClock::default()),
+            Metrics::default(),
+            LogStore::open(LogConfig::new(dir.path().join("logs"))).unwrap(),
+        );
+        let timeout = if setup.timeout.is_zero() { Duration::from_secs(10) } else { setup.timeout };
+        let environment: BTreeMap<String, String> =
+            setup.env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let version = FunctionVersion {
+            key: VersionKey("k".into()),
+            account: AccountId::local(),
+            region: "us-east-1".into(),
+            name: "f".into(),
+            version: "$LATEST".into(),
+            arn: FunctionArn { region: "us-east-1".into(), account: AccountId::local(), name: "f".into() },
+            runtime: RUNTIME.into(),
+            handler: "index.handler".into(),
+            code: CodeRef { sha256: "task".into(), size: 1 },
+            layers: Vec::new(),
+            memory_mb: 256,
+            timeout,
+            ephemeral_mb: 512,
+            environment,
+            logging: LoggingSettings {
+                format: LogFormat::Text,
+                application_level: None,
+                system_level: None,
+                group: "/aws/lambda/f".into(),
+            },
+            tracing_active: false,
+        };
+        let sandbox = SandboxId(Uuid::new_v4());
+        Self { service: service.unwrap(), engine, sandbox, version: version.into(), _dir: dir }
+    }
+
+    async fn init(&self) -> InitDone {
+        let request = InitRequest { sandbox: self.sandbox, version: self.version.clone() };
+        self.service.init(request).await.unwrap()
+    }
+
+    fn request(&self, event: &Value, log_type: LogType) -> InvokeRequest {
+        InvokeRequest {
+            request_id: RequestId(Uuid::new_v4()),
+            payload: Bytes::from(event.to_string()),
+            invoked_arn: "arn:aws:lambda:us-east-1:000000000000:function:f".into(),
+            client_context: None,
+            trace_id: "Root=1-5e1b4151-5ac6c58f5b5daa6532f53f15;Parent=0;Sampled=0".into(),
+            log_type,
+        }
+    }
+
+    async fn tail(&self, event: Value) -> (InvokeOutcome, String) {
+        loop {
+            match self.service.invoke(self.sandbox, self.request(&event, LogType::Tail)).await {
+                Ok(outcome) => {
+                    let tail = String::from_utf8_lossy(outcome.log_tail.as_deref().unwrap()).into_owned();
+                    return (outcome, tail);
+                }
+                // These tests have no manager that waits for `idle`.
+                Err(WorkerError::Sandbox(cause)) if cause.contains("has an invocation") => {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    async fn eventually(&self, event: Value) -> Value {
+        let (outcome, tail) = self.tail(event).await;
+        assert_eq!(outcome.function_error, None, "{tail}");
+        parse(&outcome)
+    }
+
+    async fn end(self) {
+        self.service.shutdown(self.sandbox, RetireReason::Spindown).await;
+        self.service.stop().await;
+        self.engine.stop().await;
+    }
+}
