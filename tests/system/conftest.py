@@ -186,7 +186,7 @@ class Invoked:
 
 def invoke(client, name, payload=None, **kwargs):
     if payload is not None:
-        kwargs["Payload"] = payload if isinstance(payload, (bytes, str)) else json.dumps(payload)
+        kwargs["Payload"] = payload if isinstance(payload, bytes) else json.dumps(payload)
     return Invoked(client.invoke(FunctionName=name, **kwargs))
 
 

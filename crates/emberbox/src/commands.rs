@@ -1,11 +1,14 @@
 //! One file for each command.
 
 mod delete;
+mod demo;
 mod deploy;
 mod doctor;
 mod functions;
 mod invoke;
 mod logs;
+mod runtime;
+mod serve;
 
 use std::future::Future;
 use std::io::Write;
@@ -32,9 +35,9 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Doctor(args) => doctor::run(args),
-        Command::Serve(_) | Command::Runtime(_) | Command::Demo(_) => {
-            anyhow::bail!("not in this build")
-        }
+        Command::Serve(args) => serve::run(args),
+        Command::Runtime(command) => runtime::run(command),
+        Command::Demo(args) => demo::run(args),
     }
 }
 
@@ -59,4 +62,31 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let mut text = serde_json::to_vec_pretty(value).context("make JSON")?;
     text.push(b'\n');
     print(&text)
+}
+
+/// Lines up rows under a head; the last column may be of any width.
+fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let head = head.iter().map(|&cell| cell.to_owned()).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
+    let columns = rows[0].len();
+    let width = |c: usize| rows.iter().map(|row| row[c].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut out = String::new();
+    for row in &rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        out.push_str(cells.join("  ").trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_line_up() {
+        let rows = [vec!["hello".to_owned(), "1".to_owned()], vec!["ö".to_owned(), "22".to_owned()]];
+        assert_eq!(table(&["N", "X"], rows.into_iter()), "N      X\nhello  1\nö      22\n");
+    }
 }

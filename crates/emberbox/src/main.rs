@@ -2,6 +2,7 @@
 //! decides nothing.
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod cli;
 mod client;
 mod commands;
@@ -9,6 +10,7 @@ mod config;
 mod data_dir;
 mod host;
 mod package;
+mod serve;
 mod timeline;
 mod ui;
 mod units;

@@ -15,25 +15,31 @@ pub struct Mark {
 }
 
 /// Columns of the bars.
-const WIDTH: usize = 36;
+const WIDTH: usize = 28;
+/// Columns of a step and its note; a longer note gets a line of its own.
+const STEP: usize = 28;
 
 /// One row for each mark: when it was reached, how long that took since the mark before, and a bar of that stretch.
 pub fn draw(marks: &[Mark]) -> String {
     let mut marks = marks.to_vec();
     marks.sort_by_key(|m| m.us);
     let total = marks.last().map_or(0, |m| m.us).max(1);
-    let mut out = format!("{:<16} {:>10} {:>10}\n", "step", "at", "took");
+    let mut out = format!("{:<STEP$} {:>9} {:>9}\n", "step", "at", "took");
     let mut before = 0;
     for mark in &marks {
-        let took = mark.us - before;
-        let bar = bar(before, mark.us, total);
-        let line =
-            format!("{:<16} {:>10} {:>10}  {bar:<WIDTH$}", mark.step.replace('_', " "), show(mark.us), show(took));
-        out.push_str(line.trim_end());
-        out.push('\n');
-        if !mark.note.is_empty() {
-            out.push_str(&format!("{:<16} {}\n", "", mark.note));
+        let mut step = mark.step.replace('_', " ");
+        let mut below = String::new();
+        if step.len() + mark.note.chars().count() + 3 <= STEP {
+            if !mark.note.is_empty() {
+                step = format!("{step} ({})", mark.note);
+            }
+        } else if !mark.note.is_empty() {
+            below = format!("  {}\n", mark.note);
         }
+        let (bar, at, took) = (bar(before, mark.us, total), show(mark.us), show(mark.us - before));
+        out.push_str(format!("{step:<STEP$} {at:>9} {took:>9}  {bar}").trim_end());
+        out.push('\n');
+        out.push_str(&below);
         before = mark.us;
     }
     out
@@ -52,7 +58,8 @@ fn bar(from: u64, to: u64, total: u64) -> String {
 pub fn show(us: u64) -> String {
     match us {
         0..1_000 => format!("{us} µs"),
-        1_000..100_000 => format!("{:.2} ms", us as f64 / 1e3),
+        1_000..10_000 => format!("{:.2} ms", us as f64 / 1e3),
+        10_000..100_000 => format!("{:.1} ms", us as f64 / 1e3),
         100_000..1_000_000 => format!("{:.0} ms", us as f64 / 1e3),
         _ => format!("{:.2} s", us as f64 / 1e6),
     }
@@ -71,21 +78,20 @@ mod tests {
         let marks = [
             mark("received", 0, ""),
             mark("placed", 40, "worker host-1, the only one"),
-            mark("sandbox_created", 5_000, ""),
+            mark("sandbox_created", 5_000, "pool"),
             mark("init_done", 90_000, ""),
             mark("assigned", 90_040, "cold"),
             mark("answered", 100_000, ""),
         ];
         let expected = "\
-step                     at       took
-received               0 µs       0 µs  ▏
-placed                40 µs      40 µs  ▏
-                 worker host-1, the only one
-sandbox created     5.00 ms    4.96 ms  ██
-init done          90.00 ms   85.00 ms    ██████████████████████████████
-assigned           90.04 ms      40 µs                                  ▏
-                 cold
-answered             100 ms    9.96 ms                                  ████
+step                                at      took
+received                          0 µs      0 µs  ▏
+placed                           40 µs     40 µs  ▏
+  worker host-1, the only one
+sandbox created (pool)         5.00 ms   4.96 ms  █
+init done                      90.0 ms   85.0 ms   ████████████████████████
+assigned (cold)                90.0 ms     40 µs                           ▏
+answered                        100 ms   9.96 ms                           ███
 ";
         assert_eq!(draw(&marks), expected);
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 /// Whether what is printed goes to a terminal that takes colours; some of it goes to stdout, some to stderr.
-fn coloured() -> bool {
+pub fn coloured() -> bool {
     std::io::stdout().is_terminal()
         && std::io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())

@@ -3,10 +3,11 @@
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::Result;
+use runtimes::{RuntimeState, RuntimeStatus};
 use serde::Serialize;
 
-use super::print_json;
-use crate::cli::Doctor;
+use super::{print_json, runtime};
+use crate::cli::{Doctor, Local};
 use crate::host;
 use crate::ui;
 
@@ -60,6 +61,7 @@ impl Finding {
 pub fn run(args: Doctor) -> Result<ExitCode> {
     let mut findings = system();
     findings.extend(process_sandbox());
+    findings.extend(runtimes(&args.local)?);
     findings.extend(microvm());
     if args.json {
         print_json(&findings)?;
@@ -132,6 +134,24 @@ fn process_sandbox() -> Vec<Finding> {
         Finding::not("Sandbox", found.name, status, &found.detail, found.advice)
     };
     report.findings.iter().map(finding).collect()
+}
+
+/// Languages.
+fn runtimes(local: &Local) -> Result<Vec<Finding>> {
+    let finding = |status: RuntimeStatus| match &status.state {
+        RuntimeState::Ready => {
+            Finding::ok("Runtimes", &status.name, format!("ready {}", status.version.unwrap_or_default()))
+        }
+        RuntimeState::Installable { interpreter } => Finding::ok(
+            "Runtimes",
+            &status.name,
+            format!("will be installed on first use, from {}", interpreter.display()),
+        ),
+        RuntimeState::Missing { hint } => {
+            Finding::not("Runtimes", &status.name, Status::Optional, "not on this host", hint)
+        }
+    };
+    Ok(runtime::open(local)?.list().into_iter().map(finding).collect())
 }
 
 /// Emberbox does not run functions in microVMs yet; this says whether the host could.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use lambda_api::operations::ListFunctions;
 use lambda_api::types::{FunctionConfiguration, ListFunctionsRequest};
 
-use super::{print, print_json};
+use super::{print, print_json, table};
 use crate::cli::Functions;
 use crate::client::Client;
 use crate::units::show_size;
@@ -31,13 +31,13 @@ pub async fn run(client: &Client, args: Functions) -> Result<ExitCode> {
         eprintln!("No functions at {} yet. `emberbox deploy PATH --name NAME` makes one.", client.endpoint());
         return Ok(ExitCode::SUCCESS);
     }
-    print(table(&functions).as_bytes())?;
+    print(list(&functions).as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn table(functions: &[FunctionConfiguration]) -> String {
+fn list(functions: &[FunctionConfiguration]) -> String {
     let rows = functions.iter().map(|f| {
-        [
+        vec![
             f.function_name.clone().unwrap_or_default(),
             f.runtime.as_ref().map(ToString::to_string).unwrap_or_default(),
             f.memory_size.map(|mb| format!("{mb} MB")).unwrap_or_default(),
@@ -46,16 +46,5 @@ fn table(functions: &[FunctionConfiguration]) -> String {
             f.last_modified.clone().unwrap_or_default().chars().take(16).collect::<String>().replace('T', " "),
         ]
     });
-    let rows: Vec<[String; 6]> =
-        std::iter::once(["NAME", "RUNTIME", "MEMORY", "TIMEOUT", "CODE", "MODIFIED (UTC)"].map(str::to_owned))
-            .chain(rows)
-            .collect();
-    let widths: Vec<usize> = (0..6).map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0)).collect();
-    let mut out = String::new();
-    for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        out.push_str(cells.join("  ").trim_end());
-        out.push('\n');
-    }
-    out
+    table(&["NAME", "RUNTIME", "MEMORY", "TIMEOUT", "CODE", "MODIFIED (UTC)"], rows)
 }

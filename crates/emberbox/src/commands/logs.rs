@@ -82,6 +82,14 @@ pub async fn run(client: &Client, args: Logs) -> Result<ExitCode> {
     }
 }
 
+/// What a function wrote within the last `since`; the first page of it.
+pub async fn recent(client: &Client, name: &str, since: Duration) -> Result<String> {
+    let group = log_group(client, name).await?;
+    let start = now() - i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
+    let page = page(client, &group, start, None).await?;
+    Ok(page.events.iter().map(|event| line(&event.message)).collect())
+}
+
 /// The group that the function logs to; the default one if it exists no more.
 async fn log_group(client: &Client, name: &str) -> Result<String> {
     let request = GetFunctionConfigurationRequest { function_name: name.to_owned(), ..Default::default() };

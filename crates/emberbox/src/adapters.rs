@@ -1,0 +1,12 @@
+//! Where one part's words meet another's: each part states what it needs as a trait of its own, and these few types
+//! implement it over the part that has it. No decisions here.
+
+mod functions;
+mod logs;
+mod packages;
+mod runtimes;
+
+pub use functions::Functions;
+pub use logs::Logs;
+pub use packages::Code;
+pub use runtimes::{Catalog, Logged};

@@ -1,0 +1,181 @@
+//! The whole of Emberbox in one process: which part gets which, in which order they start, in which order they stop.
+//!
+//! ```text
+//!  start                                         stop
+//!  1 data directory, locked                      8 data directory, unlocked
+//!  2 sandbox engine (its helper process)         7 sandbox engine: nothing of it is left on the host
+//!  3 packages, runtimes, logs                      (files only)
+//!  4 metadata store, control plane               6 metadata store: commits under way, then closed
+//!  5 worker manager                              3 worker manager: sandboxes go down, extensions are told
+//!  6 worker (and the manager is told of it)      4 worker: what is left of them; logs are written out
+//!  7 followers: retired versions, upkeep         5 followers
+//!  8 frontend, listening                         1 frontend: accepts nothing new, 2 running requests finish
+//! ```
+//!
+//! A part starts after those that it calls, and stops before them. What takes long (the userland of the sandboxes, the
+//! runtime clients) is installed in the background or on first use, so that the API is there at once.
+
+pub mod settings;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use domain::{Clock, SystemClock, VersionKey, WorkerManager};
+use frontend::BindError;
+use prometheus_client::registry::Registry;
+use runtimes::Runtimes;
+use sandbox::SandboxEngine;
+use tokio::sync::{broadcast, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::adapters;
+use crate::config::Config;
+use crate::data_dir::{self, DataDir};
+
+/// How long running invocations may go on after the server was told to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// The runtime that is nothing but the userland.
+const PLAIN: &str = "provided.al2023";
+
+/// A running Emberbox.
+pub struct Emberbox {
+    endpoint: String,
+    stop_frontend: oneshot::Sender<()>,
+    frontend: JoinHandle<()>,
+    followers: Vec<JoinHandle<()>>,
+    manager: worker_manager::Manager,
+    worker: worker::Service,
+    store: Arc<store::SqliteStore>,
+    engine: Arc<dyn SandboxEngine>,
+    _data: DataDir,
+}
+
+impl Emberbox {
+    /// Starts all parts; they run when this returns.
+    pub async fn start(config: Config) -> Result<Self> {
+        refuse_open_house(&config)?;
+        let dir = match &config.data_dir {
+            Some(dir) => dir.clone(),
+            None => data_dir::default_dir()?,
+        };
+        let data = DataDir::open(&dir)?;
+        let dir = data.path();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+        let mut registry = Registry::with_prefix("emberbox");
+
+        let engine = sandbox::process::ProcessEngine::start(settings::sandbox(&config, dir)).await?;
+        let engine: Arc<dyn SandboxEngine> = Arc::new(engine);
+        for note in engine.describe() {
+            tracing::info!("sandbox: {note}");
+        }
+
+        let packages = packages::Packages::open(settings::packages(&config, dir))?;
+        let runtimes = Arc::new(Runtimes::open(settings::runtimes(&config, dir))?);
+        let logs = worker::logs::LogStore::open(settings::logs(&config, dir))?;
+
+        let store = Arc::new(store::SqliteStore::open(dir.join("metadata.sqlite")).await?);
+        let control_plane = control_plane::ControlPlane::open(
+            settings::control_plane(&config),
+            store.clone(),
+            packages.clone(),
+            Arc::new(adapters::Catalog(runtimes.clone())),
+            Arc::clone(&clock),
+        )
+        .await?;
+
+        let manager = worker_manager::Manager::new(Arc::clone(&clock), settings::manager(&config), Vec::new());
+
+        let worker_metrics = worker::metrics::Metrics::default();
+        worker_metrics.register(&mut registry);
+        let worker = worker::Service::new(
+            settings::worker(&config, dir),
+            Arc::clone(&engine),
+            Arc::new(packages.clone()),
+            runtimes.clone(),
+            Arc::clone(&clock),
+            worker_metrics,
+            logs.clone(),
+        )?;
+        worker.connect(Arc::new(manager.clone()));
+        manager.add_worker(Arc::new(worker.clone()));
+
+        let followers = vec![
+            tokio::spawn(retire(control_plane.retired(), manager.clone())),
+            tokio::spawn(manager.clone().run()),
+            tokio::spawn(prepare(runtimes)),
+        ];
+
+        let deps = frontend::Deps {
+            functions: Arc::new(adapters::Functions(control_plane.clone())),
+            manager: Arc::new(manager.clone()),
+            code: Arc::new(adapters::Code(packages)),
+            logs: Arc::new(adapters::Logs(logs)),
+            clock,
+            metrics: frontend::Metrics::register(&mut registry),
+            registry: Arc::new(registry),
+        };
+        let server = frontend::Server::bind(settings::frontend(&config, dir)?, deps).await?;
+        let endpoint = server.endpoint();
+        let (stop_frontend, stopped) = oneshot::channel();
+        let frontend = tokio::spawn(server.run(async move {
+            // An error means that the sender is gone, and so is everything else.
+            let _ = stopped.await;
+        }));
+        Ok(Self { endpoint, stop_frontend, frontend, followers, manager, worker, store, engine, _data: data })
+    }
+
+    /// e.g. `http://127.0.0.1:4566`.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// Stops in the order above. Running invocations may finish, until `hurry` is ready or [`STOP_LIMIT`] is over.
+    pub async fn stop(self, hurry: impl Future<Output = ()>) {
+        let gentle = async {
+            let _ = self.stop_frontend.send(());
+            let _ = self.frontend.await;
+            self.manager.stop(STOP_LIMIT).await;
+            self.worker.stop().await;
+        };
+        tokio::select! {
+            () = gentle => {}
+            () = hurry => tracing::warn!("stopping at once; running invocations are cut off"),
+        }
+        for follower in self.followers {
+            follower.abort();
+        }
+        self.store.close().await;
+        self.engine.stop().await;
+    }
+}
+
+/// Makes the userland of the sandboxes, which takes seconds the first time, while nobody waits for it yet.
+async fn prepare(runtimes: Arc<Runtimes>) {
+    if let Err(error) = runtimes.ensure(PLAIN, &adapters::Logged).await {
+        tracing::error!(%error, "functions cannot run before this is mended");
+    }
+}
+
+/// Before anything is opened: who could connect could run code here.
+fn refuse_open_house(config: &Config) -> Result<(), BindError> {
+    if config.credentials.is_empty() && !config.listen.ip().is_loopback() {
+        return Err(BindError::OpenWithoutCredentials(config.listen));
+    }
+    Ok(())
+}
+
+/// Tells the manager which versions have no future. One that was missed goes when it has been idle for long enough.
+async fn retire(mut retired: broadcast::Receiver<VersionKey>, manager: worker_manager::Manager) {
+    loop {
+        match retired.recv().await {
+            Ok(version) => manager.retire(&version),
+            Err(broadcast::error::RecvError::Lagged(missed)) => {
+                tracing::warn!(missed, "sandboxes of replaced versions stay until they have been idle for long enough");
+            }
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! The operator's configuration in the words of each part.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use domain::WorkerId;
+use frontend::CodeUrlKey;
+use sandbox::process::{Egress, Network, ProcessConfig};
+
+use crate::config::{self, Config};
+
+/// For the sandbox engine.
+pub fn sandbox(config: &Config, dir: &Path) -> ProcessConfig {
+    let network = match config.sandbox.network {
+        config::Network::None => Network::None,
+        config::Network::Egress => Network::Egress(Egress { allow: config.sandbox.allow.clone(), ..Egress::default() }),
+    };
+    let pool = config.sandbox.blank_pool;
+    let max_sandboxes = config.limits.sandboxes.saturating_add(u32::try_from(pool).unwrap_or(u32::MAX));
+    ProcessConfig { network, pool, max_sandboxes, ..ProcessConfig::new(dir.join("sandboxes")) }
+}
+
+/// For the package storage.
+pub fn packages(config: &Config, dir: &Path) -> packages::Config {
+    let s3 = config.s3.as_ref().map(|s3| packages::S3Config {
+        endpoint: Some(s3.endpoint.clone()),
+        region: s3.region.clone().unwrap_or_else(|| config.region.clone()),
+        access_key: s3.access_key_id.clone(),
+        secret_key: s3.secret_access_key.clone(),
+        session_token: None,
+    });
+    packages::Config { dir: dir.join("packages"), limits: packages::Limits::default(), s3, owner: None }
+}
+
+/// For the runtimes.
+pub fn runtimes(config: &Config, dir: &Path) -> runtimes::Config {
+    runtimes::Config {
+        data_dir: dir.to_owned(),
+        extra_dirs: config.runtimes.dirs.clone(),
+        interpreters: config.runtimes.interpreters.clone(),
+        owner: None,
+    }
+}
+
+/// For the functions' logs.
+pub fn logs(config: &Config, dir: &Path) -> worker::logs::LogConfig {
+    worker::logs::LogConfig {
+        group_bytes: config.logs.max_size,
+        retention: config.logs.retention,
+        ..worker::logs::LogConfig::new(dir.join("logs"))
+    }
+}
+
+/// For the control plane.
+pub fn control_plane(config: &Config) -> control_plane::Config {
+    control_plane::Config { account_concurrency: config.limits.account_concurrency, ..control_plane::Config::default() }
+}
+
+/// For the Worker Manager.
+pub fn manager(config: &Config) -> worker_manager::Config {
+    worker_manager::Config {
+        idle_timeout: config.sandbox.idle_timeout,
+        max_age: config.sandbox.max_age,
+        ..worker_manager::Config::default()
+    }
+}
+
+/// For the worker.
+pub fn worker(config: &Config, dir: &Path) -> worker::Config {
+    let defaults = worker::Config::default();
+    let credentials = match &config.functions.credentials {
+        None => defaults.credentials.clone(),
+        Some(given) => worker::Credentials {
+            access_key_id: Some(given.access_key_id.clone()),
+            secret_access_key: given.secret_access_key.clone(),
+            session_token: given.session_token.clone(),
+        },
+    };
+    let memory = host_memory_mb() as f64 * config.limits.memory_overcommit;
+    worker::Config {
+        id: WorkerId(host_name().into()),
+        memory_mb: memory as u64,
+        slots: config.limits.sandboxes,
+        stop_limit: super::STOP_LIMIT,
+        credentials,
+        endpoint_url: config.functions.endpoint_url.clone(),
+        layers_dir: dir.join("layers"),
+        ..defaults
+    }
+}
+
+/// For the Frontend.
+pub fn frontend(config: &Config, dir: &Path) -> Result<frontend::Config> {
+    let credential = |given: &config::Credential| frontend::Credential {
+        access_key_id: given.access_key_id.clone(),
+        secret_access_key: given.secret_access_key.clone(),
+        session_token: None,
+        account: given.account.clone(),
+    };
+    let mut settings = frontend::Config::local(config.listen, code_url_key(&dir.join("code-url.key"))?);
+    settings.region = config.region.clone();
+    settings.credentials = config.credentials.iter().map(credential).collect();
+    settings.tls = config
+        .tls
+        .as_ref()
+        .map(|tls| frontend::TlsFiles { certificate: tls.cert.clone(), private_key: tls.key.clone() });
+    settings.limits.shutdown = super::STOP_LIMIT;
+    Ok(settings)
+}
+
+/// Signs download addresses; kept, so that one given before a restart still works after it.
+fn code_url_key(path: &Path) -> Result<CodeUrlKey> {
+    match fs::read(path) {
+        Ok(bytes) => match <[u8; 32]>::try_from(bytes) {
+            Ok(key) => return Ok(CodeUrlKey(key)),
+            Err(_) => bail!("{} should hold 32 bytes; remove it, and a new one is made", path.display()),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    }
+    let mut key = [0; 32];
+    rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty()).context("get random bytes")?;
+    // Under its name only when it is whole: a crash in between must not leave half a key.
+    let draft = path.with_extension("new");
+    let write = || -> std::io::Result<()> {
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&draft)?;
+        file.write_all(&key)?;
+        file.sync_all()?;
+        fs::rename(&draft, path)
+    };
+    write().with_context(|| format!("write {}", path.display()))?;
+    Ok(CodeUrlKey(key))
+}
+
+fn host_name() -> Arc<str> {
+    rustix::system::uname().nodename().to_string_lossy().into()
+}
+
+/// Memory of this host in MB.
+fn host_memory_mb() -> u64 {
+    let info = rustix::system::sysinfo();
+    // On 64-bit machines the unit is one byte, and the count fits.
+    (info.totalram as u64).saturating_mul(u64::from(info.mem_unit)) >> 20
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_of_download_addresses_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let key = code_url_key(&path).unwrap();
+        assert!(code_url_key(&path).unwrap() == key);
+        assert_ne!(key.0, [0; 32]);
+        fs::write(&path, "short").unwrap();
+        assert!(code_url_key(&path).unwrap_err().to_string().contains("remove it"));
+    }
+
+    #[test]
+    fn overcommit_multiplies_the_host() {
+        let mut config = Config::default();
+        let once = worker(&config, Path::new("/d")).memory_mb;
+        config.limits.memory_overcommit = 2.0;
+        assert!(once > 100 && worker(&config, Path::new("/d")).memory_mb.abs_diff(once * 2) <= 1);
+    }
+}
