@@ -237,3 +237,122 @@ impl Catalog {
 fn decode<T: serde::de::DeserializeOwned>(kind: &str, key: &str, bytes: &[u8]) -> Result<T, BadRecord> {
     from_bytes(bytes).map_err(|source| BadRecord { kind: kind.to_owned(), key: key.to_owned(), source })
 }
+
+#[cfg(test)]
+mod tests {
+    use store::Record;
+
+    use super::*;
+    use crate::function::Stamp;
+    use crate::function::tests::{code, new};
+    use crate::record::{function_key, to_bytes, version_key};
+
+    /// A store of one's own: all records, and the commits that made them.
+    #[derive(Default)]
+    struct History {
+        commits: Vec<Commit>,
+    }
+
+    impl History {
+        fn commit(&mut self, arn: &domain::FunctionArn, function: Option<&Function>) {
+            let revision = self.commits.len() as u64 + 1;
+            let record = |bytes: Vec<u8>| Some(Record { version: revision, value: bytes.into() });
+            let mut changes = Vec::new();
+            for (number, published) in function.iter().flat_map(|function| &function.versions) {
+                let (key, record) = (version_key(arn, *number), record(to_bytes(&published.version)));
+                changes.push(Change { kind: VERSION.into(), key, record });
+            }
+            let record = function.and_then(|function| record(to_bytes(&function.record)));
+            changes.push(Change { kind: FUNCTION.into(), key: function_key(arn), record });
+            self.commits.push(Commit { revision, changes });
+        }
+
+        fn snapshot(&self, kind: &str) -> Snapshot {
+            let mut records = std::collections::BTreeMap::new();
+            for change in self.commits.iter().flat_map(|commit| &commit.changes).filter(|change| change.kind == kind) {
+                match &change.record {
+                    Some(record) => drop(records.insert(change.key.clone(), record.clone())),
+                    None => drop(records.remove(&change.key)),
+                }
+            }
+            Snapshot { revision: self.commits.len() as u64, records: records.into_iter().collect() }
+        }
+    }
+
+    #[test]
+    fn a_scan_after_missed_commits_ends_as_following_them_does() {
+        let mut count = 0;
+        let mut id = || {
+            count += 1;
+            format!("id{count}")
+        };
+        let stamp = &mut Stamp { now: "now", id: &mut id };
+        let mut history = History::default();
+        let mut f = Function::create(new("f"), stamp);
+        f.publish(None, stamp);
+        history.commit(&f.arn, Some(&f));
+        let mut other = new("g");
+        other.code = code(7);
+        let g = Function::create(other, stamp);
+        history.commit(&g.arn, Some(&g));
+
+        let (follower, missed) = (Catalog::new(), Catalog::new());
+        for commit in &history.commits {
+            let effects = follower.apply(commit).unwrap();
+            assert_eq!(effects.settling.len(), 1, "a new function has its background step to come");
+            missed.apply(commit).unwrap();
+        }
+        let first = f.settle(&f.record.latest.state_id.clone(), &Ok(()), stamp);
+        assert!(first);
+        f.update(code(1), f.record.latest.settings.clone(), stamp);
+        f.settle(&f.record.latest.state_id.clone(), &Ok(()), stamp);
+        history.commit(&f.arn, Some(&f));
+        history.commit(&g.arn, None);
+
+        let mut followed = Effects::default();
+        for commit in &history.commits[2..] {
+            let effects = follower.apply(commit).unwrap();
+            followed.retired.extend(effects.retired);
+            followed.dropped.extend(effects.dropped);
+        }
+        let (functions, versions) = (history.snapshot(FUNCTION), history.snapshot(VERSION));
+        let mut scanned = missed.load(&history.snapshot(ACCOUNT), &functions, &versions).unwrap();
+        for effects in [&mut followed, &mut scanned] {
+            effects.retired.sort();
+            effects.dropped.sort();
+        }
+        assert_eq!(scanned.retired, followed.retired);
+        assert_eq!(scanned.retired.len(), 2, "the old $LATEST of f, and g: {:?}", scanned.retired);
+        assert_eq!(
+            (&scanned.dropped, &followed.dropped),
+            (&vec!["7".to_owned()], &vec!["7".to_owned()]),
+            "f:1 has code 0"
+        );
+        assert!(missed.uses("0") && missed.uses("1") && !missed.uses("7"));
+
+        // What the scan has seen comes through the feed once more.
+        for commit in &history.commits {
+            let effects = missed.apply(commit).unwrap();
+            if commit.revision == 3 {
+                assert!(effects.retired.is_empty());
+            }
+        }
+        let all = |catalog: &Catalog| -> Vec<_> {
+            let entries = catalog.functions("").into_iter();
+            entries
+                .map(|(key, entry)| (key, entry.stored, entry.function.record.clone(), entry.serving.clone()))
+                .collect()
+        };
+        assert_eq!(all(&missed), all(&follower));
+        assert_eq!(all(&missed).len(), 1);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_named() {
+        let record = Record { version: 1, value: "{}".into() };
+        let functions = Snapshot { revision: 1, records: vec![("000000000000/r/f".into(), record)] };
+        let empty = Snapshot { revision: 1, records: Vec::new() };
+        let error = Catalog::new().load(&empty, &functions, &empty).unwrap_err();
+        assert!(error.to_string().contains("function 000000000000/r/f"), "{error}");
+    }
+}

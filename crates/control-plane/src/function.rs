@@ -334,7 +334,7 @@ pub(crate) fn runnable(arn: &FunctionArn, version: &Version) -> FunctionVersion 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::{BTreeMap, HashSet};
 
     use domain::{AccountId, LogFormat, LoggingSettings};
@@ -363,12 +363,12 @@ mod tests {
         ]
     }
 
-    fn code(n: u8) -> CodeRef {
+    pub(crate) fn code(n: u8) -> CodeRef {
         CodeRef { sha256: n.to_string(), size: n.into() }
     }
 
-    fn new() -> New {
-        let arn = FunctionArn { region: "r".into(), account: AccountId::local(), name: "f".into() };
+    pub(crate) fn new(name: &str) -> New {
+        let arn = FunctionArn { region: "r".into(), account: AccountId::local(), name: name.into() };
         let logging =
             LoggingSettings { format: LogFormat::Text, application_level: None, system_level: None, group: "g".into() };
         let settings = Settings {
@@ -396,7 +396,7 @@ mod tests {
             let mut count = 0;
             let mut id = || { count += 1; count.to_string() };
             let stamp = &mut Stamp { now: "now", id: &mut id };
-            let mut function = Function::create(new(), stamp);
+            let mut function = Function::create(new("f"), stamp);
             let mut published: BTreeMap<u64, FunctionVersion> = BTreeMap::new();
             let mut keys = HashSet::new();
             let mut was_active = false;

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::catalog::{BadRecord, Catalog, Entry};
 use crate::function::{Function, Stamp};
-use crate::record::{FUNCTION, PACKAGE, VERSION, function_key, to_bytes, version_key};
+use crate::record::{FUNCTION, VERSION, function_key, to_bytes, version_key};
 
 mod background;
 mod functions;
@@ -232,20 +232,12 @@ fn difference(entry: &Entry, function: &Function) -> Option<Vec<Op>> {
     if ops.is_empty() && old.record == function.record {
         return None;
     }
-    if old.record.latest.code != function.record.latest.code {
-        ops.push(put_package(function));
-    }
     ops.push(put_function(function, Precondition::Version(entry.stored)));
     Some(ops)
 }
 
 fn put_function(function: &Function, precondition: Precondition) -> Op {
     Op::put(FUNCTION, function_key(&function.arn), to_bytes(&function.record)).when(precondition)
-}
-
-/// Says that the package of `$LATEST` is in storage, so that it is found there and removed when nothing uses it.
-fn put_package(function: &Function) -> Op {
-    Op::put(PACKAGE, function.record.latest.code.sha256.clone(), &b"{}"[..])
 }
 
 fn service_error(error: &StoreError) -> ApiError {

@@ -51,6 +51,8 @@ async fn follow(inner: Weak<Inner>, mut changes: Changes) {
         let feed = changes.next().await;
         let Some(inner) = inner.upgrade() else { return };
         match feed {
+            // A scan has seen it.
+            Feed::Commit(commit) if commit.revision <= *inner.applied.borrow() => {}
             Feed::Commit(commit) => {
                 match inner.catalog.apply(&commit) {
                     Ok(effects) => inner.follow_up(effects),

@@ -12,14 +12,14 @@ use lambda_api::types::{
 use lambda_api::{ApiError, ErrorCode};
 use store::{Op, Precondition};
 
-use super::{ControlPlane, Inner, TRIES, put_function, put_package, service_error, too_busy};
+use super::{ControlPlane, Inner, TRIES, put_function, service_error, too_busy};
 use crate::catalog::Entry;
 use crate::function::{Function, New};
 use crate::name::{Caller, Target, is_alias, not_found, version_number};
 use crate::page::page;
 use crate::record::{
-    ACCOUNT, AccountRecord, DELETED, DeletedRecord, FUNCTION, LATEST, Settings, VERSION, account_key, from_bytes,
-    function_key, to_bytes, version_key,
+    ACCOUNT, AccountRecord, DELETED, DeletedRecord, FUNCTION, LATEST, PACKAGE, Settings, VERSION, Version, account_key,
+    from_bytes, function_key, to_bytes, version_key,
 };
 use crate::rules::{code, invalid, settings, tags, unsupported};
 use crate::view;
@@ -92,16 +92,18 @@ impl ControlPlane {
         let all = request.function_version == Some(AllVersions::All);
         let functions = self.inner.functions_of(caller);
         let versions = functions.iter().flat_map(|(key, entry)| {
-            let function = &entry.function;
             let count = if all { usize::MAX } else { 1 };
-            function.all_versions().take(count).map(move |version| {
-                let name = version.name();
-                let marker = format!("{key}/{:020}", version.number.unwrap_or(0));
-                (marker, view::listed(&function.arn, all.then_some(name.as_str()), version))
+            entry.function.all_versions().take(count).map(move |version| {
+                // A space sorts before all that a name may hold, so that markers are in the order of the names.
+                (format!("{key} {:020}", version.number.unwrap_or(0)), (&entry.function.arn, version))
             })
         });
-        let (functions, next_marker) = page(versions, request.marker.as_deref(), request.max_items)?;
-        Ok(ListFunctionsResponse { next_marker, functions: Some(functions) })
+        let (versions, next_marker) = page(versions, request.marker.as_deref(), request.max_items)?;
+        let show = |(arn, version): (&FunctionArn, &Version)| {
+            let name = version.name();
+            view::listed(arn, all.then_some(name.as_str()), version)
+        };
+        Ok(ListFunctionsResponse { next_marker, functions: Some(versions.into_iter().map(show).collect()) })
     }
 
     /// UpdateFunctionCode.
@@ -248,6 +250,9 @@ impl Inner {
             }
         };
         let code = stored.map_err(|error| code::package_error(&error))?;
+        // So that it is found, and removed, should no function ever refer to it.
+        let record = Op::put(PACKAGE, code.sha256.clone(), &b"{}"[..]);
+        self.store.commit(vec![record]).await.map_err(|error| service_error(&error))?;
         self.dropped.lock().insert(code.sha256.clone(), self.clock.monotonic());
         let prefix = format!("{}/", account_key(arn.account.as_str(), &arn.region));
         code::check_total(self.code_size(&prefix), code.size, self.config.total_code_size)?;
@@ -278,7 +283,7 @@ impl Inner {
                     let number = published.version.number.unwrap_or_default();
                     ops.push(Op::put(VERSION, version_key(&new.arn, number), to_bytes(&published.version)));
                 }
-                ops.extend([put_package(&function), put_function(&function, Precondition::DoesNotExist)]);
+                ops.push(put_function(&function, Precondition::DoesNotExist));
                 // As recorded: the published version, but with the ARN of the function.
                 let shown = published.as_ref().map_or(&function.record.latest, |published| &published.version);
                 view::configuration(&new.arn, None, shown)
