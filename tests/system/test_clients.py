@@ -72,7 +72,7 @@ def test_aws_cli_through_every_operation(aws, tmp_path):
     aws("lambda", "untag-resource", "--resource", arn, "--tag-keys", "team")
     assert aws("lambda", "list-tags", "--resource", arn)["Tags"] == {"b": "2"}
     assert aws("lambda", "get-function-code-signing-config", "--function-name", name)["FunctionName"] == name
-    wait_until(lambda: "REPORT RequestId" in aws("logs", "tail", f"/aws/lambda/{name}", check=False), 15, "aws logs tail")
+    wait_until(lambda: "REPORT RequestId" in str(aws("logs", "filter-log-events", "--log-group-name", f"/aws/lambda/{name}", check=False)), 15, "log")
     assert "NotImplemented" in aws("lambda", "list-layers", check=False)
     aws("lambda", "delete-function", "--function-name", name)
     assert "ResourceNotFoundException" in aws("lambda", "get-function", "--function-name", name, check=False)
