@@ -158,7 +158,6 @@ impl Inner {
     }
 
     /// Image, the code's directory and whether it was here, and the layers' directories.
-    #[expect(clippy::type_complexity, reason = "three results of one step, taken apart at once")]
     async fn fetch(
         &self,
         version: &FunctionVersion,

@@ -43,7 +43,7 @@ async fn events_survive_a_restart_and_a_torn_line() {
     store.append(&stream("/aws/lambda/f", "2026/01/01/[1]b"), lines(2..3));
     store.flush().await;
     assert_eq!(messages(&store, &g, Filter::default()).await, ["line 0\n\tmore", "line 1\n\tmore", "line 2\n\tmore"]);
-    assert_eq!(store.groups(&AccountId::local(), "us-east-1").await, [g.clone()]);
+    assert_eq!(store.groups(&AccountId::local(), "us-east-1").await, std::slice::from_ref(&g));
     assert!(store.groups(&AccountId::local(), "eu-west-1").await.is_empty());
     let streams = store.streams(&g).await.unwrap();
     let summary: Vec<_> = streams.iter().map(|s| (s.name.as_str(), s.first, s.last)).collect();

@@ -7,6 +7,9 @@ use domain::RequestId;
 use sandbox::ExitStatus;
 use serde_json::json;
 
+/// Longest name in an error type that is kept; it goes into logs.
+const MAX_TYPE: usize = 200;
+
 /// Why an Init or an invocation failed.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Fault {
@@ -83,7 +86,7 @@ impl Fault {
             Self::RuntimeExit { status: ExitStatus::Code(0), .. } => "Runtime exited without providing a reason".into(),
             Self::RuntimeExit { status, .. } => format!("Runtime exited with error: {}", describe(*status)),
             Self::Entrypoint(text) => text.clone(),
-            Self::InitError { kind, .. } => kind.clone(),
+            Self::InitError { kind, payload } => reported_message(payload).unwrap_or_else(|| kind.clone()),
             Self::ExtensionCrash { status, .. } => describe(*status),
             Self::ExtensionLaunch { name, cause } => format!("fork/exec /opt/extensions/{name}: {cause}"),
             Self::ExtensionError { name, reported, .. } => format!("extension {name} reported {reported}"),
@@ -101,6 +104,12 @@ impl Fault {
         let message = format!("RequestId: {request} Error: {}", self.message());
         json!({ "errorType": self.error_type(), "errorMessage": message }).to_string().into()
     }
+}
+
+/// `errorMessage` of a reported error object, cut to what a note may hold.
+fn reported_message(payload: &[u8]) -> Option<String> {
+    let object: serde_json::Value = serde_json::from_slice(payload).ok()?;
+    Some(object.get("errorMessage")?.as_str()?.chars().take(500).collect())
 }
 
 fn describe(status: ExitStatus) -> String {
@@ -139,7 +148,7 @@ pub fn runtime_error_type(header: Option<&str>) -> String {
     let well_formed = |name: &str| {
         let mut letters = name.bytes();
         letters.next().is_some_and(|b| b.is_ascii_uppercase())
-            && name.len() > 1
+            && (2..=MAX_TYPE).contains(&name.len())
             && letters.all(|b| b.is_ascii_alphabetic())
     };
     match header.split_once('.') {

@@ -108,7 +108,7 @@ next()
 "#,
     );
     let f = Fixture::new(&code, setup);
-    assert_eq!(init_note(&f.init().await), "failed: Runtime.ImportModuleError: Runtime.ImportModuleError");
+    assert_eq!(init_note(&f.init().await), "failed: Runtime.ImportModuleError: no 1");
     let outcome = f.invoke("{}").await;
     assert_eq!((json(&outcome)["errorMessage"].as_str(), outcome.function_error), (Some("no 2"), Some("Unhandled")));
     f.wait_told("idle", 1).await;

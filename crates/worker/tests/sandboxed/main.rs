@@ -71,10 +71,7 @@ fn main() {
 }
 
 fn trials() -> Vec<Trial> {
-    fn trial<F: Future<Output = ()>>(name: &str, setup: Setup, test: fn(Fixture) -> F) -> Trial
-    where
-        F: 'static,
-    {
+    fn trial<F: Future<Output = ()> + 'static>(name: &str, setup: Setup, test: fn(Fixture) -> F) -> Trial {
         Trial::test(name, move || {
             let runtime = tokio::runtime::Runtime::new().map_err(Failed::from)?;
             runtime.block_on(async { test(Fixture::new(setup).await).await });
