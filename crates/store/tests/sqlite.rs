@@ -157,6 +157,26 @@ async fn another_programs_database_and_a_newer_schema_are_refused() {
     assert!(matches!(error, StoreError::Newer { found: 999, .. }), "{error}");
 }
 
+/// A commit that cannot be written is told to its caller, and the next one goes through.
+#[tokio::test]
+async fn a_failed_write_leaves_the_store_working() {
+    use sqlx::Connection as _;
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    store.commit(vec![Op::put(KIND, "a", "1")]).await.unwrap();
+    let mut feed = store.changes();
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(dir.path().join("metadata.db"));
+    let mut saboteur = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    sqlx::query("ALTER TABLE records RENAME TO gone").execute(&mut saboteur).await.unwrap();
+    let error = store.commit(vec![Op::put(KIND, "a", "2")]).await.unwrap_err();
+    assert!(matches!(error, StoreError::Io { operation: "write", .. }), "{error}");
+    assert!(error.to_string().contains("metadata.db") && !error.retryable(), "{error}");
+    sqlx::query("ALTER TABLE gone RENAME TO records").execute(&mut saboteur).await.unwrap();
+    assert_eq!(store.commit(vec![Op::put(KIND, "a", "3")]).await.unwrap(), 2);
+    let Feed::Commit(commit) = feed.next().await else { panic!("a commit") };
+    assert_eq!(commit.changes[0].record.as_ref().unwrap().value, "3", "nothing of the failed one");
+}
+
 /// The child of the test below: commits pairs of records, and says so after each.
 #[tokio::test]
 async fn child_that_writes_until_killed() {
