@@ -63,6 +63,8 @@ pub struct RuntimeStatus {
 struct Entry {
     recipe: Recipe,
     file: Option<PathBuf>,
+    /// Held while it is being installed; whoever waits then finds it done.
+    installing: tokio::sync::Mutex<()>,
 }
 
 /// The catalog of runtimes.
@@ -76,8 +78,8 @@ struct Inner {
     interpreters: Interpreters,
     /// Those that [`Runtimes::ensure`] has answered with.
     images: Mutex<HashMap<String, Arc<RuntimeImage>>>,
-    /// One installation at a time: pip and npm use all cores, and most runtimes wait for the base root anyway.
-    installing: tokio::sync::Mutex<()>,
+    /// Held while the base root, which most runtimes need, is being made.
+    making_base: Mutex<()>,
 }
 
 impl Runtimes {
@@ -87,9 +89,13 @@ impl Runtimes {
         let config = Config { owner: config.owner.filter(|_| root), ..config };
         let mut entries = BTreeMap::new();
         let mut add = |path: &Path, text: &str, file: Option<PathBuf>| {
-            let recipes = recipe::parse(text).map_err(|cause| RuntimeError::File { path: path.to_owned(), cause })?;
+            let known = |name: &str| entries.get(name).map(|entry: &Entry| entry.recipe.clone());
+            let recipes = recipe::parse(text, &known).map_err(|cause| RuntimeError::File { path: path.to_owned(), cause })?;
             for recipe in recipes {
-                entries.insert(recipe.name.clone(), Entry { recipe, file: file.clone() });
+                entries.insert(
+                    recipe.name.clone(),
+                    Entry { recipe, file: file.clone(), installing: tokio::sync::Mutex::default() },
+                );
             }
             Ok(())
         };
@@ -103,13 +109,7 @@ impl Runtimes {
             }
         }
         let interpreters = Interpreters::new(config.interpreters.clone());
-        let inner = Inner {
-            config,
-            entries,
-            interpreters,
-            images: Mutex::default(),
-            installing: tokio::sync::Mutex::default(),
-        };
+        let inner = Inner { config, entries, interpreters, images: Mutex::default(), making_base: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -133,7 +133,7 @@ impl Runtimes {
         if let Some(image) = self.inner.images.lock().get(runtime) {
             return Ok(image.clone());
         }
-        let _installing = self.inner.installing.lock().await;
+        let _installing = self.inner.entry(runtime)?.installing.lock().await;
         if let Some(image) = self.inner.images.lock().get(runtime) {
             return Ok(image.clone());
         }
@@ -211,7 +211,10 @@ impl Inner {
         let recipe = &self.entry(runtime)?.recipe;
         let root = match &recipe.root {
             Some(root) => root.clone(),
-            None => base::ensure(&self.config.data_dir.join("roots"), self.config.owner, progress)?,
+            None => {
+                let _making = self.making_base.lock();
+                base::ensure(&self.config.data_dir.join("roots"), self.config.owner, progress)?
+            }
         };
         if let RuntimeState::Missing { hint } = directories_are_there(recipe) {
             return Err(RuntimeError::Missing { name: runtime.to_owned(), hint });
@@ -270,7 +273,7 @@ fn directories_are_there(recipe: &Recipe) -> RuntimeState {
 
 /// As AWS writes it, `python:3.12.v1`: language, version of the runtime, and the number behind that.
 fn display_version(recipe: &Recipe, installed: &str) -> String {
-    let language = recipe.name.trim_end_matches(".x").trim_end_matches(&recipe.version).trim_end_matches('.');
+    let language = recipe.installation.trim_end_matches(".x").trim_end_matches(&recipe.version).trim_end_matches('.');
     let rest = installed.strip_prefix(&recipe.version).unwrap_or_default().trim_start_matches('.');
     let number = if rest.is_empty() { "1" } else { rest };
     format!("{language}:{}.v{number}", recipe.version)

@@ -33,12 +33,12 @@ impl Place {
     /// Where `recipe` with `interpreter` belongs.
     pub(crate) fn new(dir: &Path, recipe: &Recipe, interpreter: Option<&Path>) -> Self {
         let install = toml::to_string(&recipe.install).unwrap_or_default();
-        let own = short_hash(&format!("{FORMAT}\n{install}\n{}\n{}", python::BOOTSTRAP, recipe.name));
+        let own = short_hash(&format!("{FORMAT}\n{install}\n{}\n{}", python::BOOTSTRAP, recipe.installation));
         let interpreter = interpreter.and_then(|path| {
             let meta = path.metadata().ok()?;
             Some(short_hash(&format!("{}\n{}\n{}.{}", path.display(), meta.size(), meta.mtime(), meta.mtime_nsec())))
         });
-        Self { dir: dir.to_owned(), recipe: own, interpreter, name: recipe.name.clone() }
+        Self { dir: dir.to_owned(), recipe: own, interpreter, name: recipe.installation.clone() }
     }
 
     /// The finished installation. One made from an interpreter that is gone serves on.

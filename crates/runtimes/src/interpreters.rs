@@ -26,7 +26,7 @@ impl Interpreters {
 
     /// The interpreter for a runtime; `None` when there is none, or it needs none.
     pub(crate) fn find(&self, recipe: &Recipe) -> Option<PathBuf> {
-        if let Some(path) = self.configured.get(&recipe.name) {
+        if let Some(path) = self.configured.get(&recipe.installation) {
             return host::is_executable(path).then(|| path.clone());
         }
         match recipe.install.kind {

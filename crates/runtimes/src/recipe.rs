@@ -41,6 +41,18 @@ struct BootstrapFile {
     search: Option<Vec<String>>,
 }
 
+/// The other form of a file: a runtime that is another one with more mounted into it, or with other variables.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Extension {
+    name: String,
+    extends: String,
+    #[serde(default)]
+    environment: BTreeMap<String, String>,
+    #[serde(default)]
+    mounts: Vec<Mount>,
+}
+
 /// A read-only directory.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -78,6 +90,8 @@ pub(crate) enum InstallKind {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Recipe {
     pub name: String,
+    /// The runtime whose installation it uses: itself, or the one that it extends.
+    pub installation: String,
     pub version: String,
     /// Absent: the base userland.
     pub root: Option<PathBuf>,
@@ -88,8 +102,12 @@ pub(crate) struct Recipe {
     pub install: Install,
 }
 
-/// Reads one file.
-pub(crate) fn parse(text: &str) -> Result<Vec<Recipe>, String> {
+/// Reads one file. `known` are the runtimes that it may extend.
+pub(crate) fn parse(text: &str, known: &dyn Fn(&str) -> Option<Recipe>) -> Result<Vec<Recipe>, String> {
+    let table: toml::Table = text.parse().map_err(|e: toml::de::Error| e.to_string())?;
+    if table.contains_key("extends") {
+        return Ok(vec![extend(toml::from_str(text).map_err(|e| e.to_string())?, known)?]);
+    }
     let file: File = toml::from_str(text).map_err(|e| e.to_string())?;
     if file.names.is_empty() {
         return Err("names no runtime".to_owned());
@@ -97,10 +115,44 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Recipe>, String> {
     file.names.iter().map(|name| expand(&file, name)).collect()
 }
 
-fn expand(file: &File, name: &str) -> Result<Recipe, String> {
+fn check_name(name: &str) -> Result<(), String> {
     if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_')) {
         return Err(format!("{name:?} is no name for a runtime: letters, digits, '.', '-' and '_' are allowed"));
     }
+    Ok(())
+}
+
+fn extend(file: Extension, known: &dyn Fn(&str) -> Option<Recipe>) -> Result<Recipe, String> {
+    check_name(&file.name)?;
+    let Some(mut recipe) = known(&file.extends) else {
+        return Err(format!("extends {}, which is no runtime that comes before it", file.extends));
+    };
+    recipe.name = file.name;
+    for mount in file.mounts {
+        check_mount(&recipe, &mount)?;
+        recipe.mounts.retain(|other| other.target != mount.target);
+        recipe.mounts.push(mount);
+    }
+    recipe.environment.retain(|(key, _)| !file.environment.contains_key(key));
+    recipe.environment.extend(file.environment);
+    Ok(recipe)
+}
+
+fn check_mount(recipe: &Recipe, mount: &Mount) -> Result<(), String> {
+    let target = &mount.target;
+    absolute(target.clone())?;
+    absolute(mount.source.to_string_lossy().into_owned())?;
+    if recipe.root.is_none() && !MOUNT_POINTS.contains(&target.as_str()) {
+        return Err(format!("{target} is no mount point; the base userland has {}", MOUNT_POINTS.join(", ")));
+    }
+    if recipe.install.kind != InstallKind::None && matches!(target.as_str(), "/var/lang" | "/var/runtime") {
+        return Err("/var/lang and /var/runtime are taken by what is installed".to_owned());
+    }
+    Ok(())
+}
+
+fn expand(file: &File, name: &str) -> Result<Recipe, String> {
+    check_name(name)?;
     let version = version(name);
     let fill = |text: &str| text.replace("{name}", name).replace("{version}", version);
     let fill_all = |texts: &[String]| texts.iter().map(|text| fill(text)).collect::<Vec<_>>();
@@ -118,31 +170,23 @@ fn expand(file: &File, name: &str) -> Result<Recipe, String> {
     }
     let fill_path = |path: &Path| absolute(fill(&path.to_string_lossy()));
     let root = file.root.as_deref().map(fill_path).transpose()?;
-    let mut mounts = Vec::new();
-    for mount in &file.mounts {
-        let target = fill(&mount.target);
-        if !target.starts_with('/') {
-            return Err(format!("{target:?} is not an absolute path"));
-        }
-        if root.is_none() && !MOUNT_POINTS.contains(&target.as_str()) {
-            return Err(format!("{target} is no mount point; the base userland has {}", MOUNT_POINTS.join(", ")));
-        }
-        mounts.push(Mount { source: fill_path(&mount.source)?, target });
-    }
-    let taken = |target: &str| mounts.iter().any(|mount| mount.target == target);
-    if file.install.kind != InstallKind::None && (taken("/var/lang") || taken("/var/runtime")) {
-        return Err("/var/lang and /var/runtime are taken by what is installed".to_owned());
-    }
-    Ok(Recipe {
+    let mut recipe = Recipe {
         name: name.to_owned(),
+        installation: name.to_owned(),
         version: version.to_owned(),
         root,
         execution_env: file.execution_env.as_deref().map(fill),
         bootstrap,
         environment: file.environment.iter().map(|(key, value)| (key.clone(), fill(value))).collect(),
-        mounts,
+        mounts: Vec::new(),
         install: Install { kind: file.install.kind, packages: fill_all(&file.install.packages) },
-    })
+    };
+    for mount in &file.mounts {
+        let mount = Mount { source: fill(&mount.source.to_string_lossy()).into(), target: fill(&mount.target) };
+        check_mount(&recipe, &mount)?;
+        recipe.mounts.push(mount);
+    }
+    Ok(recipe)
 }
 
 fn absolute(path: String) -> Result<PathBuf, String> {
@@ -196,6 +240,10 @@ pub(crate) fn deprecated(name: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Result<Vec<Recipe>, String> {
+        super::parse(text, &|_| None)
+    }
+
     #[test]
     fn the_built_in_files_are_right() {
         let mut names = Vec::new();
@@ -232,6 +280,25 @@ mod tests {
         let recipe = &parse(text).unwrap()[0];
         assert_eq!(recipe.environment, [("GEM_PATH".into(), "/opt/ruby/gems/3.4.0".into())]);
         assert_eq!(recipe.mounts, [Mount { source: "/srv/client-3.4".into(), target: "/var/runtime".into() }]);
+    }
+
+    #[test]
+    fn a_user_extends_a_runtime() {
+        let python = || parse(BUILT_IN[0].1).unwrap().into_iter().find(|r| r.name == "python3.12");
+        let text = r#"
+            name = "watched"
+            extends = "python3.12"
+            environment = { PYTHONPATH = "/opt:/var/runtime", WATCHED = "1" }
+            mounts = [{ source = "/srv/watched", target = "/opt" }]
+        "#;
+        let recipe = super::parse(text, &|name| python().filter(|r| r.name == name)).unwrap().remove(0);
+        assert_eq!((recipe.name.as_str(), recipe.installation.as_str()), ("watched", "python3.12"));
+        assert_eq!(recipe.bootstrap, python().unwrap().bootstrap);
+        assert_eq!(recipe.mounts, [Mount { source: "/srv/watched".into(), target: "/opt".into() }]);
+        assert_eq!(recipe.environment[0], ("PYTHONPATH".into(), "/opt:/var/runtime".into()));
+        assert!(parse(text).unwrap_err().contains("python3.12"));
+        let taken = text.replace("\"/opt\" }", "\"/var/lang\" }");
+        assert!(super::parse(&taken, &|_| python()).unwrap_err().contains("taken"));
     }
 
     #[test]

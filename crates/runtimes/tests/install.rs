@@ -1,11 +1,15 @@
 //! Installs what this host has, and runs it in its root as a sandbox would: read-only, and with nothing else in sight.
 
+#[path = "support/runtime_api.rs"]
+mod runtime_api;
+
 use std::collections::BTreeSet;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
+use runtime_api::RuntimeApi;
 use runtimes::{Bootstrap, Config, Progress, RuntimeImage, RuntimeState, Runtimes};
 use tempfile::{TempDir, tempdir};
 use walkdir::WalkDir;
@@ -34,6 +38,10 @@ fn can_mount(test: &str) -> bool {
 
 /// Runs a program in the runtime's root with its mounts, as an unprivileged user and with Lambda's environment.
 fn run(image: &RuntimeImage, task: Option<&Path>, argv: &[&str], env: &[(&str, &str)]) -> Output {
+    command(image, task, argv, env).output().unwrap()
+}
+
+fn command(image: &RuntimeImage, task: Option<&Path>, argv: &[&str], env: &[(&str, &str)]) -> Command {
     let mut script = String::from("set -e\nmount --make-rprivate /\n");
     let root = image.root.display();
     let mut mount = |source: &Path, target: &str| {
@@ -58,7 +66,26 @@ fn run(image: &RuntimeImage, task: Option<&Path>, argv: &[&str], env: &[(&str, &
         "/var/lang/lib:/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:/var/task/lib:/opt/lib",
     );
     command.envs(image.env.iter().map(|(k, v)| (k, v))).envs(env.iter().copied());
-    command.output().unwrap()
+    command
+}
+
+/// Has the runtime's own bootstrap run a handler for one event; returns what it posted.
+fn invoke(image: &RuntimeImage, files: &[(&str, &str)], handler: &str) -> (String, String) {
+    let task = tempdir().unwrap();
+    std::fs::set_permissions(task.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    for (name, content) in files {
+        std::fs::write(task.path().join(name), content).unwrap();
+    }
+    let api = RuntimeApi::start("{\"name\":\"Ada\"}");
+    let argv = image.command(None).unwrap();
+    let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+    let env = [("AWS_LAMBDA_RUNTIME_API", api.address.as_str()), ("_HANDLER", handler)];
+    let mut runtime = command(image, Some(task.path()), &argv, &env).stdout(Stdio::null()).spawn().unwrap();
+    let answer = api.answer();
+    // The process that unshare, bash and chroot have become.
+    runtime.kill().unwrap();
+    runtime.wait().unwrap();
+    answer
 }
 
 #[track_caller]
@@ -162,6 +189,15 @@ async fn every_python_of_this_host_runs_in_its_root() {
         assert!(output.starts_with(&format!("/var/lang {python} ")), "{output}");
         assert!(!output.contains("/root") && output.trim_end().ends_with("utf-8"), "{output}");
         expect(&run(&image, None, &["/bin/sh", "-c", "python3 -c 'import sys'"], &[]));
+
+        let code = "import helper\ndef handler(event, context):\n    return helper.greet(event['name'], context.aws_request_id)\n";
+        let helper = "def greet(name, id):\n    return f'Hello {name} {id}'\n";
+        let (path, body) = invoke(&image, &[("index.py", code), ("helper.py", helper)], "index.handler");
+        assert!(path.ends_with("/runtime/invocation/request-1/response"), "{path} {body}");
+        assert_eq!(body, "\"Hello Ada request-1\"");
+        let (path, body) = invoke(&image, &[("index.py", "import nothing_like_that")], "index.handler");
+        assert!(path.ends_with("/runtime/init/error"), "{path}");
+        assert!(body.contains("Runtime.ImportModuleError") && body.contains("nothing_like_that"), "{body}");
     }
 }
 
@@ -214,5 +250,17 @@ async fn node_runs_in_its_root() {
         let api = [("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:1")];
         let output = expect(&run(&image, None, &["/var/lang/bin/node", "-e", code], &api));
         assert_eq!(output, "/var/lang/bin/node\n");
+
+        let answers = |files: &[(&str, &str)]| {
+            let (path, body) = invoke(&image, files, "index.handler");
+            assert!(path.ends_with("/runtime/invocation/request-1/response"), "{path} {body}");
+            assert_eq!(body, "\"Hello Ada function\"");
+        };
+        let body = "async (event) => `Hello ${event.name} ${typeof S3Client}`;";
+        let common = format!("const {{ S3Client }} = require('@aws-sdk/client-s3'); exports.handler = {body}");
+        answers(&[("index.js", &common)]);
+        let module = format!("import {{ S3Client }} from '@aws-sdk/client-s3'; export const handler = {body}");
+        answers(&[("index.mjs", &module)]);
+        answers(&[("index.js", &module), ("package.json", "{\"type\":\"module\"}")]);
     }
 }

@@ -103,9 +103,14 @@ fn choose(
             args.path.display()
         ),
     };
+    let guesses = [
+        (given.is_none() && current != Some(&runtime)).then(|| format!("runtime {runtime}")),
+        args.handler.is_none().then(|| format!("handler {handler}")),
+    ];
+    let guesses: Vec<String> = guesses.into_iter().flatten().collect();
     let note = guessed
-        .filter(|_| given.is_none() || args.handler.is_none())
-        .map(|guess| format!("Guessed runtime {runtime} and handler {handler}, because {}.", guess.because));
+        .filter(|_| !guesses.is_empty())
+        .map(|guess| format!("Guessed {}, because {}.", guesses.join(" and "), guess.because));
     Ok(Choice { runtime, handler, note })
 }
 
@@ -303,6 +308,10 @@ mod tests {
         assert_eq!(
             note(&[]).unwrap(),
             "Guessed runtime python3.13 and handler app.handler, because app.py has a function `handler`."
+        );
+        assert_eq!(
+            note(&["--runtime", "python3.12"]).unwrap(),
+            "Guessed handler app.handler, because app.py has a function `handler`."
         );
         assert_eq!(note(&["--runtime", "python3.12", "--handler", "app.handler"]), None);
     }

@@ -11,7 +11,7 @@ use crate::{Progress, RuntimeError, copy, host};
 /// What compiling `aws-lambda-ric` calls: program → package of Debian.
 const BUILD_TOOLS: [(&str, &str); 6] =
     [("cmake", "cmake"), ("g++", "g++"), ("make", "make"), ("python3", "python3"), ("tar", "tar"), ("xz", "xz-utils")];
-/// The package that is the runtime client itself: its files go to `/var/runtime`, others to its `node_modules`.
+/// The package that is the runtime client itself: its files go to `/var/runtime`, others to `node_modules` there.
 const CLIENT: &str = "aws-lambda-ric";
 
 /// Fills `to/lang` and `to/runtime`; returns the version of Node.js.
@@ -30,18 +30,27 @@ pub(super) fn install(
     copy::file(&node, &lang.join("bin/node"))?;
     copy_libraries(std::slice::from_ref(&node), &lang.join("lib"))?;
 
-    let packages = &recipe.install.packages;
-    progress.step(&format!("installing {} with npm (compiles for about a minute)", packages.join(", ")));
-    let build = tempfile::tempdir().map_err(RuntimeError::io("create", Path::new("temporary directory")))?;
-    npm_install(&npm, &node, packages, build.path())?;
-    let modules = build.path().join("node_modules");
-    let client = modules.join(CLIENT);
+    let build = tempfile::tempdir().map_err(RuntimeError::io("create directory in", &std::env::temp_dir()))?;
+    let is_client = |package: &&String| package.starts_with(CLIENT);
+    let (client, sdk): (Vec<_>, Vec<_>) = recipe.install.packages.iter().partition(is_client);
+    progress.step(&format!("compiling {CLIENT} with npm, which takes about a minute"));
+    npm_install(&npm, &node, &client, Scripts::Run, &build.path().join("client"))?;
     let runtime = to.join("runtime");
+    let client = build.path().join("client/node_modules").join(CLIENT);
     for file in ["index.mjs", "rapid-client.node", "package.json", "LICENSE", "NOTICE"] {
         copy::file(&client.join(file), &runtime.join(file))?;
     }
     copy_libraries(&[client.join("rapid-client.node")], &lang.join("lib"))?;
-    copy::directory(&runtime.join("node_modules"))?;
+    let modules = runtime.join("node_modules");
+    copy::directory(&modules)?;
+    if !sdk.is_empty() {
+        progress.step(&format!("installing {} packages of the AWS SDK with npm", sdk.len()));
+        npm_install(&npm, &node, &sdk, Scripts::Ignore, &build.path().join("sdk"))?;
+        let from = build.path().join("sdk/node_modules");
+        for file in copy::files_below(&from, &needed_at_run_time)? {
+            copy::file(&from.join(&file), &modules.join(&file))?;
+        }
+    }
     Ok(version)
 }
 
@@ -66,7 +75,27 @@ fn tools(recipe: &Recipe, node: &Path) -> Result<PathBuf, RuntimeError> {
     }
 }
 
-fn npm_install(npm: &Path, node: &Path, packages: &[String], dir: &Path) -> Result<(), RuntimeError> {
+/// Whether packages may run programs of theirs when they are installed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scripts {
+    Run,
+    Ignore,
+}
+
+fn needed_at_run_time(path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    let types = name == "dist-types" || name.ends_with(".d.ts") || name.ends_with(".map");
+    !(types || name == ".bin" || name == ".package-lock.json" || name == "README.md" || name == "CHANGELOG.md")
+}
+
+fn npm_install(
+    npm: &Path,
+    node: &Path,
+    packages: &[&String],
+    scripts: Scripts,
+    dir: &Path,
+) -> Result<(), RuntimeError> {
+    copy::directory(dir)?;
     // npm and node-gyp must run with, and compile for, this very node.
     let node_dir = node.parent().unwrap_or(Path::new("/"));
     let mut path = OsString::from(node_dir);
@@ -75,8 +104,14 @@ fn npm_install(npm: &Path, node: &Path, packages: &[String], dir: &Path) -> Resu
         path.push(dir);
     }
     let mut command = Command::new(npm);
-    command.args(["install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts=false", "--prefix"]);
-    command.arg(dir).args(packages).env("PATH", path).env_remove("NODE_OPTIONS").current_dir(dir);
+    command.args(["install", "--no-audit", "--no-fund", "--no-package-lock", "--prefix"]);
+    command
+        .arg(dir)
+        .arg(format!("--ignore-scripts={}", scripts == Scripts::Ignore))
+        .args(packages)
+        .env("PATH", path)
+        .env_remove("NODE_OPTIONS")
+        .current_dir(dir);
     // With headers beside the binary node-gyp downloads none.
     if let Some(prefix) = node_dir.parent()
         && prefix.join("include/node/node_api.h").is_file()
