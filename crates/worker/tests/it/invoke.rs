@@ -231,3 +231,40 @@ async fn warm_invocations_wait_for_nothing() {
     println!("median {:?}, p99 {:?} for a warm invocation of a lean Python loop", times[250], times[495]);
     assert!(times[250] < std::time::Duration::from_millis(3), "{:?}", times[250]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sandboxes_side_by_side_do_not_mix_up() {
+    let f = std::sync::Arc::new(Fixture::new(&python(LEAN_ECHO), Setup::default()));
+    let mut clients = tokio::task::JoinSet::new();
+    for client in 0..12 {
+        let f = std::sync::Arc::clone(&f);
+        clients.spawn(async move {
+            let sandbox = domain::SandboxId(uuid::Uuid::new_v4());
+            f.service.init(domain::InitRequest { sandbox, version: f.version.clone() }).await.unwrap();
+            for n in 0..40 {
+                let event = format!("[{client},{n}]");
+                let outcome = loop {
+                    match f.service.invoke(sandbox, f.request(&event, LogType::None)).await {
+                        Ok(outcome) => break outcome,
+                        // Nobody waits for `idle` here.
+                        Err(domain::WorkerError::Sandbox(_)) => tokio::task::yield_now().await,
+                        Err(error) => panic!("{error}"),
+                    }
+                };
+                assert_eq!(text(&outcome), event);
+            }
+            f.service.shutdown(sandbox, domain::RetireReason::Spindown).await;
+        });
+    }
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
+    }
+    assert_eq!((f.told.count("answered"), f.told.count("dead")), (480, 12));
+    assert_eq!(f.observed.live.load(Ordering::SeqCst), 0);
+}
+
+const LEAN_ECHO: &str = r#"
+while True:
+    id, headers, body = next()
+    answer(id, body, {"Lambda-Runtime-Invocation-Id": headers["lambda-runtime-invocation-id"]})
+"#;

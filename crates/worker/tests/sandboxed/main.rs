@@ -92,6 +92,7 @@ fn trials() -> Vec<Trial> {
         ),
         trial("endpoint", Setup { endpoint: true, ..setup() }, endpoint),
         trial("frozen", setup(), frozen),
+        trial("extension_in_merged_layers", Setup { layers: true, ..setup() }, extension_in_merged_layers),
     ]
 }
 
@@ -196,11 +197,48 @@ async fn frozen(f: Fixture) {
     f.end().await;
 }
 
+/// Two layers: one with an extension, one with a module that the handler's interpreter finds below `/opt/python`.
+async fn extension_in_merged_layers(f: Fixture) {
+    f.init().await;
+    f.tail(json!({})).await;
+    let (_, tail) = f.tail(json!({"do": "print"})).await;
+    assert!(tail.contains("extension saw INVOKE"), "{tail}");
+    let began = Instant::now();
+    f.end().await;
+    assert!(began.elapsed() < Duration::from_secs(2), "the extension ends when it is told to: {:?}", began.elapsed());
+    let group = worker::logs::GroupId {
+        account: AccountId::local(),
+        region: "us-east-1".into(),
+        group: "/aws/lambda/f".into(),
+    };
+    let page = f.logs.events(&group, Default::default()).await.unwrap();
+    let lines: Vec<String> = page.events.into_iter().map(|e| e.message).collect();
+    assert!(lines.iter().any(|l| l == "extension saw SHUTDOWN spindown"), "{lines:#?}");
+}
+
+const EXTENSION: &str = r#"#!/var/lang/bin/python3.11
+import http.client, json, os, sys
+conn = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
+name = open("/opt/name").read()
+conn.request("POST", "/2020-01-01/extension/register", '{"events":["INVOKE","SHUTDOWN"]}', {"Lambda-Extension-Name": name})
+response = conn.getresponse()
+assert response.status == 200, response.read()
+response.read()
+id = response.headers["Lambda-Extension-Identifier"]
+while True:
+    conn.request("GET", "/2020-01-01/extension/event/next", headers={"Lambda-Extension-Identifier": id})
+    event = json.loads(conn.getresponse().read())
+    print("extension saw", event["eventType"], *([event["shutdownReason"]] if "shutdownReason" in event else []), flush=True)
+    if event["eventType"] == "SHUTDOWN":
+        break
+"#;
+
 #[derive(Clone, Default)]
 struct Setup {
     timeout: Duration,
     env: &'static [(&'static str, &'static str)],
     endpoint: bool,
+    layers: bool,
 }
 
 struct Fixture {
@@ -208,6 +246,7 @@ struct Fixture {
     engine: Arc<ProcessEngine>,
     sandbox: SandboxId,
     version: Arc<FunctionVersion>,
+    logs: LogStore,
     _dir: tempfile::TempDir,
 }
 
@@ -260,14 +299,30 @@ impl Fixture {
                 stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi").await.unwrap();
             });
         }
+        let mut packages = HashMap::from([("task".to_owned(), task)]);
+        let mut layers = Vec::new();
+        if setup.layers {
+            use std::os::unix::fs::PermissionsExt as _;
+            let extension = dir.path().join("one/extensions/watcher");
+            std::fs::create_dir_all(extension.parent().unwrap()).unwrap();
+            std::fs::write(&extension, EXTENSION).unwrap();
+            std::fs::set_permissions(&extension, std::fs::Permissions::from_mode(0o755)).unwrap();
+            std::fs::create_dir(dir.path().join("two")).unwrap();
+            std::fs::write(dir.path().join("two/name"), "watcher").unwrap();
+            for name in ["one", "two"] {
+                packages.insert(name.to_owned(), dir.path().join(name));
+                layers.push(CodeRef { sha256: name.into(), size: 1 });
+            }
+        }
+        let logs = LogStore::open(LogConfig::new(dir.path().join("logs"))).unwrap();
         let service = Service::new(
             Config { endpoint_url, layers_dir: dir.path().join("layers"), ..Config::default() },
             engine.clone(),
-            Arc::new(Directories(HashMap::from([("task".to_owned(), task)]))),
+            Arc::new(Directories(packages)),
             Arc::new(runtimes().await),
             Arc::new(SystemClock::default()),
             Metrics::default(),
-            LogStore::open(LogConfig::new(dir.path().join("logs"))).unwrap(),
+            logs.clone(),
         );
         let timeout = if setup.timeout.is_zero() { Duration::from_secs(10) } else { setup.timeout };
         let environment: BTreeMap<String, String> =
@@ -282,7 +337,7 @@ impl Fixture {
             runtime: RUNTIME.into(),
             handler: "index.handler".into(),
             code: CodeRef { sha256: "task".into(), size: 1 },
-            layers: Vec::new(),
+            layers,
             memory_mb: 256,
             timeout,
             ephemeral_mb: 512,
@@ -296,7 +351,7 @@ impl Fixture {
             tracing_active: false,
         };
         let sandbox = SandboxId(Uuid::new_v4());
-        Self { service: service.unwrap(), engine, sandbox, version: version.into(), _dir: dir }
+        Self { service: service.unwrap(), engine, sandbox, version: version.into(), logs, _dir: dir }
     }
 
     async fn init(&self) -> InitDone {
@@ -337,7 +392,7 @@ impl Fixture {
         parse(&outcome)
     }
 
-    async fn end(self) {
+    async fn end(&self) {
         self.service.shutdown(self.sandbox, RetireReason::Spindown).await;
         self.service.stop().await;
         self.engine.stop().await;
