@@ -134,7 +134,7 @@ async fn what_is_not_there() {
 }
 
 /// Recorded: test_create_lambda_exceptions (zip), test_create_deprecated_function_runtime_with_validation_enabled,
-/// test_oversized_zipped_create_lambda (message), test_lambda_zip_file_to_image.
+/// test_oversized_zipped_create_lambda, test_large_environment_fails_multiple_keys, test_lambda_zip_file_to_image.
 #[tokio::test]
 async fn what_cannot_be_created() {
     let world = World::new().await;
@@ -145,6 +145,12 @@ async fn what_cannot_be_created() {
             .await,
         InvalidParameterValueException,
         "Could not unzip uploaded file. Please check your file, then try to upload again.",
+    );
+    let oversized = FunctionCode { zip_file: Some(vec![0; 52_428_801].into()), ..Default::default() };
+    refused(
+        create(CreateFunctionRequest { code: oversized, ..function("f") }).await,
+        RequestEntityTooLargeException,
+        "Zipped size must be smaller than 52428800 bytes",
     );
     for runtime in ["go1.x", "java8", "nodejs12.x", "provided", "python3.7", "ruby2.7"] {
         refused(
