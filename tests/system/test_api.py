@@ -130,12 +130,12 @@ def test_update_code_and_configuration(client, function):
     client.get_waiter("function_updated_v2").wait(FunctionName=name, WaiterConfig={"Delay": 1})
     assert invoke(client, name).json == 2
     client.update_function_configuration(
-        FunctionName=name, Timeout=7, MemorySize=256, Description="d", Environment={"Variables": {"A": "b"}}
+        FunctionName=name, Timeout=7, MemorySize=256, Description="d", Environment={"Variables": {"KEY": "b"}}
     )
     wait_active(client, name)
     after = client.get_function_configuration(FunctionName=name)
     assert (after["Timeout"], after["MemorySize"], after["Description"]) == (7, 256, "d")
-    assert after["Environment"] == {"Variables": {"A": "b"}}
+    assert after["Environment"] == {"Variables": {"KEY": "b"}}
     assert after["RevisionId"] != before["RevisionId"]
     fails(
         "PreconditionFailedException", client.update_function_configuration,

@@ -8,13 +8,15 @@ import glob
 import json
 import os
 import pathlib
+import re
+import signal
 import socket
 import threading
 import time
 
 import pytest
 
-from conftest import ECHO, invoke, running, wait_until
+from conftest import ECHO, PYTHON, ROLE, invoke, running, wait_active, wait_until, zip_bytes
 
 pytestmark = pytest.mark.needs("root", "cgroups")
 
@@ -247,25 +249,43 @@ def state():
     }
 
 
-def test_nothing_outlives_a_stop_or_a_kill():
-    import signal
+def instances(pid):
+    """Numbers of the instances whose sandboxes are descendants of a process: their cgroups and nft tables carry them."""
+    parents, found = {}, set()
+    for path in glob.glob("/proc/[0-9]*/stat"):
+        try:
+            head, _, tail = open(path).read().rpartition(")")
+        except OSError:
+            continue
+        parents[int(head.split(" ")[0])] = int(tail.split()[1])
 
+    def descends(process):
+        while process in parents and process != pid:
+            process = parents[process]
+        return process == pid
+
+    for process in filter(descends, list(parents)):
+        try:
+            found |= set(re.findall(r"/emberbox/([^/\n]+)", open(f"/proc/{process}/cgroup").read()))
+        except OSError:
+            continue
+    return found
+
+
+def test_nothing_outlives_a_stop_or_a_kill():
     for how in (signal.SIGTERM, signal.SIGKILL):
         with running() as server:
-            pid = server.process.pid
             mine = server.client()
             mine.create_function(
-                FunctionName="f", Runtime="python3.%d" % __import__("sys").version_info[1], Handler="index.handler",
-                Role="arn:aws:iam::000000000000:role/lambda",
-                Code={"ZipFile": __import__("conftest").zip_bytes({"index.py": ECHO})},
+                FunctionName="f", Runtime=PYTHON, Handler="index.handler", Role=ROLE, Code={"ZipFile": zip_bytes({"index.py": ECHO})}
             )
-            __import__("conftest").wait_active(mine, "f")
+            wait_active(mine, "f")
             assert invoke(mine, "f", 1).json == 1
-            own = [p for p in glob.glob("/sys/fs/cgroup/*/emberbox/*") if f"{pid}" in p]
-            assert own, "its cgroups are named by its pid"
+            own = instances(server.process.pid)
+            assert own, "its sandboxes are in cgroups of its own"
             server.stop(how)
             wait_until(lambda: not leftovers(server.data_dir), 10, f"no processes or mounts left after {how!r}: {leftovers(server.data_dir)}")
             wait_until(
-                lambda: not [p for p in glob.glob("/sys/fs/cgroup/*/emberbox/*") if f"{pid}" in p], 10, f"no cgroups left after {how!r}"
+                lambda: not [p for n in own for p in glob.glob(f"/sys/fs/cgroup/*/emberbox/{n}/*/")], 10, f"no cgroups left after {how!r}"
             )
-            wait_until(lambda: not [t for t in state()["tables"] if f"{pid}" in t], 10, "no nft table left")
+            wait_until(lambda: not [t for t in state()["tables"] if t.endswith(tuple(f"emberbox_{n}" for n in own))], 10, "no nft table left")

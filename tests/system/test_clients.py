@@ -44,8 +44,7 @@ def test_aws_cli_through_every_operation(aws, tmp_path):
     assert aws("lambda", "get-function", "--function-name", name)["Configuration"]["State"] == "Active"
     assert aws("lambda", "get-function-configuration", "--function-name", name)["FunctionName"] == name
     assert name in json.dumps(aws("lambda", "list-functions"))
-    meta = aws("lambda", "invoke", "--function-name", name, "--payload", '{"a": 1}', "--cli-binary-format", "raw-in-base64-out",
-               "--log-type", "Tail", "out.json")
+    meta = aws("lambda", "invoke", "--function-name", name, "--payload", '{"a": 1}', "--log-type", "Tail", "out.json")
     assert meta["StatusCode"] == 200 and meta["LogResult"] and json.loads((tmp_path / "out.json").read_text()) == {"a": 1}
     assert "204" in json.dumps(aws("lambda", "invoke", "--function-name", name, "--invocation-type", "DryRun", "dry.json"))
     aws("lambda", "update-function-code", "--function-name", name, "--zip-file", "fileb://g.zip")

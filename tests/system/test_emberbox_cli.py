@@ -28,7 +28,7 @@ def ember(emberbox):
 def test_deploy_invoke_logs_delete(ember, tmp_path):
     name = "cli-" + uuid.uuid4().hex[:8]
     (tmp_path / "app.py").write_text('def handler(event, context):\n    print("said", event)\n    return {"got": event}\n')
-    out = ember("deploy", tmp_path, "--name", name, "--memory", "256", "--timeout", "5", "--env", "K=V")
+    out = ember("deploy", tmp_path, "--name", name, "--memory", "256", "--timeout", "5", "--env", "KEY=V")
     assert "python3" in out.stdout + out.stderr and "app.handler" in out.stdout + out.stderr, "says what it guessed"
     out = ember("invoke", name, '{"a":1}', "--tail")
     assert json.loads(out.stdout) == {"got": {"a": 1}}

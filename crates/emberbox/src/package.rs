@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 
 pub use archive::{File, write_zip};
 pub use guess::{Contents, Guess, Language, guess};
-pub use python::{install_requirements, newest_python};
+pub use python::install_requirements;
 
 /// A package ready to be uploaded, or one that a step (pip) may still add files to.
 pub enum Package {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
 use clap::Parser;
 use lambda_api::types::InvocationRequest;
-use runtimes::{RuntimeState, RuntimeStatus};
+use runtimes::RuntimeState;
 
 use super::runtime::{self, Shown};
 use super::{deploy, invoke, logs};
@@ -139,11 +139,7 @@ fn short_report(line: &str) -> String {
 /// Installs the newest Python runtime that this host can have, if that was not done before.
 async fn prepare_python(data: &Path) -> Result<String> {
     let runtimes = runtime::open(&Local { data_dir: Some(data.to_owned()), config: None })?;
-    let usable = |status: &RuntimeStatus| {
-        status.name.starts_with("python") && !matches!(status.state, RuntimeState::Missing { .. })
-    };
-    let Some(newest) = runtimes.list().into_iter().filter(usable).max_by_key(|status| minor_version(&status.name))
-    else {
+    let Some(newest) = runtime::newest(&runtimes, "python") else {
         bail!("there is no Python that Lambda knows on this host; `emberbox doctor` says how to get one");
     };
     if newest.state != RuntimeState::Ready {
@@ -151,11 +147,6 @@ async fn prepare_python(data: &Path) -> Result<String> {
     }
     runtimes.ensure(&newest.name, &Shown::new()).await?;
     Ok(newest.name)
-}
-
-/// The 12 of `python3.12`.
-fn minor_version(runtime: &str) -> u32 {
-    runtime.rsplit('.').next().and_then(|minor| minor.parse().ok()).unwrap_or(0)
 }
 
 /// Runtimes are set-up rather than the demo's data: they are kept, where `emberbox serve` finds them as well.

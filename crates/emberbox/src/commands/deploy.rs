@@ -1,7 +1,7 @@
 //! `emberbox deploy`: makes the package, says what it guessed, creates or updates the function, waits until it is usable.
 
 use std::collections::BTreeMap;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -14,8 +14,8 @@ use lambda_api::types::{
     UpdateFunctionCodeRequest, UpdateFunctionConfigurationRequest,
 };
 
-use super::{print, print_json};
-use crate::cli::Deploy;
+use super::{print, print_json, runtime};
+use crate::cli::{Deploy, Local};
 use crate::client::{ApiError, Client};
 use crate::package::{self, Contents, File, Guess, Language, Package};
 use crate::ui;
@@ -114,18 +114,15 @@ fn choose(
     Ok(Choice { runtime, handler, note })
 }
 
-/// The newest runtime of a language that this machine knows; a server elsewhere may have others.
+/// The newest runtime of a language that this machine has; a server elsewhere may have others.
 fn newest_runtime(language: Language) -> Result<String> {
-    Ok(match language {
-        Language::Custom => "provided.al2023".into(),
-        Language::Python => package::newest_python().unwrap_or_else(|| "python3.13".into()),
-        Language::Node => {
-            let output = Command::new("node").arg("--version").stdin(Stdio::null()).output();
-            let version = output.ok().and_then(|o| String::from_utf8(o.stdout).ok()).unwrap_or_default();
-            let major = version.trim().strip_prefix('v').and_then(|v| v.split('.').next()?.parse::<u32>().ok());
-            format!("nodejs{}.x", major.unwrap_or(22))
-        }
-    })
+    let (prefix, default) = match language {
+        Language::Custom => return Ok("provided.al2023".to_owned()),
+        Language::Python => ("python", "python3.13"),
+        Language::Node => ("nodejs", "nodejs22.x"),
+    };
+    Ok(runtime::newest(&runtime::open(&Local::default())?, prefix)
+        .map_or_else(|| default.to_owned(), |status| status.name))
 }
 
 /// Adds what requirements.txt asks for, unless the user did so already.

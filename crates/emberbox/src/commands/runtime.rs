@@ -53,8 +53,18 @@ pub fn open(local: &Local) -> Result<Runtimes> {
     Ok(Runtimes::open(settings::runtimes(&config, &dir))?)
 }
 
+/// The usable runtime of a language with the highest version. AWS's own names only: `python3.12`, `nodejs22.x`.
+pub fn newest(runtimes: &Runtimes, prefix: &str) -> Option<RuntimeStatus> {
+    let version = |status: &RuntimeStatus| -> Option<Vec<u32>> {
+        let version = status.name.strip_prefix(prefix)?.trim_end_matches(".x");
+        version.split('.').map(|part| part.parse().ok()).collect()
+    };
+    let usable = runtimes.list().into_iter().filter(|status| !matches!(status.state, RuntimeState::Missing { .. }));
+    usable.filter(|status| version(status).is_some()).max_by_key(version)
+}
+
 /// One word for a state.
-pub fn state_word(state: &RuntimeState) -> &'static str {
+fn state_word(state: &RuntimeState) -> &'static str {
     match state {
         RuntimeState::Ready => "ready",
         RuntimeState::Installable { .. } => "installable",
