@@ -57,6 +57,11 @@ pub(crate) fn runtime(inputs: &Inputs<'_>) -> Vec<(String, String)> {
     set("LAMBDA_RUNTIME_DIR", "/var/runtime");
     if let Some(name) = &image.execution_env {
         set("AWS_EXECUTION_ENV", name);
+        // Messages of several lines, such as tracebacks, then stay together. Not for Node.js, which makes its stdout
+        // non-blocking, so that a frame could fail when the pipe is full.
+        if name.starts_with("AWS_Lambda_python") {
+            set("_LAMBDA_TELEMETRY_LOG_FD", "1");
+        }
     }
     set("AWS_REGION", &version.region);
     set("AWS_DEFAULT_REGION", &version.region);

@@ -1,4 +1,4 @@
-//! What a process writes to stdout and stderr, cut into lines.
+//! What a process writes to stdout and stderr, cut into lines, or into the messages that a runtime client frames.
 
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
@@ -70,7 +70,7 @@ impl Output {
             }
             match read(&mut buffer) {
                 Ok(0) => {
-                    splitter.finish(&mut line);
+                    splitter.end(&mut line);
                     break Drained::End;
                 }
                 Ok(n) => {
@@ -116,20 +116,76 @@ impl Output {
     }
 }
 
-/// Cuts bytes into lines of bounded length.
+/// How a runtime client begins a message that may have several lines: this, its level and format (1 byte), its length
+/// (4, big-endian) and its time (8). AWS's clients do so when `_LAMBDA_TELEMETRY_LOG_FD` is set.
+const FRAME_MAGIC: [u8; 3] = [0xa5, 0x5a, 0x00];
+const FRAME_HEADER: usize = 16;
+
+/// Cuts bytes into messages of bounded length: lines, and framed messages between them.
 #[derive(Default)]
 struct Splitter {
     partial: Vec<u8>,
+    frame: Frame,
+}
+
+#[derive(Default)]
+enum Frame {
+    /// Plain text.
+    #[default]
+    Outside,
+    /// What may become a header.
+    Header(Vec<u8>),
+    /// So many bytes of the message are still to come.
+    Message(usize),
 }
 
 impl Splitter {
     fn push(&mut self, mut bytes: &[u8], line: &mut impl FnMut(String)) {
-        while let Some(end) = bytes.iter().position(|b| *b == b'\n') {
-            self.take(&bytes[..end], line);
-            self.emit(line);
-            bytes = &bytes[end + 1..];
+        while let Some(first) = bytes.first() {
+            match &mut self.frame {
+                Frame::Outside => {
+                    let end = bytes.iter().position(|b| *b == b'\n' || *b == FRAME_MAGIC[0]).unwrap_or(bytes.len());
+                    self.take(&bytes[..end], line);
+                    match bytes.get(end) {
+                        Some(b'\n') => self.emit(line),
+                        Some(_) => self.frame = Frame::Header(vec![FRAME_MAGIC[0]]),
+                        None => return,
+                    }
+                    bytes = &bytes[end + 1..];
+                }
+                Frame::Header(header) if FRAME_MAGIC.get(header.len()).is_some_and(|magic| magic != first) => {
+                    let text = std::mem::take(header);
+                    self.frame = Frame::Outside;
+                    self.take(&text, line);
+                }
+                Frame::Header(header) => {
+                    header.push(*first);
+                    bytes = &bytes[1..];
+                    if let [_, _, _, _, l1, l2, l3, l4, ..] = header[..]
+                        && header.len() == FRAME_HEADER
+                    {
+                        let length = u32::from_be_bytes([l1, l2, l3, l4]);
+                        self.frame = Frame::Message(length as usize);
+                        // Text without a newline came before.
+                        self.flush(line);
+                    }
+                }
+                Frame::Message(left) => {
+                    let n = (*left).min(bytes.len());
+                    *left -= n;
+                    let done = *left == 0;
+                    self.take(&bytes[..n], line);
+                    bytes = &bytes[n..];
+                    if done {
+                        self.frame = Frame::Outside;
+                        if self.partial.last() == Some(&b'\n') {
+                            self.partial.pop();
+                        }
+                        self.emit(line);
+                    }
+                }
+            }
         }
-        self.take(bytes, line);
     }
 
     fn take(&mut self, mut bytes: &[u8], line: &mut impl FnMut(String)) {
@@ -148,10 +204,25 @@ impl Splitter {
         self.partial.shrink_to(4 << 10);
     }
 
-    fn finish(&mut self, line: &mut impl FnMut(String)) {
+    fn flush(&mut self, line: &mut impl FnMut(String)) {
         if !self.partial.is_empty() {
             self.emit(line);
         }
+    }
+
+    /// Nothing more comes for now: a line without an end is over, a message in the midst of being written is not.
+    fn finish(&mut self, line: &mut impl FnMut(String)) {
+        if matches!(self.frame, Frame::Outside) {
+            self.flush(line);
+        }
+    }
+
+    /// Nothing more comes at all.
+    fn end(&mut self, line: &mut impl FnMut(String)) {
+        if let Frame::Header(header) = std::mem::take(&mut self.frame) {
+            self.take(&header, line);
+        }
+        self.flush(line);
     }
 }
 
@@ -173,6 +244,48 @@ mod tests {
             splitter.finish(&mut |l| lines.push(l));
             prop_assert_eq!(lines, text.lines().map(str::to_owned).collect::<Vec<_>>());
         }
+    }
+
+    fn frame(message: &str) -> Vec<u8> {
+        let mut bytes = vec![0xa5, 0x5a, 0x00, 0x17];
+        bytes.extend_from_slice(&u32::try_from(message.len()).unwrap().to_be_bytes());
+        bytes.extend_from_slice(&[0; 8]);
+        bytes.extend_from_slice(message.as_bytes());
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn framed_messages_stay_whole_however_they_arrive(cuts in prop::collection::vec(1usize..20, 0..40)) {
+            let mut bytes = b"plain\nno end".to_vec();
+            bytes.extend(frame("[ERROR] one\ntwo\n"));
+            bytes.extend(b"\xa5\x5a\x01 text\n");
+            bytes.extend(frame(""));
+            bytes.extend(b"tail\xa5");
+            let mut lines = Vec::new();
+            let mut splitter = Splitter::default();
+            let mut rest = bytes.as_slice();
+            for cut in cuts {
+                let (now, later) = rest.split_at(cut.min(rest.len()));
+                splitter.push(now, &mut |l| lines.push(l));
+                rest = later;
+            }
+            splitter.push(rest, &mut |l| lines.push(l));
+            splitter.end(&mut |l| lines.push(l));
+            let expected = ["plain", "no end", "[ERROR] one\ntwo", "\u{fffd}Z\u{1} text", "", "tail\u{fffd}"];
+            prop_assert_eq!(lines, expected);
+        }
+    }
+
+    #[test]
+    fn a_message_in_the_midst_is_not_cut_by_the_end_of_an_invocation() {
+        let bytes = frame("one\ntwo");
+        let mut lines = Vec::new();
+        let mut splitter = Splitter::default();
+        splitter.push(&bytes[..20], &mut |l| lines.push(l));
+        splitter.finish(&mut |l| lines.push(l));
+        splitter.push(&bytes[20..], &mut |l| lines.push(l));
+        assert_eq!(lines, ["one\ntwo"]);
     }
 
     #[tokio::test]

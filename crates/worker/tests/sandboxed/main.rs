@@ -129,6 +129,12 @@ async fn errors_of_the_handler(f: Fixture) {
     assert_eq!(outcome.function_error, Some("Unhandled"));
     assert_eq!(parse(&outcome)["errorType"], "KeyError");
     assert!(tail.contains("[ERROR] KeyError"), "{tail}");
+    let log = f.log().await;
+    let traceback = log.iter().find(|l| l.starts_with("[ERROR] KeyError")).expect("the error in the log");
+    assert!(
+        traceback.contains("Traceback (most recent call last):\n") && traceback.contains("index.py"),
+        "{traceback}"
+    );
     f.end().await;
 }
 
@@ -206,13 +212,7 @@ async fn extension_in_merged_layers(f: Fixture) {
     let began = Instant::now();
     f.end().await;
     assert!(began.elapsed() < Duration::from_secs(2), "the extension ends when it is told to: {:?}", began.elapsed());
-    let group = worker::logs::GroupId {
-        account: AccountId::local(),
-        region: "us-east-1".into(),
-        group: "/aws/lambda/f".into(),
-    };
-    let page = f.logs.events(&group, Default::default()).await.unwrap();
-    let lines: Vec<String> = page.events.into_iter().map(|e| e.message).collect();
+    let lines = f.log().await;
     assert!(lines.iter().any(|l| l == "extension saw SHUTDOWN spindown"), "{lines:#?}");
 }
 
@@ -384,6 +384,17 @@ impl Fixture {
                 Err(error) => panic!("{error}"),
             }
         }
+    }
+
+    async fn log(&self) -> Vec<String> {
+        self.logs.flush().await;
+        let group = worker::logs::GroupId {
+            account: AccountId::local(),
+            region: "us-east-1".into(),
+            group: "/aws/lambda/f".into(),
+        };
+        let page = self.logs.events(&group, Default::default()).await.unwrap();
+        page.events.into_iter().map(|e| e.message).collect()
     }
 
     async fn eventually(&self, event: Value) -> Value {
