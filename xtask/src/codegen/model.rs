@@ -87,8 +87,15 @@ fn in_order<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<(St
 }
 
 impl Model {
-    pub fn parse(json: &[u8]) -> anyhow::Result<Self> {
-        let model: Self = serde_json::from_slice(json).context("parse the JSON of the service model")?;
+    /// `absent` names members (shape, member) that count as optional although the model requires them.
+    pub fn parse(json: &[u8], absent: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let mut model: Self = serde_json::from_slice(json).context("parse the JSON of the service model")?;
+        for (shape, member) in absent {
+            let required = &mut model.shapes.get_mut(*shape).with_context(|| format!("no shape {shape}"))?.required;
+            let before = required.len();
+            required.retain(|name| name != member);
+            ensure!(required.len() < before, "{shape}.{member} is not required by the model");
+        }
         for name in model.reachable() {
             let shape = model.shape(&name)?;
             for (member_name, member) in &shape.members {

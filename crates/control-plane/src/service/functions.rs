@@ -196,7 +196,7 @@ impl ControlPlane {
         Ok(DeleteFunctionResponse { status_code: Some(204) })
     }
 
-    /// GetFunctionCodeSigningConfig, as for a function without one: with an empty ARN, which AWS leaves out.
+    /// GetFunctionCodeSigningConfig, as for a function without one: with the function's name alone.
     pub async fn get_function_code_signing_config(
         &self,
         caller: &Caller,
@@ -205,7 +205,7 @@ impl ControlPlane {
         let target = Target::own(caller, "GetFunctionCodeSigningConfig", &request.function_name, None)?;
         let entry = self.inner.function_of(&target.arn)?;
         Ok(GetFunctionCodeSigningConfigResponse {
-            code_signing_config_arn: String::new(),
+            code_signing_config_arn: None,
             function_name: entry.function.arn.name.clone(),
         })
     }

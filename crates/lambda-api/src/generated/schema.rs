@@ -2118,7 +2118,7 @@ pub static GET_FUNCTION_CODE_SIGNING_CONFIG_REQUEST: Structure = Structure {
 
 pub static GET_FUNCTION_CODE_SIGNING_CONFIG_RESPONSE: Structure = Structure {
     members: &[
-        Member::required("CodeSigningConfigArn", "codeSigningConfigArn", &CODE_SIGNING_CONFIG_ARN, Location::Body),
+        Member::optional("CodeSigningConfigArn", "codeSigningConfigArn", &CODE_SIGNING_CONFIG_ARN, Location::Body),
         Member::required("FunctionName", "functionName", &FUNCTION_NAME, Location::Body),
     ],
     payload: None,

@@ -516,8 +516,8 @@ pub struct GetDurableExecutionStateResponse {
 #[serde(default)]
 pub struct GetFunctionCodeSigningConfigResponse {
     /// The The Amazon Resource Name (ARN) of the code signing configuration.
-    #[serde(rename = "CodeSigningConfigArn")]
-    pub code_signing_config_arn: String,
+    #[serde(rename = "CodeSigningConfigArn", skip_serializing_if = "Option::is_none")]
+    pub code_signing_config_arn: Option<String>,
     /// The name or ARN of the Lambda function.
     #[serde(rename = "FunctionName")]
     pub function_name: String,
