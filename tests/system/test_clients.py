@@ -22,7 +22,7 @@ def aws(emberbox, tmp_path):
 
     def run(*args, check=True):
         env = {
-            **os.environ, "AWS_ENDPOINT_URL_LAMBDA": emberbox.endpoint, "AWS_ENDPOINT_URL_LOGS": emberbox.endpoint,
+            **os.environ, "AWS_ENDPOINT_URL_LAMBDA": emberbox.endpoint, "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS": emberbox.endpoint,
             "AWS_ACCESS_KEY_ID": "000000000000", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_PAGER": "", "AWS_MAX_ATTEMPTS": "1",
         }
