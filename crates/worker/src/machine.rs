@@ -431,11 +431,14 @@ impl Machine {
         }
         if let Phase::Finishing { invocation, pending, error } = std::mem::replace(&mut self.phase, Phase::Dead) {
             self.end(now, &invocation, error, None);
-            if let Some(answer) = pending {
-                self.actions.extend([Action::Answer(answer), Action::SlotAnswered]);
-            }
             self.become_idle(now);
-            self.actions.push(Action::SlotIdle);
+            match pending {
+                // The manager first: the caller may be back before it.
+                Some(answer) => {
+                    self.actions.extend([Action::SlotAnswered, Action::SlotIdle, Action::Answer(answer)]);
+                }
+                None => self.actions.push(Action::SlotIdle),
+            }
         }
     }
 }

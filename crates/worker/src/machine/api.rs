@@ -119,7 +119,8 @@ impl Machine {
         let pending = if invocation.ticket.tail {
             Some(answer)
         } else {
-            self.actions.extend([Action::Answer(answer), Action::SlotAnswered]);
+            // The manager first: the caller may be back before it.
+            self.actions.extend([Action::SlotAnswered, Action::Answer(answer)]);
             None
         };
         self.phase = Phase::Finishing { invocation, pending, error };

@@ -92,8 +92,8 @@ impl Machine {
 
     fn answer_fault(&mut self, invocation: &Invocation, fault: &Fault) {
         let payload = fault.payload(invocation.ticket.request);
-        self.actions.push(Action::Answer(Answer::Failure { payload, kind: fault.error_type().to_owned() }));
-        self.actions.push(Action::SlotAnswered);
+        let answer = Answer::Failure { payload, kind: fault.error_type().to_owned() };
+        self.actions.extend([Action::SlotAnswered, Action::Answer(answer)]);
     }
 
     /// Something broke: whoever waits hears of it, and the sandbox is reset.
@@ -137,7 +137,7 @@ impl Machine {
                 let error = error.or_else(|| Some(fault.error_type().to_owned()));
                 self.end(now, &invocation, error, timeout);
                 if let Some(answer) = pending {
-                    self.actions.extend([Action::Answer(answer), Action::SlotAnswered]);
+                    self.actions.extend([Action::SlotAnswered, Action::Answer(answer)]);
                 }
             }
             other => {

@@ -108,11 +108,12 @@ impl Driver {
                     Action::SlotDead(_) => self.deaths += 1,
                     Action::Destroy => self.destroyed = true,
                 }
-                assert!(self.outcomes + self.aborted <= self.accepted, "an outcome for nobody");
-                assert!(self.idles <= self.outcomes, "idle without a completed invocation");
                 assert!(self.deaths <= 1);
             }
         }
+        assert!(self.outcomes + self.aborted <= self.accepted, "an outcome for nobody");
+        assert!(self.idles <= self.outcomes, "idle without a completed invocation");
+        assert!(self.answered <= self.outcomes, "answered without an answer");
         if self.frozen {
             assert!(matches!(self.machine.state(), "frozen" | "dead"), "{}", self.machine.state());
         }

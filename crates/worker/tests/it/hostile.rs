@@ -172,7 +172,7 @@ time.sleep(0.2)
 answer(id, str(starts))
 next()
 "#;
-    let f = Fixture::new(&python(code), Setup { environment, timeout: Duration::from_secs(1), ..Setup::default() });
+    let f = Fixture::new(&python(code), Setup { environment, timeout: Duration::from_secs(3), ..Setup::default() });
     f.init().await;
     assert_eq!(json(&f.invoke("{}").await)["errorType"], "Sandbox.Timedout");
     f.wait_told("idle", 1).await;

@@ -73,11 +73,14 @@ sys.exit(json.loads(body))
 "#;
     let f = Fixture::new(&python(code), setup(5_000));
     f.init().await;
-    for (event, message) in [
+    for (n, (event, message)) in [
         ("127", "Runtime exited with error: exit status 127"),
         ("0", "Runtime exited without providing a reason"),
         (r#""signal""#, "Runtime exited with error: signal: killed"),
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    {
         let (outcome, tail) = f.invoke_tail(event).await;
         let error = json(&outcome);
         assert_eq!(
@@ -86,8 +89,8 @@ sys.exit(json.loads(body))
         );
         assert!(error["errorMessage"].as_str().unwrap().ends_with(message), "{error}");
         assert!(tail.contains("going\n") && tail.contains("Status: error\tError Type: Runtime.ExitError"), "{tail}");
+        f.wait_told("idle", n + 1).await;
     }
-    f.wait_told("idle", 3).await;
     f.observed.oom.store(true, Ordering::SeqCst);
     let error = json(&f.invoke(r#""signal""#).await);
     assert_eq!(error["errorType"], "Runtime.OutOfMemory");
