@@ -79,7 +79,15 @@ fn invoke(image: &RuntimeImage, files: &[(&str, &str)], handler: &str) -> (Strin
     let api = RuntimeApi::start("{\"name\":\"Ada\"}");
     let argv = image.command(None).unwrap();
     let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
-    let env = [("AWS_LAMBDA_RUNTIME_API", api.address.as_str()), ("_HANDLER", handler)];
+    let env = [
+        ("AWS_LAMBDA_RUNTIME_API", api.address.as_str()),
+        ("_HANDLER", handler),
+        ("AWS_LAMBDA_FUNCTION_NAME", "f"),
+        ("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST"),
+        ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128"),
+        ("AWS_LAMBDA_LOG_GROUP_NAME", "/aws/lambda/f"),
+        ("AWS_LAMBDA_LOG_STREAM_NAME", "stream"),
+    ];
     let mut runtime = command(image, Some(task.path()), &argv, &env).stdout(Stdio::null()).spawn().unwrap();
     let answer = api.answer();
     // The process that unshare, bash and chroot have become.
