@@ -16,7 +16,7 @@ use crate::{Progress, RuntimeError, copy, host, libraries};
 
 const RECIPE: &str = include_str!("../runtimes/base.toml");
 /// Changes when this file makes another root out of the same sources.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// Empty directories: mount points, and places that programs expect.
 const DIRECTORIES: [&str; 15] = [
@@ -54,7 +54,7 @@ const FILES: [(&str, &str); 6] = [
 ];
 
 /// `/bin` and the like, and the names under which programs look for what has another here.
-const LINKS: [(&str, &str); 10] = [
+const LINKS: [(&str, &str); 11] = [
     ("bin", "usr/bin"),
     ("sbin", "usr/sbin"),
     ("lib", "usr/lib"),
@@ -62,6 +62,8 @@ const LINKS: [(&str, &str); 10] = [
     ("usr/bin/sh", "bash"),
     // `import` of ECMAScript modules does not heed NODE_PATH, but looks here.
     ("node_modules", "var/runtime/node_modules"),
+    // Where Debian's Node.js looks for parts of itself.
+    ("usr/share/nodejs", "/var/lang/share/nodejs"),
     ("usr/lib/locale/en_US.utf8", "C.utf8"),
     ("etc/ssl/cert.pem", "certs/ca-certificates.crt"),
     ("etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/certs/ca-certificates.crt"),

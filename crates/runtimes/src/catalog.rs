@@ -90,7 +90,8 @@ impl Runtimes {
         let mut entries = BTreeMap::new();
         let mut add = |path: &Path, text: &str, file: Option<PathBuf>| {
             let known = |name: &str| entries.get(name).map(|entry: &Entry| entry.recipe.clone());
-            let recipes = recipe::parse(text, &known).map_err(|cause| RuntimeError::File { path: path.to_owned(), cause })?;
+            let recipes =
+                recipe::parse(text, &known).map_err(|cause| RuntimeError::File { path: path.to_owned(), cause })?;
             for recipe in recipes {
                 entries.insert(
                     recipe.name.clone(),

@@ -19,7 +19,7 @@ use crate::recipe::{InstallKind, Recipe};
 use crate::{Progress, RuntimeError, copy, libraries};
 
 /// Changes when this module makes something else out of the same recipe and interpreter.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The installation of a recipe, complete or not yet made.
 pub(crate) struct Place {

@@ -1,18 +1,23 @@
 //! Node.js: the binary, and AWS's `aws-lambda-ric`, whose native part npm compiles.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::copy_libraries;
 use crate::recipe::Recipe;
-use crate::{Progress, RuntimeError, copy, host};
+use crate::{Progress, RuntimeError, copy, host, libraries};
 
 /// What compiling `aws-lambda-ric` calls: program → package of Debian.
 const BUILD_TOOLS: [(&str, &str); 6] =
     [("cmake", "cmake"), ("g++", "g++"), ("make", "make"), ("python3", "python3"), ("tar", "tar"), ("xz", "xz-utils")];
 /// The package that is the runtime client itself: its files go to `/var/runtime`, others to `node_modules` there.
 const CLIENT: &str = "aws-lambda-ric";
+
+/// Where Debian puts JavaScript modules.
+const OUTSIDE_BUILTINS: &str = "/usr/share/nodejs/";
 
 /// Fills `to/lang` and `to/runtime`; returns the version of Node.js.
 pub(super) fn install(
@@ -29,6 +34,7 @@ pub(super) fn install(
     let lang = to.join("lang");
     copy::file(&node, &lang.join("bin/node"))?;
     copy_libraries(std::slice::from_ref(&node), &lang.join("lib"))?;
+    copy_outside_builtins(&node, &lang)?;
 
     let build = tempfile::tempdir().map_err(RuntimeError::io("create directory in", &std::env::temp_dir()))?;
     let is_client = |package: &&String| package.starts_with(CLIENT);
@@ -52,6 +58,35 @@ pub(super) fn install(
         }
     }
     Ok(version)
+}
+
+/// Debian's Node.js (the one with a `libnode`) reads some of its built-in modules from files, whose paths are compiled
+/// into it. The base root leads from there to `/var/lang/share/nodejs`.
+fn copy_outside_builtins(node: &Path, lang: &Path) -> Result<(), RuntimeError> {
+    let libraries = libraries::closure(&[node.to_owned()])?.libraries;
+    for (_, library) in libraries.iter().filter(|(name, _)| name.starts_with("libnode.")) {
+        let content = fs::read(library).map_err(RuntimeError::io("read", library))?;
+        for file in outside_builtins(&content) {
+            let from = Path::new(OUTSIDE_BUILTINS).join(&file);
+            if from.is_file() {
+                copy::file(&from, &lang.join("share/nodejs").join(&file))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Paths of JavaScript files below [`OUTSIDE_BUILTINS`] in a binary.
+fn outside_builtins(binary: &[u8]) -> BTreeSet<String> {
+    let start = OUTSIDE_BUILTINS.as_bytes();
+    let found = binary.windows(start.len()).enumerate().filter(|(_, window)| *window == start);
+    let paths = found.filter_map(|(at, _)| {
+        let rest = &binary[at + start.len()..];
+        let end = rest.iter().position(|b| !(b.is_ascii_alphanumeric() || b"/._-".contains(b)))?;
+        let path = std::str::from_utf8(&rest[..end]).ok()?;
+        (path.ends_with(".js") && !path.contains("..")).then(|| path.to_owned())
+    });
+    paths.collect()
 }
 
 /// npm, once everything that compiling needs is known to be there.
@@ -97,7 +132,7 @@ fn npm_install(
 ) -> Result<(), RuntimeError> {
     copy::directory(dir)?;
     // npm and node-gyp must run with, and compile for, this very node.
-    let node_dir = node.parent().unwrap_or(Path::new("/"));
+    let node_dir = node.parent().unwrap_or(node);
     let mut path = OsString::from(node_dir);
     for dir in host::path_dirs() {
         path.push(":");
@@ -119,4 +154,17 @@ fn npm_install(
         command.env("npm_config_nodedir", prefix);
     }
     host::run("npm install", &mut command).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_in_a_binary_are_found() {
+        let binary = b"\x7fELF\0dep:/usr/share/nodejs/acorn/dist/acorn.js\0/usr/share/nodejs/../x.js\0\
+                       /usr/share/nodejs/readme\0/usr/share/nodejs/acorn/dist/acorn.js\"";
+        assert_eq!(outside_builtins(binary), BTreeSet::from(["acorn/dist/acorn.js".to_owned()]));
+        assert!(outside_builtins(b"/usr/share/nodejs/cut.js").is_empty());
+    }
 }
