@@ -13,6 +13,8 @@ use super::config::{Destination, Egress};
 const FORBIDDEN: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.0.0.0/24, \
      192.0.2.0/24, 192.168.0.0/16, 198.18.0.0/15, 198.51.100.0/24, 203.0.113.0/24, 224.0.0.0/3";
 
+/// The helper has no environment.
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// Most connections of one sandbox at once that the host keeps track of: it has room for some hundred thousand.
 const CONNECTIONS: u32 = 4096;
 
@@ -110,6 +112,22 @@ pub fn enable_forwarding() -> io::Result<()> {
     Ok(())
 }
 
+/// Whether another packet filter on this host (Docker's, mostly) drops what it does not know, which an accepting table
+/// cannot undo. Then says how to let sandboxes through.
+pub fn obstacle() -> Option<String> {
+    let listing = Command::new("nft").args(["list", "ruleset"]).env("PATH", PATH).output().ok()?;
+    has_dropping_forward(&String::from_utf8_lossy(&listing.stdout)).then(|| {
+        "network: another packet filter of this host drops forwarded packets by default; to let functions out: \
+             iptables -I FORWARD -i ebox+ -j ACCEPT; \
+             iptables -I FORWARD -o ebox+ -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+            .to_owned()
+    })
+}
+
+fn has_dropping_forward(ruleset: &str) -> bool {
+    ruleset.lines().any(|line| line.contains("hook forward") && line.contains("policy drop"))
+}
+
 /// The host's name servers that a sandbox can reach: not those on its loopback.
 pub fn host_name_servers() -> Vec<IpAddr> {
     // A stub on loopback is in resolv.conf where systemd resolves; the servers behind it are in the other file.
@@ -132,7 +150,7 @@ fn name_servers(resolv_conf: &str) -> Vec<IpAddr> {
 fn nft(script: &str) -> io::Result<()> {
     let mut child = Command::new("nft")
         .args(["-f", "-"])
-        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("PATH", PATH)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -158,6 +176,12 @@ mod tests {
         assert!(position("ip daddr 10.1.2.3/32 meta l4proto { tcp, udp } th dport 5432 accept") < forbidden);
         assert!(position("ip daddr 10.0.0.53 meta l4proto { tcp, udp } th dport 53 accept") < forbidden);
         assert!(rules.contains("table inet emberbox_7 {"));
+    }
+
+    #[test]
+    fn sees_a_filter_that_drops() {
+        assert!(has_dropping_forward("type filter hook forward priority filter; policy drop;"));
+        assert!(!has_dropping_forward("type filter hook forward priority filter; policy accept;"));
     }
 
     #[test]

@@ -177,6 +177,7 @@ impl Helper {
                 firewall::enable_forwarding().during("enable IP forwarding (net.ipv4.ip_forward)")?;
                 links = Some(egress.pool);
                 notes.push(format!("network: egress by NAT from {}; IP forwarding of this host is on", egress.pool));
+                notes.extend(firewall::obstacle());
                 if dns.is_empty() {
                     notes.push("network: no name server outside loopback is known; name one in `dns`".to_owned());
                 }

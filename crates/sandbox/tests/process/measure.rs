@@ -26,7 +26,7 @@ async fn measure_time() {
     build_root(directory.path());
     let config = config(directory.path(), Network::Egress(Egress::default()));
     let engine = ProcessEngine::start(config).await.unwrap();
-    let mut times: [Vec<Duration>; 4] = Default::default();
+    let mut times: [Vec<Duration>; 6] = Default::default();
     for _ in 0..40 {
         tokio::time::sleep(Duration::from_millis(150)).await; // the pool is filled
         let start = Instant::now();
@@ -36,11 +36,18 @@ async fn measure_time() {
         let spawned = Instant::now();
         guest.exit_of(process).await;
         let exited = Instant::now();
+        guest.spawn(&["/bin/sleep", "100"]).await.unwrap();
+        let running = Instant::now();
+        guest.sandbox.freeze().unwrap();
+        let frozen = Instant::now();
+        guest.sandbox.thaw().unwrap();
+        let thawed = Instant::now();
         guest.sandbox.destroy().await;
-        let durations = [created - start, spawned - created, exited - spawned, exited.elapsed()];
+        let durations =
+            [created - start, spawned - created, exited - spawned, frozen - running, thawed - frozen, thawed.elapsed()];
         times.iter_mut().zip(durations).for_each(|(times, duration)| times.push(duration));
     }
-    for (name, mut times) in ["create", "spawn", "run /bin/true", "destroy"].into_iter().zip(times) {
+    for (name, mut times) in ["create", "spawn", "run /bin/true", "freeze", "thaw", "destroy"].into_iter().zip(times) {
         times.sort_unstable();
         println!("{name:14} median {:?}, 95 % {:?}", times[20], times[37]);
     }
