@@ -53,19 +53,19 @@ async fn the_slot_is_busy_while_an_extension_works() {
 e = Extension("slow", ["INVOKE"])
 e.next()
 while True:
-    time.sleep(0.4)
+    time.sleep(1)
     e.next()
 "#;
     let f = Fixture::new(&runtime(), setup(vec![("slow", python(slow))]));
     f.init().await;
     let began = std::time::Instant::now();
     f.invoke("1").await;
-    assert!(began.elapsed() < Duration::from_millis(300), "the answer does not wait: {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_millis(900), "the answer does not wait: {:?}", began.elapsed());
     assert_eq!(f.told.all(), ["answered"]);
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!f.observed.frozen.load(std::sync::atomic::Ordering::SeqCst), "not frozen while it works");
     f.wait_told("idle", 1).await;
-    assert!(began.elapsed() >= Duration::from_millis(400));
+    assert!(began.elapsed() >= Duration::from_secs(1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
