@@ -148,7 +148,15 @@ impl Client {
                 "nothing listens at {base}: is `emberbox serve` running? (`--endpoint` or AWS_ENDPOINT_URL_LAMBDA names another address)"
             );
         }
-        error.context(format!("call {base}"))
+        let text = format!("{error:#}");
+        let hint = if text.contains("CaUsedAsEndEntity") {
+            "\nThe server shows a CA's certificate; it needs one that is not (`openssl req -x509 … -addext basicConstraints=critical,CA:FALSE`)."
+        } else if text.contains("UnknownIssuer") {
+            "\nIf the certificate is your own, name its PEM file in AWS_CA_BUNDLE."
+        } else {
+            ""
+        };
+        anyhow!("call {base}: {text}{hint}")
     }
 }
 

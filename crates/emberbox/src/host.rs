@@ -30,7 +30,7 @@ pub enum User {
 }
 
 /// What Emberbox can make use of.
-pub const TOOLS: [Tool; 4] = [
+pub const TOOLS: [Tool; 5] = [
     Tool {
         program: "mkfs.ext4",
         package: "e2fsprogs",
@@ -50,6 +50,7 @@ pub const TOOLS: [Tool; 4] = [
         user: User::Others,
     },
     Tool { program: "python3", package: "python3", purpose: "Python functions", user: User::All },
+    Tool { program: "pip3", package: "python3-pip", purpose: "AWS's client for Python functions", user: User::All },
 ];
 
 /// Where a program is; the system's directories count even if PATH lacks them, as it often does for plain users.

@@ -24,7 +24,9 @@ pub fn run(args: Serve) -> Result<ExitCode> {
     config.listen = args.listen.unwrap_or(config.listen);
     config.data_dir = args.data_dir.or(config.data_dir);
     let filter = EnvFilter::try_from_env("EMBERBOX_LOG").unwrap_or_else(|_| EnvFilter::new(LOG));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ui::coloured()).init();
+    // Invocations log, and none should wait for a terminal or for another's line. What is queued is written at the end.
+    let (writer, _written_at_the_end) = tracing_appender::non_blocking(std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(ui::coloured()).init();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the async runtime")?;
     runtime.block_on(serve(config))
