@@ -62,3 +62,42 @@ pub fn spinner(what: &str) -> ProgressBar {
 fn target() -> ProgressDrawTarget {
     if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
 }
+
+/// Breaks text between words, so that lines that begin after `indent` columns end before the 80th; the first line is
+/// left to the caller to indent.
+pub fn wrap(text: &str, indent: usize) -> String {
+    let width = 79_usize.saturating_sub(indent).max(20);
+    let mut out = String::new();
+    let mut used = 0;
+    for word in text.split_whitespace() {
+        let length = word.chars().count();
+        if used > 0 && used + 1 + length > width {
+            out.push('\n');
+            out.push_str(&" ".repeat(indent));
+            used = 0;
+        } else if used > 0 {
+            out.push(' ');
+            used += 1;
+        }
+        out.push_str(word);
+        used += length;
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wraps_between_words() {
+        assert_eq!(wrap("a bb  ccc", 4), "a bb ccc");
+        let text = wrap(&"word ".repeat(30), 10);
+        assert!(
+            text.lines().count() == 3 && text.lines().skip(1).all(|line| line.starts_with("          word")),
+            "{text}"
+        );
+        assert!(text.lines().all(|line| line.len() <= 79));
+        assert_eq!(wrap(&"x".repeat(200), 70).lines().count(), 1, "a long word stays whole");
+    }
+}

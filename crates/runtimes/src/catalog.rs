@@ -205,7 +205,7 @@ impl Inner {
                  that version), or nvm install {version}"
             ),
         };
-        format!("{get}; or name one in the configuration: [interpreters] \"{name}\" = \"/path\"")
+        format!("{get}; or name one in the configuration: [runtimes.interpreters] \"{name}\" = \"/path\"")
     }
 
     fn make(&self, runtime: &str, progress: &dyn Progress) -> Result<RuntimeImage, RuntimeError> {

@@ -86,9 +86,9 @@ fn report(findings: &[Finding]) -> String {
             Status::Missing => ui::bad("NONE"),
             Status::Optional => ui::dim("no  "),
         };
-        out.push_str(&format!("  {mark} {:<18} {}\n", finding.name, finding.detail));
-        if let Some(remedy) = &finding.remedy {
-            out.push_str(&format!("       {:<18} → {remedy}\n", ""));
+        out.push_str(&format!("  {mark} {:<16} {}\n", finding.name, ui::wrap(&finding.detail, 24)));
+        if let Some(remedy) = finding.remedy.as_ref().filter(|_| area != RUNTIMES) {
+            out.push_str(&format!("{:<24}→ {}\n", "", ui::wrap(remedy, 26)));
         }
     }
     let count = |status| findings.iter().filter(|f| f.status == status).count();
@@ -136,20 +136,27 @@ fn process_sandbox() -> Vec<Finding> {
     report.findings.iter().map(finding).collect()
 }
 
+/// The area whose many remedies `emberbox runtime list` shows better.
+const RUNTIMES: &str = "Runtimes";
+
 /// Languages.
 fn runtimes(local: &Local) -> Result<Vec<Finding>> {
     let finding = |status: RuntimeStatus| match &status.state {
-        RuntimeState::Ready => {
-            Finding::ok("Runtimes", &status.name, format!("ready {}", status.version.unwrap_or_default()))
-        }
-        RuntimeState::Installable { interpreter } => Finding::ok(
-            "Runtimes",
+        RuntimeState::Ready => Finding::ok(
+            RUNTIMES,
             &status.name,
-            format!("will be installed on first use, from {}", interpreter.display()),
+            format!("ready {}", status.version.clone().unwrap_or_default()).trim_end().to_owned(),
         ),
-        RuntimeState::Missing { hint } => {
-            Finding::not("Runtimes", &status.name, Status::Optional, "not on this host", hint)
+        RuntimeState::Installable { interpreter } => {
+            Finding::ok(RUNTIMES, &status.name, format!("on first use, from {}", interpreter.display()))
         }
+        RuntimeState::Missing { hint } => Finding::not(
+            RUNTIMES,
+            &status.name,
+            Status::Optional,
+            "not here; `emberbox runtime list` says how to get it",
+            hint,
+        ),
     };
     Ok(runtime::open(local)?.list().into_iter().map(finding).collect())
 }

@@ -96,7 +96,7 @@ fn list(statuses: &[RuntimeStatus]) -> String {
             RuntimeState::Installable { interpreter } => format!("on first use, from {}", interpreter.display()),
             RuntimeState::Missing { hint } => hint.clone(),
         };
-        vec![status.name.clone(), state_word(&status.state).to_owned(), note]
+        vec![status.name.clone(), state_word(&status.state).to_owned(), ui::wrap(&note, 30)]
     });
     table(&["RUNTIME", "STATE", ""], rows)
 }

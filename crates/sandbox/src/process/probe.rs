@@ -52,7 +52,7 @@ pub fn probe() -> HostReport {
         file("loop devices", "/dev/loop-control", "without, /tmp is in memory: modprobe loop"),
         command("nft", &["--version"], "without, functions have no network: apt-get install nftables"),
         command("mkfs.ext4", &["-V"], "without, /tmp is in memory: apt-get install e2fsprogs"),
-        file("veth", "/sys/module/veth", "without, functions have no network: modprobe veth (may be built in)"),
+        veth(),
         command("pasta", &["--version"], "gives network to functions without root: apt-get install passt"),
         file(
             "/dev/kvm",
@@ -115,11 +115,22 @@ fn landlock() -> Finding {
     }
 }
 
+/// A module that is not loaded is loaded when it is first used, and one that is built in does not show at all: missing
+/// is only what a kernel with modules has no file of.
+fn veth() -> Finding {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let modules = Path::new("/lib/modules").join(release);
+    let listed = ["modules.dep", "modules.builtin"]
+        .iter()
+        .any(|file| fs::read_to_string(modules.join(file)).is_ok_and(|list| list.contains("/veth.ko")));
+    let ok = listed || Path::new("/sys/module/veth").exists() || !modules.exists();
+    let detail = if ok { "loaded, loadable or built in" } else { "not in this kernel" };
+    let advice = "without, functions have no network: a kernel with CONFIG_VETH";
+    Finding { name: "veth", ok, detail: detail.to_owned(), advice }
+}
+
 fn file(name: &'static str, path: &str, advice: &'static str) -> Finding {
-    let ok = match name {
-        "veth" => Path::new(path).exists(),
-        _ => File::options().read(true).write(true).open(path).is_ok(),
-    };
+    let ok = File::options().read(true).write(true).open(path).is_ok();
     let detail = if ok { format!("{path} is there") } else { format!("{path} cannot be opened") };
     Finding { name, ok, detail, advice }
 }
