@@ -122,3 +122,29 @@ fn bounded(kind: &str) -> &'static str {
         "Runtime.Other"
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_have_names_and_bounded_labels() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::default();
+        metrics.register(&mut registry);
+        metrics.state(None, Some("init"));
+        metrics.state(Some("init"), Some("idle"));
+        metrics.invocation(Duration::from_millis(2), Some(Duration::from_millis(90)), Some("Function.Whatever"));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            "worker_invocations_total 1",
+            "worker_cold_starts_total 1",
+            "worker_errors_total{type=\"Function.Other\"} 1",
+            "worker_sandboxes{state=\"idle\"} 1",
+            "worker_sandboxes{state=\"init\"} 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in {text}");
+        }
+    }
+}

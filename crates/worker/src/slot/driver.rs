@@ -77,8 +77,17 @@ impl Slot {
         let mut core = self.core.lock();
         self.drain(&mut core);
         match event {
-            SandboxEvent::Exited { process, status, oom } => core.machine.exited(self.now(), process, status, oom),
-            SandboxEvent::Gone => core.machine.gone(self.now()),
+            SandboxEvent::Exited { process, status, oom } => {
+                tracing::debug!(sandbox = %self.id, state = core.state, ?process, ?status, oom, "a process ended");
+                core.machine.exited(self.now(), process, status, oom);
+            }
+            SandboxEvent::Gone => {
+                // Also said of one that was destroyed, which is no news.
+                if !core.machine.is_ending() {
+                    tracing::warn!(sandbox = %self.id, "a sandbox died");
+                }
+                core.machine.gone(self.now());
+            }
         }
         self.settle(&mut core);
     }
