@@ -136,7 +136,8 @@ fn pip_install(recipe: &Recipe, python: &Path, to: &Path) -> Result<(), RuntimeE
     };
     let mut command = isolated(pip);
     command.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-compile"]);
-    command.args(["--no-deps", "--root-user-action=ignore", "--target"]).arg(to);
+    // By environment, since older pips refuse the option.
+    command.env("PIP_ROOT_USER_ACTION", "ignore").args(["--no-deps", "--target"]).arg(to);
     if !own {
         let tag = recipe.version.replace('.', "");
         let platform = format!("manylinux2014_{}", std::env::consts::ARCH);
