@@ -228,7 +228,7 @@ impl Config {
         let mut config = Self::parse(&text).map_err(|error| {
             anyhow!("in the configuration {}: {error:#}\nemberbox.example.toml describes every option.", path.display())
         })?;
-        let base = path.parent().unwrap_or(Path::new("")).to_owned();
+        let base = path.parent().map(Path::to_owned).unwrap_or_default();
         let mut paths: Vec<&mut PathBuf> = config.runtimes.dirs.iter_mut().collect();
         paths.extend(config.runtimes.interpreters.values_mut());
         paths.extend(config.data_dir.iter_mut());

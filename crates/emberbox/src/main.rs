@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     match commands::run(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("{} {error:#}", ui::error_label());
+            eprintln!("{} {}", ui::error_label(), ui::explain(&error));
             ExitCode::FAILURE
         }
     }

@@ -96,12 +96,23 @@ answered                        100 ms   9.96 ms                           â–ˆâ–
         assert_eq!(draw(&marks), expected);
     }
 
-    #[test]
-    fn never_wider_than_80_columns_and_never_panics() {
-        assert_eq!(draw(&[]).lines().count(), 1);
-        let marks = [mark("a", u64::MAX, ""), mark("b", 0, ""), mark("c", u64::MAX, ""), mark("d", 7, "")];
-        for line in draw(&marks).lines().filter(|l| !l.starts_with(['a', 'c'])) {
-            assert!(line.chars().count() <= 80, "{line}");
+    proptest::proptest! {
+        /// Whatever a server sends.
+        #[test]
+        fn never_panics(times in proptest::collection::vec(proptest::num::u64::ANY, 0..12), note in ".{0,40}") {
+            let marks: Vec<Mark> = times.iter().map(|us| mark("sandbox_created", *us, &note)).collect();
+            draw(&marks);
         }
+
+        #[test]
+        fn realistic_timelines_fit(times in proptest::collection::vec(0..900_000_000_u64, 0..12)) {
+            let marks: Vec<Mark> = times.iter().map(|us| mark("runtime_started", *us, "warm")).collect();
+            assert!(draw(&marks).lines().all(|line| line.chars().count() <= 80));
+        }
+    }
+
+    #[test]
+    fn an_empty_timeline_is_a_head() {
+        assert_eq!(draw(&[]).lines().count(), 1);
     }
 }

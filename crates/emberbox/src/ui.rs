@@ -41,6 +41,17 @@ pub fn error_label() -> String {
     paint("1;31", "error:")
 }
 
+/// An error with its causes. Some errors name their cause in their own words: it is not said twice.
+pub fn explain(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 /// A bar of bytes on stderr; silent off a terminal.
 pub fn bytes_bar(what: &str, total: u64) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(total), target());
@@ -88,6 +99,12 @@ pub fn wrap(text: &str, indent: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_not_said_twice() {
+        let error = anyhow::anyhow!("in use").context("listen on port 1: in use").context("start");
+        assert_eq!(explain(&error), "start: listen on port 1: in use");
+    }
 
     #[test]
     fn wraps_between_words() {

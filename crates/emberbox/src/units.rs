@@ -56,6 +56,15 @@ pub fn show_size(bytes: u64) -> String {
 mod tests {
     use super::*;
 
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in ".{0,12}", number in proptest::num::u64::ANY, unit in "[a-zA-Z]{0,3}") {
+            for text in [text, format!("{number}{unit}")] {
+                let _ = (parse_duration(&text), parse_size(&text));
+            }
+        }
+    }
+
     #[test]
     fn durations() {
         assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));

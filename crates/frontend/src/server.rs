@@ -45,8 +45,8 @@ pub enum BindError {
     )]
     OpenWithoutCredentials(SocketAddr),
     /// The address is taken or not ours.
-    #[error("listen on {0}: {1}")]
-    Listen(SocketAddr, #[source] io::Error),
+    #[error("listen on {0}: {1}. Another Emberbox may be running there; --listen names another address, port 0 takes a free one")]
+    Listen(SocketAddr, io::Error),
     /// Certificate or key cannot be used.
     #[error("TLS: {0}")]
     Tls(String),

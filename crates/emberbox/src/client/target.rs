@@ -65,9 +65,12 @@ impl Target {
 /// Sections of an ini file: `[name]`, then `key = value`.
 type Sections = HashMap<String, HashMap<String, String>>;
 
+/// Looks a variable up.
+type Environment = Box<dyn Fn(&str) -> Option<String>>;
+
 /// Environment and files, apart from the process so that tests can give their own.
 pub struct Surroundings {
-    env: Box<dyn Fn(&str) -> Option<String>>,
+    env: Environment,
     credentials: Sections,
     config: Sections,
 }

@@ -57,7 +57,7 @@ fn set_up(no_install: bool) -> Result<()> {
     let result = host::apt_install(&packages);
     spinner.finish_and_clear();
     if let Err(error) = result {
-        say(&format!("{error:#}. It goes on without.\n"));
+        say(&format!("{}. It goes on without.\n", ui::explain(&error)));
     }
     Ok(())
 }
@@ -104,7 +104,7 @@ async fn tour(server: &Emberbox, data: &Path, samples: &Path) -> Result<()> {
             "hello"
         }
         Err(error) => {
-            say(&format!("\nPython is left out: {error:#}"));
+            say(&format!("\nPython is left out: {}", ui::explain(&error)));
             heading("Deploy a function: a shell script");
             typed.run("deploy bash --name hello --memory 512").await?;
             "bash"

@@ -55,7 +55,7 @@ pub async fn run(client: &Client, args: Deploy) -> Result<ExitCode> {
     if args.json {
         print_json(&done)?;
     } else {
-        let arn = done.function_arn.clone().unwrap_or_default();
+        let arn = done.function_arn.unwrap_or_default();
         print(format!("{arn}\n").as_bytes())?;
         eprintln!("Invoke it: {}", ui::bold(&format!("emberbox invoke {} '{{\"key\": \"value\"}}' --tail", args.name)));
     }

@@ -82,7 +82,7 @@ pub fn worker(config: &Config, dir: &Path) -> worker::Config {
     };
     let memory = host_memory_mb() as f64 * config.limits.memory_overcommit;
     worker::Config {
-        id: WorkerId(host_name().into()),
+        id: WorkerId(host_name()),
         memory_mb: memory as u64,
         slots: config.limits.sandboxes,
         stop_limit: super::STOP_LIMIT,
