@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::net::{SocketAddrV4, TcpListener};
+use std::net::{SocketAddrV4, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::Mode;
@@ -15,6 +16,9 @@ use crate::protocol::{During, Failure, Message, Prepare, Reply, Request, SetUp, 
 use crate::seccomp::Programs;
 use crate::wire::Channel;
 use crate::{exec, privileges, stage, sys};
+
+/// A network that somebody else makes is there by then.
+const ROUTE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs PID 1 in the calling process, just cloned into its namespaces. `filter` is for the processes it will start.
 /// Never returns, never unwinds into the caller's frames.
@@ -76,6 +80,10 @@ fn serve(channel: &Channel, filter: &Programs) -> io::Result<()> {
 
 /// All that needs no knowledge of what the sandbox will be for.
 fn prepare_blank(prepare: &Prepare) -> Result<(), Failure> {
+    if prepare.await_route {
+        // Before this process hides itself: pasta has to find its namespaces.
+        await_route().during("wait for pasta to connect the network")?;
+    }
     privileges::become_init(prepare).during("become root inside")?;
     let netlink = Netlink::open().during("open netlink socket")?;
     netlink.up(Device::LOOPBACK).during("switch on lo")?;
@@ -88,6 +96,19 @@ fn prepare_blank(prepare: &Prepare) -> Result<(), Failure> {
     }
     rustix::system::sethostname(prepare.link_address.to_string().as_bytes()).during("set host name")?;
     stage::build()
+}
+
+fn await_route() -> io::Result<()> {
+    let deadline = Instant::now() + ROUTE_PATIENCE;
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    // Sends nothing. An address of documentation, which nobody has.
+    while let Err(error) = socket.connect("203.0.113.1:9") {
+        if Instant::now() > deadline {
+            return Err(error);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 /// From blank to ready: listeners, file system, no way back.

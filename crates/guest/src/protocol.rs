@@ -22,6 +22,8 @@ pub struct Prepare {
     pub link_address: Ipv4Addr,
     /// The way out, if there is one.
     pub uplink: Option<Uplink>,
+    /// Somebody outside is making one, which is there when there is a default route.
+    pub await_route: bool,
 }
 
 /// A network device that leads out of the sandbox.

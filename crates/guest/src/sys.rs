@@ -146,8 +146,7 @@ pub fn drop_bounding(capability: u32) -> bool {
 /// Changes properties (`MOUNT_ATTR_*`) of the mount that `mount` refers to, and of those below when `recursive`. With
 /// `id_map`, a user namespace, the mount shows the owners of files as that namespace maps them.
 pub fn mount_setattr(mount: impl AsFd, set: u64, recursive: bool, id_map: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let mut attributes =
-        libc::mount_attr { attr_set: set, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    let mut attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
     if let Some(namespace) = id_map {
         attributes.attr_set |= libc::MOUNT_ATTR_IDMAP;
         attributes.userns_fd = namespace.as_raw_fd() as u64;

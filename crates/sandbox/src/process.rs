@@ -30,6 +30,7 @@ mod firewall;
 mod helper;
 mod instance;
 mod messages;
+mod pasta;
 mod probe;
 mod scratch;
 mod sys;

@@ -20,6 +20,7 @@ use rustix::process::Signal;
 use super::cgroup::Group;
 use super::config::Range;
 use super::instance::Slot;
+use super::pasta::Pasta;
 use super::scratch::Scratch;
 use crate::api::LINK_ADDRESS;
 
@@ -47,12 +48,23 @@ pub struct Pattern {
     pub instance: u32,
     /// Whether ids can be mapped freely: the helper is root on the host.
     pub privileged: bool,
-    /// Addresses for links to the host; `None`: no network.
-    pub links: Option<Range>,
+    /// How functions reach the network.
+    pub way_out: WayOut,
     /// For the processes that PID 1 will start.
     pub filter: Programs,
     /// Makes the `/tmp`s.
     pub scratch: Scratch,
+}
+
+/// How functions reach the network.
+#[derive(Debug)]
+pub enum WayOut {
+    /// Not at all.
+    None,
+    /// By links to the host, with these addresses.
+    Links(Range),
+    /// By a process for each sandbox.
+    Pasta(Pasta),
 }
 
 impl Pattern {
@@ -71,6 +83,8 @@ pub struct Blank {
     pub pidfd: OwnedFd,
     /// Its user namespace.
     pub user_namespace: OwnedFd,
+    /// The process that connects it with the network, if it takes one.
+    pub pasta: Option<OwnedFd>,
     /// Its `/tmp`, should one of `tmp_mb` be wanted.
     pub tmp: OwnedFd,
     /// The size of that.
@@ -121,11 +135,21 @@ impl Birth {
             .and_then(|message| message.ok_or_else(|| io::ErrorKind::UnexpectedEof.into()))
             .during("make a blank sandbox")?;
         outcome?;
-        let [control, pidfd, user_namespace, tmp]: [OwnedFd; 4] = descriptors
-            .try_into()
-            .map_err(|_| Failure::host("make a blank sandbox", &io::ErrorKind::InvalidData.into()))?;
-        let (control, tmp_mb, group, slot) = (Channel::new(control), self.tmp_mb, self.group.clone(), self.slot);
-        Ok(Blank { control, pidfd, user_namespace, tmp, tmp_mb, group, slot })
+        let mut descriptors = descriptors.into_iter();
+        let mut next = || {
+            let missing = Failure::host("make a blank sandbox", &io::ErrorKind::InvalidData.into());
+            descriptors.next().ok_or(missing)
+        };
+        Ok(Blank {
+            control: Channel::new(next()?),
+            pidfd: next()?,
+            user_namespace: next()?,
+            tmp: next()?,
+            pasta: next().ok(),
+            tmp_mb: self.tmp_mb,
+            group: self.group.clone(),
+            slot: self.slot,
+        })
     }
 }
 
@@ -134,16 +158,22 @@ fn deliver(pattern: &Pattern, slot: Slot, group: Option<&Group>, tmp_mb: u32, he
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     // Before it enters the cgroup, so that the sandbox does not pay for the disk's buffers.
     let outcome = pattern.scratch.make(tmp_mb, pattern.owner(slot)).and_then(|tmp| {
-        let (control, pidfd, namespace) = bear(pattern, slot, group)?;
-        Ok([control.into_socket(), pidfd, namespace, tmp])
+        let (control, pidfd, raised) = bear(pattern, slot, group)?;
+        Ok([control.into_socket(), pidfd, raised.user_namespace, tmp]
+            .into_iter()
+            .chain(raised.pasta)
+            .collect::<Vec<_>>())
     });
     match outcome {
-        Ok(descriptors) => helper.send(&Ok::<(), Failure>(()), &descriptors.each_ref().map(AsFd::as_fd)),
+        Ok(descriptors) => {
+            let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+            helper.send(&Ok::<(), Failure>(()), &descriptors)
+        }
         Err(failure) => helper.send(&Err::<(), Failure>(failure), &[]),
     }
 }
 
-fn bear(pattern: &Pattern, slot: Slot, group: Option<&Group>) -> Result<(Channel, OwnedFd, OwnedFd), Failure> {
+fn bear(pattern: &Pattern, slot: Slot, group: Option<&Group>) -> Result<(Channel, OwnedFd, Raised), Failure> {
     if let Some(group) = group {
         group.make().and_then(|()| group.enter()).during("put a sandbox into its cgroup")?;
     }
@@ -156,7 +186,7 @@ fn bear(pattern: &Pattern, slot: Slot, group: Option<&Group>) -> Result<(Channel
     };
     drop(theirs);
     match raise(pattern, slot, pid, &ours) {
-        Ok(namespace) => Ok((ours, pidfd, namespace)),
+        Ok(raised) => Ok((ours, pidfd, raised)),
         Err(failure) => {
             let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
             Err(failure)
@@ -164,8 +194,14 @@ fn bear(pattern: &Pattern, slot: Slot, group: Option<&Group>) -> Result<(Channel
     }
 }
 
+/// What there is of a sandbox besides its PID 1.
+struct Raised {
+    user_namespace: OwnedFd,
+    pasta: Option<OwnedFd>,
+}
+
 /// Maps the child's ids, links it to the host, and has it prepare itself.
-fn raise(pattern: &Pattern, slot: Slot, pid: i32, control: &Channel) -> Result<OwnedFd, Failure> {
+fn raise(pattern: &Pattern, slot: Slot, pid: i32, control: &Channel) -> Result<Raised, Failure> {
     let map = |root: u32, user: u32, inside: u32| match pattern.privileged {
         true => format!("0 {root} 1\n{inside} {user} 1\n"),
         // The one id that there is: 0 in the helper's own user namespace.
@@ -177,7 +213,11 @@ fn raise(pattern: &Pattern, slot: Slot, pid: i32, control: &Channel) -> Result<O
             .during(format!("write {file}"))?;
     }
     let namespace = File::open(format!("/proc/{pid}/ns/user")).during("open the user namespace")?;
-    let uplink = pattern.links.map(|pool| link(pattern.instance, slot, pool, pid)).transpose()?;
+    let (uplink, pasta) = match &pattern.way_out {
+        WayOut::None => (None, None),
+        WayOut::Links(pool) => (Some(link(pattern.instance, slot, *pool, pid)?), None),
+        WayOut::Pasta(pasta) => (None, Some(pasta.connect(pid)?)),
+    };
     let prepare = Prepare {
         init_id: if pattern.privileged { 0 } else { USER },
         user: USER,
@@ -185,6 +225,7 @@ fn raise(pattern: &Pattern, slot: Slot, pid: i32, control: &Channel) -> Result<O
         drop_groups: pattern.privileged,
         link_address: LINK_ADDRESS,
         uplink,
+        await_route: pasta.is_some(),
     };
     control.send(&Request::Prepare(prepare), &[]).during("speak to PID 1")?;
     let mut ready = [PollFd::from_borrowed_fd(control.as_fd(), PollFlags::IN)];
@@ -193,7 +234,7 @@ fn raise(pattern: &Pattern, slot: Slot, pid: i32, control: &Channel) -> Result<O
         return Err(Failure::host("wait for PID 1", &io::Error::from_raw_os_error(libc::ETIMEDOUT)));
     }
     match control.receive().during("listen to PID 1")? {
-        Some((Message::Reply(Ok(_)), _)) => Ok(namespace.into()),
+        Some((Message::Reply(Ok(_)), _)) => Ok(Raised { user_namespace: namespace.into(), pasta }),
         Some((Message::Reply(Err(failure)), _)) => Err(failure),
         _ => Err(Failure::host("prepare PID 1: it died", &io::ErrorKind::UnexpectedEof.into())),
     }

@@ -43,22 +43,7 @@ impl Firewall {
     }
 
     fn rules(&self, egress: &Egress, dns: &[IpAddr], prefix: &str) -> String {
-        let mut allowed = String::new();
-        for Destination { range, port } in &egress.allow {
-            match port {
-                None => writeln!(allowed, "    ip daddr {range} accept"),
-                Some(port) => {
-                    writeln!(allowed, "    ip daddr {range} meta l4proto {{ tcp, udp }} th dport {port} accept")
-                }
-            }
-            .expect("a String takes everything");
-        }
-        for server in dns {
-            if let IpAddr::V4(server) = server {
-                writeln!(allowed, "    ip daddr {server} meta l4proto {{ tcp, udp }} th dport 53 accept")
-                    .expect("a String takes everything");
-            }
-        }
+        let allowed = allowed(egress, dns);
         let (table, pool) = (&self.table, egress.pool);
         format!(
             r#"table inet {table}
@@ -101,6 +86,45 @@ table inet {table} {{
 "#
         )
     }
+}
+
+/// The rules that come before the forbidding ones.
+fn allowed(egress: &Egress, dns: &[IpAddr]) -> String {
+    let mut allowed = String::new();
+    for Destination { range, port } in &egress.allow {
+        match port {
+            None => writeln!(allowed, "    ip daddr {range} accept"),
+            Some(port) => {
+                writeln!(allowed, "    ip daddr {range} meta l4proto {{ tcp, udp }} th dport {port} accept")
+            }
+        }
+        .expect("a String takes everything");
+    }
+    for server in dns {
+        if let IpAddr::V4(server) = server {
+            writeln!(allowed, "    ip daddr {server} meta l4proto {{ tcp, udp }} th dport 53 accept")
+                .expect("a String takes everything");
+        }
+    }
+    allowed
+}
+
+/// The same filter for the inside of a network namespace, from which no other filter stands between a function and the
+/// host's network.
+pub fn rules_inside(egress: &Egress, dns: &[IpAddr]) -> String {
+    let allowed = allowed(egress, dns);
+    format!(
+        r#"table inet emberbox {{
+  chain output {{
+    type filter hook output priority 0; policy accept;
+    oifname "lo" accept
+    meta nfproto ipv6 drop
+{allowed}    ip daddr {{ {FORBIDDEN} }} reject with icmpx admin-prohibited
+    fib daddr type != unicast reject with icmpx admin-prohibited
+  }}
+}}
+"#
+    )
 }
 
 /// Lets the host pass packets on. Global, hence said by `describe`.
@@ -147,7 +171,8 @@ fn name_servers(resolv_conf: &str) -> Vec<IpAddr> {
         .collect()
 }
 
-fn nft(script: &str) -> io::Result<()> {
+/// Has nft carry out a script, in the network namespace of the caller.
+pub fn nft(script: &str) -> io::Result<()> {
     let mut child = Command::new("nft")
         .args(["-f", "-"])
         .env("PATH", PATH)

@@ -17,14 +17,15 @@ use guest::wire::Channel;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::CWD;
 use rustix::mount::OpenTreeFlags;
-use rustix::process::{Resource, Rlimit, Signal, WaitOptions};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal, WaitOptions};
 
-use super::blank::{Birth, Blank, Pattern};
+use super::blank::{Birth, Blank, Pattern, WayOut};
 use super::cgroup::{Group, Hierarchy};
-use super::config::{Network, ProcessConfig};
+use super::config::{Egress, Network, ProcessConfig};
 use super::firewall::{self, Firewall};
 use super::instance::{Instance, Slot, device_prefix};
 use super::messages::{Order, Report, Spec};
+use super::pasta::Pasta;
 use super::scratch::Scratch;
 use crate::api::LINK_ADDRESS;
 
@@ -103,8 +104,8 @@ struct Helper {
 
 /// What it takes to get rid of a sandbox.
 struct Dying {
-    /// Its PID 1, which takes everything inside along.
-    pidfd: Option<OwnedFd>,
+    /// Its PID 1, which takes everything inside along, and its pasta.
+    pidfds: Vec<OwnedFd>,
     group: Option<Group>,
     slot: Slot,
     /// Whom to report as destroyed.
@@ -161,21 +162,28 @@ impl Helper {
         let (scratch, note) = Scratch::new(&config.state_dir);
         notes.push(note);
 
-        let (mut firewall, mut dns, mut links) = (None, Vec::new(), None);
+        let (mut firewall, mut dns, mut way_out) = (None, Vec::new(), WayOut::None);
         match &config.network {
             Network::None => notes.push("network: none, functions have loopback only".to_owned()),
-            Network::Egress(_) if !privileged => {
-                notes.push("network: none, functions have loopback only, since egress takes root".to_owned());
+            Network::Egress(egress) if !privileged => {
+                dns = name_servers(egress);
+                match Pasta::find(firewall::rules_inside(egress, &dns)) {
+                    Ok(pasta) => {
+                        way_out = WayOut::Pasta(pasta);
+                        notes.push("network: egress by one pasta process for each sandbox, of 20 MiB".to_owned());
+                    }
+                    Err(why) => notes.push(format!("network: none, functions have loopback only: without root, {why}")),
+                }
             }
             Network::Egress(egress) => {
-                dns = if egress.dns.is_empty() { firewall::host_name_servers() } else { egress.dns.clone() };
+                dns = name_servers(egress);
                 let table = Firewall::of(instance.number);
                 table
                     .install(egress, &dns, &device_prefix(instance.number))
                     .during("set up the packet filter with nft (package nftables)")?;
                 firewall = Some(table);
                 firewall::enable_forwarding().during("enable IP forwarding (net.ipv4.ip_forward)")?;
-                links = Some(egress.pool);
+                way_out = WayOut::Links(egress.pool);
                 notes.push(format!("network: egress by NAT from {}; IP forwarding of this host is on", egress.pool));
                 notes.extend(firewall::obstacle());
                 if dns.is_empty() {
@@ -186,7 +194,7 @@ impl Helper {
         let filter = guest::seccomp::Programs::compile().map_err(|error| {
             Failure::host(format!("compile seccomp filter: {error}"), &io::ErrorKind::Unsupported.into())
         })?;
-        let pattern = Pattern { instance: instance.number, privileged, links, filter, scratch };
+        let pattern = Pattern { instance: instance.number, privileged, way_out, filter, scratch };
         Ok(Setting { pattern, instance, group, firewall, dns, notes })
     }
 
@@ -218,7 +226,7 @@ impl Helper {
         let mut watched = vec![PollFd::from_borrowed_fd(self.engine.as_fd(), PollFlags::IN)];
         let watch = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
         watched.extend(self.births.iter().map(|birth| watch(birth.done())));
-        watched.extend(self.dying.iter().filter_map(|dying| dying.pidfd.as_ref()).map(|fd| watch(fd.as_fd())));
+        watched.extend(self.dying.iter().flat_map(|dying| &dying.pidfds).map(|fd| watch(fd.as_fd())));
         let lacking = self.births.len() + self.blanks.len() < self.pool;
         let refill = lacking.then(|| self.refill_at.saturating_duration_since(Instant::now()));
         let tick = (!self.dying.is_empty()).then_some(TICK);
@@ -309,7 +317,7 @@ impl Helper {
             Ok(blank) => self.blanks.push_back(blank),
             Err(failure) => {
                 let Birth { group, slot, .. } = birth;
-                self.kill(Dying { pidfd: None, group, slot, number: None });
+                self.kill(Dying { pidfds: Vec::new(), group, slot, number: None });
                 self.cannot_make(failure);
             }
         }
@@ -386,7 +394,7 @@ impl Helper {
     }
 
     fn wait_for_deaths(&self) -> io::Result<()> {
-        let pidfds = self.dying.iter().filter_map(|dying| dying.pidfd.as_ref());
+        let pidfds = self.dying.iter().flat_map(|dying| &dying.pidfds);
         let mut watched: Vec<_> = pidfds.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
         let tick = Timespec::try_from(TICK).expect("short times fit");
         rustix::io::retry_on_intr(|| rustix::event::poll(&mut watched, Some(&tick)))?;
@@ -405,7 +413,7 @@ struct Setting {
 
 impl Dying {
     fn strike(&self) {
-        if let Some(pidfd) = &self.pidfd {
+        for pidfd in &self.pidfds {
             let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
         }
         if let Some(group) = &self.group {
@@ -415,13 +423,14 @@ impl Dying {
 
     /// Dead, and its cgroup removed.
     fn is_buried(&self) -> bool {
-        self.pidfd.as_ref().is_none_or(is_over) && self.group.as_ref().is_none_or(|group| group.remove().is_ok())
+        self.pidfds.iter().all(is_over) && self.group.as_ref().is_none_or(|group| group.remove().is_ok())
     }
 }
 
 impl From<Blank> for Dying {
     fn from(blank: Blank) -> Self {
-        Self { pidfd: Some(blank.pidfd), group: blank.group, slot: blank.slot, number: None }
+        let pidfds = std::iter::once(blank.pidfd).chain(blank.pasta).collect();
+        Self { pidfds, group: blank.group, slot: blank.slot, number: None }
     }
 }
 
@@ -468,6 +477,10 @@ fn make_group(hierarchy: Option<&Hierarchy>, instance: u32) -> (Option<Group>, S
     }
 }
 
+fn name_servers(egress: &Egress) -> Vec<IpAddr> {
+    if egress.dns.is_empty() { firewall::host_name_servers() } else { egress.dns.clone() }
+}
+
 /// Makes this process root of a user namespace of its own, in which it can mount.
 fn enter_user_namespace() -> Result<(), Failure> {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
@@ -479,5 +492,7 @@ fn enter_user_namespace() -> Result<(), Failure> {
     {
         std::fs::write(format!("/proc/self/{file}"), value).during(format!("write {file}"))?;
     }
-    Ok(())
+    // The change of user namespace took this away, without which pasta, which has no privilege, cannot open the
+    // namespaces of our children. PID 1 hides itself before anything else runs beside it.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).during("make the helper dumpable")
 }

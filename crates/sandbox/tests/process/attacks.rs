@@ -355,7 +355,7 @@ try: s.connect((sys.argv[2], int(sys.argv[3]))); print('connected')
 except OSError: print('denied')";
 
 /// The address by which this host reaches the internet.
-fn own_address() -> std::net::IpAddr {
+pub fn own_address() -> std::net::IpAddr {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
     socket.connect("1.1.1.1:53".parse::<SocketAddr>().unwrap()).expect("a default route");
     socket.local_addr().unwrap().ip()

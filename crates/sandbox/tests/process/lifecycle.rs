@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as HostCommand, Stdio};
 
@@ -9,6 +10,7 @@ use libtest_mimic::Trial;
 use sandbox::process::{Egress, Network, ProcessEngine};
 use sandbox::{ExitStatus, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec, Signal};
 
+use crate::attacks::own_address;
 use crate::support::{
     Guest, Host, PATIENCE, build_root, command, config, eventually, find_process, read_all, spec, test,
 };
@@ -291,11 +293,15 @@ async fn works_without_root() {
     // Nobody, which has no group of users to lend it anything.
     let chown = HostCommand::new("chown").args(["-R", "65534:65534"]).arg(directory.path()).status().unwrap();
     assert!(chown.success());
-    let part = HostCommand::new("setpriv")
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-        .arg(directory.path().join("code/attacker"))
-        .arg(ROOTLESS)
+    // Where it is only for root, this user gets a device of its own to open, so that pasta works.
+    let script = "cp -a /dev/net/tun $0/tun && chmod 666 $0/tun && mount --bind $0/tun /dev/net/tun; \
+                  exec setpriv --reuid=65534 --regid=65534 --clear-groups $0/code/attacker $1 $0 $2";
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    let part = HostCommand::new("unshare")
+        .args(["--mount", "sh", "-c", script])
         .arg(directory.path())
+        .arg(ROOTLESS)
+        .arg(listener.local_addr().unwrap().port().to_string())
         .output()
         .unwrap();
     assert!(part.status.success(), "{}", String::from_utf8_lossy(&part.stderr));
@@ -324,6 +330,15 @@ pub fn run_rootless() {
         // PID 1 has the same user here; the kernel keeps it from being killed all the same.
         guest.attack(&["syscall", &libc::SYS_kill.to_string(), "1", "9"]).await;
         assert_eq!(guest.attack(&["write", "/tmp/x"]).await.trim(), "succeeded");
+        if engine.describe().iter().any(|note| note.contains("pasta process")) {
+            let port = std::env::args().nth(3).expect("a port");
+            let refused = [libc::ECONNREFUSED, libc::EHOSTUNREACH];
+            for address in ["127.0.0.1".to_owned(), own_address().to_string(), "10.1.2.3".to_owned()] {
+                guest.denied(&["connect", &format!("{address}:{port}")], &refused).await;
+            }
+            let (routes, _) = guest.run(&["/bin/cat", "/proc/net/route"]).await;
+            assert!(routes.contains("eth0\t00000000"), "{routes}");
+        }
         guest.sandbox.destroy().await;
         engine.stop().await;
     });
