@@ -30,6 +30,8 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// Who may call; empty: everybody on this machine.
     pub credentials: Vec<Credential>,
+    /// Names of this machine under which it may be called while there are no credentials, besides localhost.
+    pub allowed_hosts: Vec<String>,
     /// How much.
     pub limits: Limits,
     /// How functions are isolated.
@@ -185,6 +187,7 @@ impl Default for Config {
             region: "us-east-1".into(),
             tls: None,
             credentials: Vec::new(),
+            allowed_hosts: Vec::new(),
             limits: Limits::default(),
             sandbox: Sandbox::default(),
             functions: Functions::default(),

@@ -104,6 +104,7 @@ pub fn frontend(config: &Config, dir: &Path) -> Result<frontend::Config> {
     let mut settings = frontend::Config::local(config.listen, code_url_key(&dir.join("code-url.key"))?);
     settings.region = config.region.clone();
     settings.credentials = config.credentials.iter().map(credential).collect();
+    settings.allowed_hosts = config.allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
     settings.tls = config
         .tls
         .as_ref()
