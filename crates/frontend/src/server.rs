@@ -45,7 +45,9 @@ pub enum BindError {
     )]
     OpenWithoutCredentials(SocketAddr),
     /// The address is taken or not ours.
-    #[error("listen on {0}: {1}. Another Emberbox may be running there; --listen names another address, port 0 takes a free one")]
+    #[error(
+        "listen on {0}: {1}. Another Emberbox may be running there; --listen names another address, port 0 takes a free one"
+    )]
     Listen(SocketAddr, io::Error),
     /// Certificate or key cannot be used.
     #[error("TLS: {0}")]

@@ -82,7 +82,7 @@ pub fn doc(html: &str, fallback: &str) -> String {
     for (entity, character) in [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&amp;", "&")] {
         text = text.replace(entity, character);
     }
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ").replace("` ", "` ").replace("` .", "`.");
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ").replace("` .", "`.");
     let sentence = match text.find(". ") {
         Some(end) if !text[..end].ends_with("e.g") && !text[..end].ends_with("i.e") => &text[..=end],
         _ => &text,
