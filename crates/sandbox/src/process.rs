@@ -12,12 +12,17 @@
 //!
 //! The helper is this same program, started again before anything else runs in it ([`maybe_run_helper`]). When the
 //! engine dies, however it dies, the helper sees its socket close and removes everything; should it be killed as well,
-//! the kernel kills every PID 1 (parent-death signal), and the next instance sweeps up the cgroups. Mounts, loop devices
-//! and network namespaces have no names: they vanish with the last process that uses them.
+//! the kernel kills every PID 1 (parent-death signal; a frozen one dies when it is thawed), and the next instance thaws and
+//! removes the cgroups. Mounts, loop devices and network namespaces have no names: they vanish with the last process that
+//! uses them.
+//!
+//! Without root, the same helper first makes itself root of a user namespace. Then all functions have one user id on the
+//! host, the one of Emberbox; `/tmp` is in memory; cgroups may be missing; and the network is `pasta`'s. What is so on
+//! this host, the helper says when it has started: `SandboxEngine::describe`.
 //!
 //! Blank sandboxes wait in a pool; making one costs tens of milliseconds, giving it a purpose a few.
 //!
-//! Walls between a function and the host, each of which holds alone: user ids that own nothing on the host; a root that
+//! Walls between a function and the host, so that a hole in one is not yet a way out: user ids that own nothing on the host; a root that
 //! is read-only; no capability, none to be gained; a system call filter; Landlock; namespaces for processes, mounts,
 //! network, IPC; a packet filter that the function's network namespace ends at.
 

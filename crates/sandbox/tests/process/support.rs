@@ -30,11 +30,24 @@ pub struct Guest {
     pub events: UnboundedReceiver<SandboxEvent>,
 }
 
-/// A test that takes root.
+/// Programs of the host that these tests use. (Sandboxes work without python3, ip and setpriv.)
+const PROGRAMS: [&str; 5] = ["python3", "nft", "mkfs.ext4", "ip", "setpriv"];
+
+/// What this host lacks, if anything.
+fn missing() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("root".to_owned());
+    }
+    let path = std::env::var("PATH").unwrap_or_default();
+    let there = |program: &str| path.split(':').any(|place| Path::new(place).join(program).exists());
+    PROGRAMS.iter().find(|program| !there(program)).map(|program| format!("the program {program}"))
+}
+
+/// A test that takes root, and some programs.
 pub fn test<F: Future<Output = ()>>(name: &'static str, body: impl FnOnce() -> F + Send + 'static) -> Trial {
     Trial::test(name, move || {
-        if !rustix::process::geteuid().is_root() {
-            let missing = format!("SKIPPED {name}: needs root");
+        if let Some(missing) = missing() {
+            let missing = format!("SKIPPED {name}: needs {missing}");
             if std::env::var_os("EMBERBOX_REQUIRE_ALL").is_some_and(|value| value == "1") {
                 return Err(missing.into());
             }
