@@ -30,7 +30,7 @@ const WARM: usize = 200;
 
 /// `emberbox demo`
 pub fn run(args: Demo) -> Result<ExitCode> {
-    say(&ui::bold("Emberbox demo: a server of its own on a free port; it removes what it makes.\n"));
+    say(&ui::bold("Emberbox demo: a server of its own on a free port; it removes what it makes."));
     set_up(args.no_install)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the async runtime")?;
