@@ -200,7 +200,7 @@ impl Default for Config {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { account_concurrency: 1000, sandboxes: 1000, memory_overcommit: 1.0 }
+        Self { account_concurrency: 1000, sandboxes: 1000, memory_overcommit: 4.0 }
     }
 }
 

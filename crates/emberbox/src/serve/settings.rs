@@ -21,7 +21,9 @@ pub fn sandbox(config: &Config, dir: &Path) -> ProcessConfig {
     };
     let pool = config.sandbox.blank_pool;
     let max_sandboxes = config.limits.sandboxes.saturating_add(u32::try_from(pool).unwrap_or(u32::MAX));
-    ProcessConfig { network, pool, max_sandboxes, ..ProcessConfig::new(dir.join("sandboxes")) }
+    // What is left is for the host, and for Emberbox itself.
+    let memory_mb = Some(host_memory_mb() / 10 * 9);
+    ProcessConfig { network, pool, max_sandboxes, memory_mb, ..ProcessConfig::new(dir.join("sandboxes")) }
 }
 
 /// For the package storage.

@@ -153,6 +153,13 @@ impl Group {
         Ok(())
     }
 
+    /// Bounds the memory of all the groups in it together.
+    pub fn limit_memory(&self, memory_mb: u64) -> io::Result<()> {
+        let Some(file) = self.file(Controller::Memory, "memory.limit_in_bytes", "memory.max") else { return Ok(()) };
+        let bytes = memory_mb.saturating_mul(1024 * 1024).to_string();
+        fs::write(&file, &bytes).map_err(|error| about(&format!("write {bytes} to"), &file, error))
+    }
+
     /// Sets its limits.
     pub fn limit(&self, memory_mb: u32, vcpus: f64) -> io::Result<()> {
         for setting in self.settings(memory_mb, vcpus) {

@@ -22,12 +22,22 @@ pub struct ProcessConfig {
     /// Most sandboxes at once, the blank ones included. A multiple of 64 is taken, from a range of 16,384 that all
     /// instances on the host share.
     pub max_sandboxes: u32,
+    /// Memory that all sandboxes together can use, in MB: their own limits may add up to more than the host has.
+    /// `None`: no bound but their own.
+    pub memory_mb: Option<u64>,
 }
 
 impl ProcessConfig {
     /// Four blank sandboxes, a thousand at most, no network.
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
-        Self { state_dir: state_dir.into(), helper: None, network: Network::None, pool: 4, max_sandboxes: 1024 }
+        Self {
+            state_dir: state_dir.into(),
+            helper: None,
+            network: Network::None,
+            pool: 4,
+            max_sandboxes: 1024,
+            memory_mb: None,
+        }
     }
 }
 

@@ -146,7 +146,7 @@ impl Helper {
         let hierarchy = Hierarchy::detect();
         let instance = Instance::claim(config.max_sandboxes, hierarchy.as_ref(), &mut notes)
             .during("claim sandbox slots of this host")?;
-        let (group, note) = make_group(hierarchy.as_ref(), instance.number);
+        let (group, note) = make_group(hierarchy.as_ref(), instance.number, config.memory_mb);
         notes.push(note);
         if privileged {
             notes.push("root: every sandbox has user ids of its own".to_owned());
@@ -467,11 +467,11 @@ fn hosts_file(more: &[(IpAddr, String)]) -> String {
 }
 
 /// The cgroup of an instance if it can be made; and in words what is so.
-fn make_group(hierarchy: Option<&Hierarchy>, instance: u32) -> (Option<Group>, String) {
+fn make_group(hierarchy: Option<&Hierarchy>, instance: u32, memory_mb: Option<u64>) -> (Option<Group>, String) {
     const UNLIMITED: &str = "memory, CPU and processes are not limited, sandboxes are not frozen";
     let Some(hierarchy) = hierarchy else { return (None, format!("no cgroups on this host: {UNLIMITED}")) };
     let group = hierarchy.instance(instance);
-    match group.make() {
+    match group.make().and_then(|()| memory_mb.map_or(Ok(()), |bound| group.limit_memory(bound))) {
         Ok(()) => (Some(group), hierarchy.describe()),
         Err(error) => (None, format!("cgroups cannot be used ({error}): {UNLIMITED}")),
     }

@@ -38,6 +38,7 @@ pub fn run(arguments: &[String]) {
         "processes" => return processes(),
         "fork-bomb" => return fork_bomb(),
         "memory-bomb" => return memory_bomb(),
+        "hold-memory" => return hold_memory(number(0)),
         "disk-filler" => return disk_filler(),
         "inode-filler" => return inode_filler(),
         "spin" => loop {
@@ -134,6 +135,12 @@ fn memory_bomb() {
     loop {
         hoard.push(vec![1u8; 1 << 20]);
     }
+}
+
+fn hold_memory(megabytes: i64) {
+    let hoard: Vec<_> = (0..megabytes).map(|_| vec![1u8; 1 << 20]).collect();
+    std::thread::sleep(Duration::from_secs(60));
+    drop(hoard);
 }
 
 fn disk_filler() {

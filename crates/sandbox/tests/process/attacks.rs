@@ -24,6 +24,7 @@ pub fn tests() -> Vec<Trial> {
         test("attack_other_processes", other_processes),
         test("attack_fork_bomb", fork_bomb),
         test("attack_memory_bomb", memory_bomb),
+        test("attack_memory_bombs_together", memory_bombs_together),
         test("attack_disk_filler", disk_filler),
         test("attack_run_while_frozen", run_while_frozen),
         test("attack_network_none", network_none),
@@ -245,6 +246,20 @@ async fn memory_bomb() {
     // PID 1 lives, and the next end is not taken for the same.
     let (process, _output) = guest.spawn(&["/bin/false"]).await.unwrap();
     assert_eq!(guest.exit_of(process).await, (ExitStatus::Code(1), false));
+}
+
+/// Each within its own limit, together beyond what the host can spare.
+async fn memory_bombs_together() {
+    let host = Host::start_with(|config| config.memory_mb = Some(300)).await;
+    let (mut one, mut two) = (host.guest().await, host.guest().await);
+    let (first, _output) = one.spawn(&[ATTACKER, crate::attacker::PART, "hold-memory", "200"]).await.unwrap();
+    eventually("the first one has its memory", || one.sandbox.usage().memory_now > 200 << 20).await;
+    let (second, _output) = two.spawn(&[ATTACKER, crate::attacker::PART, "hold-memory", "200"]).await.unwrap();
+    let (status, oom) = tokio::select! {
+        end = one.exit_of(first) => end,
+        end = two.exit_of(second) => end,
+    };
+    assert_eq!((status, oom), (ExitStatus::Signal(9), true));
 }
 
 async fn disk_filler() {

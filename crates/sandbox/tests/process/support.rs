@@ -62,10 +62,15 @@ pub fn test<F: Future<Output = ()>>(name: &'static str, body: impl FnOnce() -> F
 
 impl Host {
     pub async fn start(network: Network) -> Self {
+        Self::start_with(|config| config.network = network).await
+    }
+
+    pub async fn start_with(choose: impl FnOnce(&mut ProcessConfig)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         // As an operator would have it: nobody else can enter.
         build_root(directory.path());
-        let config = config(directory.path(), network);
+        let mut config = config(directory.path(), Network::None);
+        choose(&mut config);
         let engine = ProcessEngine::start(config).await.unwrap();
         Self { engine, directory }
     }
