@@ -168,6 +168,7 @@ mod tests {
     #[test]
     fn overcommit_multiplies_the_host() {
         let mut config = Config::default();
+        config.limits.memory_overcommit = 1.0;
         let once = worker(&config, Path::new("/d")).memory_mb;
         config.limits.memory_overcommit = 2.0;
         assert!(once > 100 && worker(&config, Path::new("/d")).memory_mb.abs_diff(once * 2) <= 1);
