@@ -13,6 +13,9 @@ use zip::result::ZipError;
 
 use crate::{Limits, PackageError};
 
+/// Components of paths that are walked to check the symlinks of one package: some for each of the most entries there can
+/// be. A package whose links lead to each other by long ways could otherwise keep a processor busy for an hour.
+const MAX_STEPS: usize = 2_000_000;
 /// Symlinks followed in one path before it counts as a loop, as in Linux.
 const MAX_LINKS: usize = 40;
 /// Where a package can be mounted: an absolute symlink below one of these stays inside it.
@@ -174,8 +177,13 @@ fn check_symlinks(plan: &Plan) -> Result<(), PackageError> {
             _ => None,
         })
         .collect();
+    let mut steps = MAX_STEPS;
     for (path, target) in &links {
-        if !stays_inside(path, &links) {
+        let inside = stays_inside(path, &links, &mut steps);
+        if steps == 0 {
+            return Err(PackageError::unzip("has symlinks that lead to each other in too many steps"));
+        }
+        if !inside {
             return Err(PackageError::unzip(format!("symlink {path:?} → {target:?} leads out of the package")));
         }
     }
@@ -183,12 +191,16 @@ fn check_symlinks(plan: &Plan) -> Result<(), PackageError> {
 }
 
 /// Whether following the symlink at `path` as the kernel would never leaves the package. A dangling link and a loop
-/// stay inside.
-fn stays_inside(path: &str, links: &HashMap<&str, &str>) -> bool {
+/// stay inside. Takes each component that it walks off `steps`, and stops at zero.
+fn stays_inside(path: &str, links: &HashMap<&str, &str>, steps: &mut usize) -> bool {
     let mut at: Vec<&str> = Vec::new();
     let mut todo: Vec<&str> = path.rsplit('/').collect();
     let mut followed = 0;
     while let Some(part) = todo.pop() {
+        *steps = steps.saturating_sub(1);
+        if *steps == 0 {
+            return false;
+        }
         match part {
             "" | "." => continue,
             ".." => {
@@ -223,7 +235,7 @@ mod tests {
     use super::*;
 
     fn inside(links: &[(&str, &str)], path: &str) -> bool {
-        stays_inside(path, &links.iter().copied().collect())
+        stays_inside(path, &links.iter().copied().collect(), &mut 1000)
     }
 
     #[test]

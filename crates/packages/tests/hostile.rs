@@ -54,6 +54,16 @@ async fn names_kinds_and_links_that_would_leave_the_package_are_refused() {
 }
 
 #[tokio::test]
+async fn symlinks_that_would_take_an_hour_to_follow_are_refused() {
+    let dir = tempdir().unwrap();
+    let packages = open(&dir);
+    let long_way = "a/../".repeat(200);
+    let links: Vec<Entry> = (0..1000).map(|i| symlink(&format!("l{i}"), &format!("{long_way}l{}", i + 1))).collect();
+    let reason = reason(&packages, zip(&links)).await;
+    assert!(reason.contains("too many steps"), "{reason}");
+}
+
+#[tokio::test]
 async fn lies_about_sizes_and_checksums_are_refused() {
     let dir = tempdir().unwrap();
     let packages = open(&dir);
