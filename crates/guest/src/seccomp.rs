@@ -170,7 +170,6 @@ const ALLOWED: &[&[i64]] = &[
         libc::SYS_pidfd_open,
         libc::SYS_pidfd_send_signal,
         libc::SYS_prctl,
-        libc::SYS_prlimit64,
         libc::SYS_rseq,
         libc::SYS_sched_get_priority_max,
         libc::SYS_sched_get_priority_min,
@@ -197,7 +196,6 @@ const ALLOWED: &[&[i64]] = &[
         libc::SYS_setresgid,
         libc::SYS_setresuid,
         libc::SYS_setreuid,
-        libc::SYS_setrlimit,
         libc::SYS_setsid,
         libc::SYS_setuid,
         libc::SYS_tgkill,
@@ -396,6 +394,11 @@ fn conditional() -> Vec<(i64, Vec<Condition>)> {
         (libc::SYS_socketpair, vec![(0, Dword, Eq, libc::AF_UNIX as u64)]),
         // Not: putting characters into a terminal's input.
         (libc::SYS_ioctl, vec![(1, Dword, Ne, libc::TIOCSTI), (1, Dword, Ne, libc::TIOCLINUX)]),
+        // Not: the limit of core dumps. PID 1 sets it to 1, with which the kernel does not even start a core_pattern that
+        // is a program; with 0, to which anybody may lower it, that program runs, on the host, as root. See core(5).
+        (libc::SYS_setrlimit, vec![(0, Dword, Ne, u64::from(libc::RLIMIT_CORE))]),
+        (libc::SYS_prlimit64, vec![(1, Dword, Ne, u64::from(libc::RLIMIT_CORE))]),
+        (libc::SYS_prlimit64, vec![(2, Qword, Eq, 0)]),
         // Asking which addresses there are, by any of the two types that netlink takes.
         (libc::SYS_socket, vec![(0, Dword, Eq, libc::AF_NETLINK as u64), (2, Dword, Eq, libc::NETLINK_ROUTE as u64)]),
     ];
@@ -467,7 +470,15 @@ mod tests {
             assert!(!allowed.contains_key(&call), "{call}");
         }
         // Only with conditions.
-        for call in [libc::SYS_clone, libc::SYS_socket, libc::SYS_ioctl, libc::SYS_personality, libc::SYS_mknodat] {
+        for call in [
+            libc::SYS_clone,
+            libc::SYS_socket,
+            libc::SYS_ioctl,
+            libc::SYS_personality,
+            libc::SYS_mknodat,
+            libc::SYS_setrlimit,
+            libc::SYS_prlimit64,
+        ] {
             assert!(!allowed[&call].is_empty(), "{call}");
         }
     }

@@ -91,7 +91,7 @@ fn cgroups() -> Finding {
         name: "cgroups",
         ok,
         detail,
-        advice: "memory, CPU and processes are not limited without: run as root, or with systemd-run --user --scope -p Delegate=yes",
+        advice: "memory, CPU and processes are not limited without: run as root, on a host (or in a container) with its cgroups mounted and writable",
     }
 }
 

@@ -28,6 +28,8 @@ pub fn run(arguments: &[String]) {
         "chroot" => std::os::unix::fs::chroot("/tmp"),
         "device" => device(),
         "push-input" => call(libc::SYS_ioctl, [0, libc::TIOCSTI as i64, c"x".as_ptr() as i64]),
+        "core-limit" => core_limit(number(0)),
+        "32-bit" => thirty_two_bit(),
         "read-memory" => read_memory(number(0)),
         "connect" => connect(text(0)),
         "execute" => Command::new(text(0)).stdout(Stdio::null()).status().map(drop),
@@ -51,6 +53,30 @@ pub fn run(arguments: &[String]) {
         Ok(()) => println!("succeeded"),
         Err(error) => println!("denied {}", error.raw_os_error().unwrap_or(0)),
     }
+}
+
+/// By 0: setrlimit(2), else by prlimit64(2) of the process itself.
+fn core_limit(by: i64) -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let (pointer, core) = (&raw const limit as i64, i64::from(libc::RLIMIT_CORE));
+    match by {
+        0 => call(libc::SYS_setrlimit, [core, pointer, 0]),
+        _ => call(libc::SYS_prlimit64, [0, core, pointer]),
+    }
+}
+
+/// Asks who it is by the entry of 32-bit programs, where numbers mean other calls.
+#[cfg(target_arch = "x86_64")]
+fn thirty_two_bit() -> io::Result<()> {
+    let mut number: i64 = 20;
+    // SAFETY: getpid takes no arguments and touches no memory.
+    unsafe { std::arch::asm!("int 0x80", inout("rax") number, out("r8") _, out("r9") _, out("r10") _, out("r11") _) };
+    if number < 0 { Err(io::Error::from_raw_os_error(-number as i32)) } else { Ok(()) }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn thirty_two_bit() -> io::Result<()> {
+    Err(io::Error::from_raw_os_error(libc::ENOSYS))
 }
 
 fn call(number: i64, [a, b, c]: [i64; 3]) -> io::Result<()> {

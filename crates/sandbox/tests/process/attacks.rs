@@ -151,6 +151,24 @@ async fn system_calls() {
     }
     guest.denied(&["syscall", &libc::SYS_clone.to_string(), &new_user], &[EPERM]).await;
     guest.denied(&["syscall", &libc::SYS_clone3.to_string()], &[ENOSYS]).await;
+    // With the upper half of the word, which the kernel ignores, and by the other two ways into the kernel.
+    let new_user = (libc::CLONE_NEWUSER as i64 | 1 << 40).to_string();
+    guest.denied(&["syscall", &libc::SYS_clone.to_string(), &new_user], &[EPERM]).await;
+    let push_input = (libc::TIOCSTI as i64 | 1 << 40).to_string();
+    guest.denied(&["syscall", &libc::SYS_ioctl.to_string(), "0", &push_input], &[EPERM]).await;
+    for call in [libc::SYS_ptrace, libc::SYS_unshare, libc::SYS_getpid] {
+        guest.denied(&["syscall", &(call | 0x4000_0000).to_string()], &[EPERM, ENOSYS]).await;
+    }
+    if cfg!(target_arch = "x86_64") {
+        let (text, status) = guest.run(&[ATTACKER, crate::attacker::PART, "32-bit"]).await;
+        assert!(matches!(status, ExitStatus::Signal(libc::SIGSYS | libc::SIGSEGV)), "{text} {status:?}");
+    }
+    // The limit at which the host's program for core dumps is not started.
+    for way in ["0", "1"] {
+        guest.denied(&["core-limit", way], &[EPERM]).await;
+    }
+    let limits = libc::SYS_prlimit64.to_string();
+    assert_eq!(guest.attack(&["syscall", &limits, "0", &libc::RLIMIT_CORE.to_string()]).await.trim(), "succeeded");
 }
 
 async fn sockets() {
