@@ -3,6 +3,8 @@
 //! The worker listens in the sandbox's network and forwards bytes, so that no route to the host is needed.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -78,6 +80,8 @@ impl Endpoint {
     /// Forwards connections until dropped.
     pub(crate) async fn forward(self, listener: TcpListener) {
         let mut connections = JoinSet::new();
+        // Said again only after it was reached: a function may try as often as it likes.
+        let silent = Arc::new(AtomicBool::new(false));
         loop {
             // No order needed.
             tokio::select! {
@@ -88,14 +92,19 @@ impl Endpoint {
                         continue;
                     };
                     let (host, port) = self.upstream.clone();
+                    let silent = Arc::clone(&silent);
                     connections.spawn(async move {
                         match TcpStream::connect((host.as_str(), port)).await {
                             Ok(mut outside) => {
+                                silent.store(false, Ordering::Relaxed);
                                 let _ = (inside.set_nodelay(true), outside.set_nodelay(true));
                                 // Either side may cut the connection at any time.
                                 let _ = copy_bidirectional(&mut inside, &mut outside).await;
                             }
-                            Err(error) => tracing::warn!(%host, port, %error, "cannot reach the endpoint of functions"),
+                            Err(error) if !silent.swap(true, Ordering::Relaxed) => {
+                                tracing::warn!(%host, port, %error, "cannot reach the endpoint of functions");
+                            }
+                            Err(_) => {}
                         }
                     });
                 }

@@ -103,6 +103,10 @@ pub(crate) fn external_extensions(image: &RuntimeImage, mounts: &[(PathBuf, Stri
         return Vec::new();
     }
     let directory = host_path(&image.root, mounts, "/opt/extensions");
+    // As for files: by a link in a layer the host would list a directory of its own.
+    if !directory.symlink_metadata().is_ok_and(|m| m.is_dir()) {
+        return Vec::new();
+    }
     let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
     let mut names: Vec<String> = entries
         .filter_map(Result::ok)
@@ -132,19 +136,42 @@ mod tests {
         assert_eq!(at("/var/task"), Path::new("/h/task"));
     }
 
-    #[test]
-    fn the_first_bootstrap_wins_and_none_is_an_invalid_entrypoint() {
-        let dir = tempfile::tempdir().unwrap();
-        let image = RuntimeImage {
+    fn image(root: &Path) -> RuntimeImage {
+        RuntimeImage {
             name: "provided.al2023".into(),
-            root: dir.path().into(),
+            root: root.into(),
             mounts: Vec::new(),
             bootstrap: Bootstrap::Search(vec!["/var/task/bootstrap".into(), "/opt/bootstrap".into()]),
             env: Vec::new(),
             execution_env: None,
             version: String::new(),
             version_arn_hash: String::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_layer_cannot_have_the_host_list_its_own_directories() {
+        use std::os::unix::fs::symlink;
+
+        let dir = tempfile::tempdir().unwrap();
+        let (image, layer) = (image(dir.path()), dir.path().join("layer"));
+        let mounts = [(layer.clone(), "/opt".to_owned())];
+        std::fs::create_dir_all(layer.join("extensions")).unwrap();
+        symlink("/usr/bin/env", layer.join("extensions/own")).unwrap();
+        assert_eq!(
+            external_extensions(&image, &mounts),
+            ["own"],
+            "a link is started inside, where it means what it does"
+        );
+        std::fs::remove_dir_all(layer.join("extensions")).unwrap();
+        symlink("/usr/bin", layer.join("extensions")).unwrap();
+        assert!(external_extensions(&image, &mounts).is_empty());
+    }
+
+    #[test]
+    fn the_first_bootstrap_wins_and_none_is_an_invalid_entrypoint() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = image(dir.path());
         let none = entrypoint(&image, &[], None).unwrap_err();
         assert_eq!(none, "Couldn't find valid bootstrap(s): [/var/task/bootstrap /opt/bootstrap]");
         std::fs::create_dir_all(dir.path().join("opt")).unwrap();

@@ -146,3 +146,17 @@ async fn what_does_not_fit_is_counted_and_said() {
     assert_eq!(all[1], "[emberbox] 100 log lines were dropped because the disk did not keep up");
     assert_eq!(store.dropped(), 0);
 }
+
+#[tokio::test]
+async fn a_page_of_the_longest_lines_is_bounded_and_the_next_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let g = group("g");
+    let store = open(dir.path());
+    let long = LogEvent { timestamp: 1, message: "x".repeat(256 << 10) };
+    store.append(&stream("g", "a"), vec![long; 10]);
+    store.flush().await;
+    let first = store.events(&g, Filter::default()).await.unwrap();
+    assert_eq!((first.events.len(), first.more), (4, true));
+    let rest = store.events(&g, Filter { from: Some(first.next), ..Filter::default() }).await.unwrap();
+    assert_eq!(rest.events.len(), 4);
+}

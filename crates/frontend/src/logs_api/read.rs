@@ -10,6 +10,8 @@ use crate::ports::{LogEvent, LogGroup, LogQuery, Logs};
 
 /// Most events of one answer.
 const EVENTS: usize = 10_000;
+/// Most bytes of their messages that are kept on the way to the end of a log.
+const TAIL_BYTES: usize = 1 << 20;
 /// Most groups or streams of one answer.
 const DESCRIBED: usize = 50;
 
@@ -170,17 +172,19 @@ async fn tail(
 ) -> Result<(Vec<LogEvent>, String), Refusal> {
     let keep = query.limit;
     query.limit = EVENTS;
-    let mut last = VecDeque::with_capacity(keep.min(EVENTS));
+    let mut last: VecDeque<LogEvent> = VecDeque::new();
+    let mut bytes = 0;
     loop {
         let page = logs.events(group, query.clone()).await?;
         for event in page.events {
             if before.is_some_and(|place| event.id.as_str() >= place) {
                 return Ok((last.into(), event.id));
             }
-            if last.len() == keep {
-                last.pop_front();
-            }
+            bytes += event.message.len();
             last.push_back(event);
+            while last.len() > keep || (bytes > TAIL_BYTES && last.len() > 1) {
+                bytes -= last.pop_front().map_or(0, |event| event.message.len());
+            }
         }
         if !page.more {
             return Ok((last.into(), page.next));

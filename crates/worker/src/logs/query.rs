@@ -11,6 +11,9 @@ use domain::AccountId;
 
 use super::{GroupId, LogError, LogStore, segment};
 
+/// A page ends after so many bytes of messages, as in CloudWatch Logs: ten thousand of the longest lines would be gigabytes.
+const PAGE_BYTES: usize = 1 << 20;
+
 /// Which events are wanted.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Filter {
@@ -148,8 +151,9 @@ fn read(directory: &Path, filter: &Filter) -> Result<Page, LogError> {
     let limit = if filter.limit == 0 { 10_000 } else { filter.limit };
     let terms = filter.pattern.as_deref().map(terms).unwrap_or_default();
     let mut events = Vec::new();
+    let mut bytes = 0;
     let next = scan(directory, filter.from.unwrap_or_default(), |id, timestamp, stream, message| {
-        if events.len() == limit {
+        if events.len() == limit || bytes >= PAGE_BYTES {
             return false;
         }
         let wanted = (filter.streams.is_empty() || filter.streams.iter().any(|s| s == stream))
@@ -158,6 +162,7 @@ fn read(directory: &Path, filter: &Filter) -> Result<Page, LogError> {
             && filter.end.is_none_or(|end| timestamp < end)
             && terms.iter().all(|term| term.matches(message));
         if wanted {
+            bytes += message.len();
             events.push(Event { id, stream: stream.to_owned(), timestamp, message: message.to_owned() });
         }
         true

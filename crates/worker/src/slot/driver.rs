@@ -126,8 +126,13 @@ impl Slot {
                 self.settle(&mut core);
             }
             Operation::Signal(process, signal) => {
-                if let Err(error) = self.sandbox.signal(process, signal).await {
-                    tracing::warn!(sandbox = %self.id, %error, "cannot signal a process of a sandbox");
+                // One that waits for ever would keep the sandbox from being destroyed.
+                match tokio::time::timeout(ENGINE_LIMIT, self.sandbox.signal(process, signal)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => {
+                        tracing::warn!(sandbox = %self.id, %error, "cannot signal a process of a sandbox");
+                    }
+                    Err(_) => tracing::error!(sandbox = %self.id, "signalling a process of a sandbox took too long"),
                 }
             }
             Operation::KillAll { epoch } => {
