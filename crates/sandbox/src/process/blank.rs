@@ -15,7 +15,8 @@ use guest::seccomp::Programs;
 use guest::sys::{self, Cloned};
 use guest::wire::Channel;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::Signal;
+use rustix::process::{Signal, Uid};
+use rustix::thread::CapabilitySets;
 
 use super::cgroup::Group;
 use super::config::Range;
@@ -179,12 +180,19 @@ fn bear(pattern: &Pattern, slot: Slot, group: Option<&Group>) -> Result<(Channel
     }
     fs::write("/proc/self/oom_score_adj", OOM_SCORE).during("raise the OOM score")?;
     let (ours, theirs) = Channel::pair().during("make a socket")?;
+    let owner = pattern.privileged.then(|| slot.init_id());
+    if let Some(owner) = owner {
+        take_effective_user(owner).during("act as the owner of the sandbox")?;
+    }
     let (pid, pidfd) = match sys::clone(NAMESPACES | libc::CLONE_PARENT).during("make namespaces")? {
         // This closes the other end as well, or PID 1 would never see it closed.
         Cloned::Child => guest::init::run(theirs, &pattern.filter),
         Cloned::Parent { pid, pidfd } => (pid, pidfd),
     };
     drop(theirs);
+    if owner.is_some() {
+        take_effective_user(0).during("act as root again")?;
+    }
     match raise(pattern, slot, pid, &ours) {
         Ok(raised) => Ok((ours, pidfd, raised)),
         Err(failure) => {
@@ -192,6 +200,17 @@ fn bear(pattern: &Pattern, slot: Slot, group: Option<&Group>) -> Result<(Channel
             Err(failure)
         }
     }
+}
+
+/// Changes the effective user of the calling process, which stays root otherwise and keeps its capabilities. The kernel
+/// counts what is in a user namespace (inotify instances, queued signals, message queues) for who made it as well: were
+/// that root, one function could use up what root may have, on the whole host.
+fn take_effective_user(id: u32) -> io::Result<()> {
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::from_raw(id), Uid::ROOT)?;
+    let sets = rustix::thread::capabilities(None)?;
+    rustix::thread::set_capabilities(None, CapabilitySets { effective: sets.permitted, ..sets })?;
+    // The change took this away.
+    Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 
 /// What there is of a sandbox besides its PID 1.

@@ -42,6 +42,7 @@ pub fn run(arguments: &[String]) {
         "memory-bomb" => return memory_bomb(),
         "hold-memory" => return hold_memory(number(0)),
         "disk-filler" => return disk_filler(),
+        "inotify-filler" => return inotify_filler(),
         "inode-filler" => return inode_filler(),
         "spin" => loop {
             std::hint::spin_loop();
@@ -180,6 +181,17 @@ fn disk_filler() {
         }
     };
     println!("{written} {}", error.raw_os_error().unwrap_or(0));
+}
+
+/// Takes all that it can have, says how many, and keeps them.
+fn inotify_filler() {
+    for count in 0.. {
+        if let Err(error) = call(libc::SYS_inotify_init1, [0; 3]) {
+            println!("{count} {}", error.raw_os_error().unwrap_or(0));
+            break;
+        }
+    }
+    hold_secret();
 }
 
 fn inode_filler() {

@@ -1,6 +1,7 @@
 //! Attacks from inside. Each is tried for real; what counts is what the kernel answers.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
@@ -23,6 +24,7 @@ pub fn tests() -> Vec<Trial> {
         test("attack_escape_by_path_or_descriptor", escape_by_path_or_descriptor),
         test("attack_other_processes", other_processes),
         test("attack_fork_bomb", fork_bomb),
+        test("attack_quotas_of_the_host", quotas_of_the_host),
         test("attack_memory_bomb", memory_bomb),
         test("attack_memory_bombs_together", memory_bombs_together),
         test("attack_disk_filler", disk_filler),
@@ -150,7 +152,9 @@ async fn system_calls() {
         guest.denied(&["syscall", &call.to_string()], &[EPERM]).await;
     }
     guest.denied(&["syscall", &libc::SYS_clone.to_string(), &new_user], &[EPERM]).await;
-    guest.denied(&["syscall", &libc::SYS_clone3.to_string()], &[ENOSYS]).await;
+    for call in [libc::SYS_clone3, libc::SYS_io_setup] {
+        guest.denied(&["syscall", &call.to_string()], &[ENOSYS]).await;
+    }
     // With the upper half of the word, which the kernel ignores, and by the other two ways into the kernel.
     let new_user = (libc::CLONE_NEWUSER as i64 | 1 << 40).to_string();
     guest.denied(&["syscall", &libc::SYS_clone.to_string(), &new_user], &[EPERM]).await;
@@ -249,6 +253,25 @@ async fn fork_bomb() {
     assert!(Command::new("true").status().unwrap().success());
     guest.sandbox.kill_all().await.unwrap();
     assert_eq!(guest.attack(&["processes"]).await.trim(), "1");
+}
+
+/// What the kernel counts by user must not be counted for the host's root, nor for the neighbour.
+async fn quotas_of_the_host() {
+    let host = Host::start(Network::None).await;
+    let guest = host.guest().await;
+    let (process, output) = guest.spawn(&[ATTACKER, crate::attacker::PART, "inotify-filler"]).await.unwrap();
+    rustix::io::ioctl_fionbio(&output, false).unwrap();
+    let read = tokio::task::spawn_blocking(move || {
+        let mut line = String::new();
+        BufReader::new(File::from(output)).read_line(&mut line).map(|_| line)
+    });
+    let line = read.await.unwrap().unwrap();
+    assert_eq!(line.trim().split_once(' ').map(|(_, error)| error), Some(&*libc::EMFILE.to_string()), "{line}");
+    let mut neighbour = host.guest().await;
+    let inotify = libc::SYS_inotify_init1.to_string();
+    assert_eq!(neighbour.attack(&["syscall", &inotify]).await.trim(), "succeeded");
+    rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC).expect("the host's root still has some");
+    guest.sandbox.signal(process, sandbox::Signal::Kill).await.unwrap();
 }
 
 async fn memory_bomb() {
