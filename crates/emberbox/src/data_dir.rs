@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -17,8 +18,7 @@ pub struct DataDir {
 impl DataDir {
     /// Makes the directory if needed, and takes the lock.
     pub fn open(path: &Path) -> Result<Self> {
-        fs::create_dir_all(path)
-            .with_context(|| format!("make the data directory {}; `--data-dir` names another", path.display()))?;
+        make(path)?;
         let path = fs::canonicalize(path).with_context(|| format!("resolve the data directory {}", path.display()))?;
         let file = path.join("lock");
         let mut lock = OpenOptions::new()
@@ -59,6 +59,13 @@ impl DataDir {
     }
 }
 
+/// Makes a data directory, if it is not there, for this user alone: environment variables, code and logs of functions are
+/// nobody else's to read. One that is there stays as its owner wants it.
+pub fn make(path: &Path) -> Result<()> {
+    (fs::DirBuilder::new().recursive(true).mode(0o700).create(path))
+        .with_context(|| format!("make the data directory {}; `--data-dir` names another", path.display()))
+}
+
 /// `/var/lib/emberbox` for root, else as the XDG base directory specification says.
 pub fn default_dir() -> Result<PathBuf> {
     if rustix::process::geteuid().is_root() {
@@ -78,6 +85,8 @@ pub fn default_dir() -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -85,6 +94,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/data");
         let first = DataDir::open(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
         let error = format!("{:#}", DataDir::open(&path).unwrap_err());
         assert!(error.contains(&std::process::id().to_string()) && error.contains("--data-dir"), "{error}");
         drop(first);

@@ -152,7 +152,8 @@ async fn prepare_python(data: &Path) -> Result<String> {
 /// Runtimes are set-up rather than the demo's data: they are kept, where `emberbox serve` finds them as well.
 fn share_runtimes(data: &Path) -> Result<()> {
     let kept = data_dir::default_dir()?;
-    fs::create_dir_all(data).with_context(|| format!("make {}", data.display()))?;
+    data_dir::make(&kept)?;
+    data_dir::make(data)?;
     for part in ["runtimes", "roots"] {
         let target = kept.join(part);
         fs::create_dir_all(&target).with_context(|| format!("make {}", target.display()))?;

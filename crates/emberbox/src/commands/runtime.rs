@@ -50,6 +50,7 @@ pub fn open(local: &Local) -> Result<Runtimes> {
         Some(dir) => std::path::absolute(dir)?,
         None => data_dir::default_dir()?,
     };
+    data_dir::make(&dir)?;
     Ok(Runtimes::open(settings::runtimes(&config, &dir))?)
 }
 
