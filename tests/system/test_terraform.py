@@ -1,6 +1,6 @@
 """Terraform's AWS provider: apply, a plan without changes, an update, destroy.
 
-The provider is 700 MB and its registry may be out of reach, so the test takes it from a filesystem mirror:
+The provider is large and its registry may be out of reach, so the test takes it from a filesystem mirror:
 EMBERBOX_TERRAFORM_MIRROR, or the first of Terraform's usual folders that has it.
 """
 
