@@ -161,35 +161,29 @@ pub const PYTHON_HANDLER: &str = "echo.handler";
 /// The same file for Emberbox and for AWS's emulator.
 pub const PYTHON_ECHO: &str = "def handler(event, context):\n    return event\n";
 
-/// An interpreter on the host with the runtime client that Emberbox installed for it.
+/// What Emberbox installed for the runtime: its interpreter and AWS's runtime client, run outside of any sandbox.
 pub struct Python {
-    /// e.g. `/usr/bin/python3.11`.
+    /// The copy that sandboxes run; it finds its standard library beside itself.
     pub interpreter: PathBuf,
     /// Folder that holds `awslambdaric`.
     pub client: PathBuf,
 }
 
 impl Python {
-    /// Finds both. Call after a function of this runtime ran: the client is installed on first use.
+    /// Finds both. Call after a function of this runtime ran: they are installed on first use.
     pub fn find(setup: &Setup) -> Result<Self> {
-        let installed = setup.runtimes.join("runtimes");
-        let client = find_client(&installed, &setup.python, 6)
-            .with_context(|| format!("no awslambdaric for {} below {}", setup.python, installed.display()))?;
-        let output = Command::new(&setup.python).args(["-c", "import sys; print(sys.executable)"]).output();
-        let output = output.with_context(|| format!("run {} from PATH", setup.python))?;
-        let interpreter = PathBuf::from(String::from_utf8(output.stdout)?.trim());
-        ensure!(interpreter.is_file(), "{} does not say where it is", setup.python);
-        Ok(Self { interpreter, client: std::path::absolute(client)? })
+        let installed = std::path::absolute(setup.runtimes.join("runtimes"))?;
+        let prefix = format!("{}-", setup.python);
+        let folders = fs::read_dir(&installed).with_context(|| format!("list {}", installed.display()))?;
+        let newest = folders
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+            .max_by_key(|entry| entry.metadata().and_then(|m| m.modified()).ok())
+            .with_context(|| format!("{} is not installed in {}", setup.python, installed.display()))?
+            .path();
+        let python = Self { interpreter: newest.join("lang/bin").join(&setup.python), client: newest.join("runtime") };
+        ensure!(python.interpreter.is_file(), "{} is missing", python.interpreter.display());
+        ensure!(python.client.join("awslambdaric").is_dir(), "{} has no awslambdaric", python.client.display());
+        Ok(python)
     }
-}
-
-/// The folder with `awslambdaric` at most `depth` below a folder whose path names the runtime.
-fn find_client(folder: &Path, runtime: &str, depth: usize) -> Option<PathBuf> {
-    if folder.join("awslambdaric/bootstrap.py").is_file() && folder.to_string_lossy().contains(runtime) {
-        return Some(folder.to_owned());
-    }
-    let entries = fs::read_dir(folder).ok().filter(|_| depth > 0)?;
-    let mut folders: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
-    folders.sort();
-    folders.iter().find_map(|f| find_client(f, runtime, depth - 1))
 }

@@ -32,7 +32,7 @@ impl Rie {
         let (address, runtime_api) = (front.local_addr()?, back.local_addr()?);
         drop((front, back));
         let process = Child::spawn(
-            Command::new(emulator)
+            Command::new(std::path::absolute(emulator)?)
                 .arg("--runtime-interface-emulator-address")
                 .arg(address.to_string())
                 .arg("--runtime-api-address")

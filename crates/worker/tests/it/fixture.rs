@@ -16,7 +16,7 @@ use domain::{
 use runtimes::{Bootstrap, RuntimeImage};
 use tempfile::TempDir;
 use uuid::Uuid;
-use worker::logs::{GroupId, LogConfig, LogStore};
+use worker::logs::{Filter, GroupId, LogConfig, LogStore};
 use worker::metrics::Metrics;
 use worker::sources::{PackageSource, RuntimeSource, Unpacked};
 use worker::{Config, Service};
@@ -288,8 +288,16 @@ impl Fixture {
     pub async fn log(&self) -> Vec<String> {
         self.logs.flush().await;
         let group = GroupId { account: AccountId::local(), region: "us-east-1".into(), group: "/aws/lambda/f".into() };
-        let page = self.logs.events(&group, Default::default()).await.unwrap();
-        page.events.into_iter().map(|e| e.message).collect()
+        let mut filter = Filter::default();
+        let mut lines = Vec::new();
+        loop {
+            let page = self.logs.events(&group, filter.clone()).await.unwrap();
+            lines.extend(page.events.into_iter().map(|event| event.message));
+            if !page.more {
+                return lines;
+            }
+            filter.from = Some(page.next);
+        }
     }
 
     /// Waits until a line of the function's log contains `text`.
