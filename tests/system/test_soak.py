@@ -5,6 +5,7 @@ import collections
 import concurrent.futures
 import contextlib
 import glob
+import itertools
 import json
 import os
 import random
@@ -118,9 +119,12 @@ def turmoil(server, seconds, seen):
             seen[name, error.response["Error"]["Code"]] += 1
             time.sleep(0.02)
 
-    def in_trouble():
-        while time.monotonic() < deadline:
-            call("trouble", {"do": random.choice(["crash", "raise", "memory", "sleep", "fork", "print", "stop", "disk", "nothing"])})
+    def in_trouble(first):
+        kinds = ["crash", "raise", "nothing", "sleep", "print", "memory", "fork", "disk", "stop"]
+        for turn in itertools.count(2 * first):
+            if time.monotonic() > deadline:
+                return
+            call("trouble", {"do": kinds[turn % len(kinds)]})
 
     def in_peace(name):
         while time.monotonic() < deadline:
@@ -140,7 +144,7 @@ def turmoil(server, seconds, seen):
             time.sleep(0.3)
 
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        work = [pool.submit(in_trouble) for _ in range(CONCURRENCY + 1)] + [pool.submit(in_peace, name) for name in names * 2]
+        work = [pool.submit(in_trouble, n) for n in range(CONCURRENCY + 1)] + [pool.submit(in_peace, name) for name in names * 2]
         work += [pool.submit(leaving), pool.submit(updating)]
         for done in work:
             done.result()
