@@ -9,6 +9,7 @@ mod commands;
 mod config;
 mod data_dir;
 mod host;
+mod log;
 mod package;
 mod serve;
 mod timeline;

@@ -75,6 +75,10 @@ pub trait Sandbox: Send + Sync + 'static {
     fn thaw(&self) -> Result<(), SandboxError>;
     /// Memory and CPU so far.
     fn usage(&self) -> Usage;
+    /// [`Usage::memory_peak`] alone: asked after every invocation.
+    fn memory_peak(&self) -> u64 {
+        self.usage().memory_peak
+    }
     /// Destroys it: returns when all processes are dead, mounts and cgroups gone.
     async fn destroy(&self);
 }

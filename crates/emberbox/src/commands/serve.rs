@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 use crate::cli::Serve;
 use crate::config::Config;
 use crate::serve::Emberbox;
-use crate::ui;
+use crate::{log, ui};
 
 /// What is logged unless EMBERBOX_LOG says otherwise.
 const LOG: &str = "info,timeline=off";
@@ -25,7 +25,7 @@ pub fn run(args: Serve) -> Result<ExitCode> {
     config.data_dir = args.data_dir.or(config.data_dir);
     let filter = EnvFilter::try_from_env("EMBERBOX_LOG").unwrap_or_else(|_| EnvFilter::new(LOG));
     // Invocations log, and none should wait for a terminal or for another's line. What is queued is written at the end.
-    let (writer, _written_at_the_end) = tracing_appender::non_blocking(std::io::stderr());
+    let (writer, _written_at_the_end) = log::gathered(std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(ui::coloured()).init();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the async runtime")?;

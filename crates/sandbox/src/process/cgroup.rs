@@ -232,6 +232,11 @@ impl Group {
         }
     }
 
+    /// The file that holds the peak of memory; `None` where it is not measured.
+    pub fn memory_peak(&self) -> Option<PathBuf> {
+        self.file(Controller::Memory, "memory.max_usage_in_bytes", "memory.peak")
+    }
+
     /// How often the memory limit's killer struck.
     pub fn oom_kills(&self) -> u64 {
         field(&self.read(Controller::Memory, "memory.oom_control", "memory.events"), "oom_kill")

@@ -260,6 +260,8 @@ struct ProcessSandbox {
     init: Arc<Init>,
     group: Option<Group>,
     freezer: Option<File>,
+    /// Open for the sandbox's life: it is read after every invocation.
+    peak: Option<File>,
     frozen: AtomicBool,
     listeners: Mutex<HashMap<u16, TcpListener>>,
     events: Mutex<Option<mpsc::UnboundedReceiver<SandboxEvent>>>,
@@ -355,11 +357,13 @@ impl ProcessSandbox {
         let freezer = freezer
             .map(|path| File::options().write(true).open(&path).map_err(host(format!("open {}", path.display()))))
             .transpose()?;
+        let peak = created.group.as_ref().and_then(Group::memory_peak).and_then(|path| File::open(path).ok());
         Ok(Self {
             handle,
             init,
             group: created.group,
             freezer,
+            peak,
             frozen: AtomicBool::new(false),
             listeners: Mutex::new(listeners),
             events: Mutex::new(Some(events)),
@@ -445,6 +449,12 @@ impl Sandbox for ProcessSandbox {
 
     fn usage(&self) -> Usage {
         self.group.as_ref().map(Group::usage).unwrap_or_default()
+    }
+
+    fn memory_peak(&self) -> u64 {
+        let mut text = [0; 32];
+        let length = self.peak.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()).unwrap_or(0);
+        str::from_utf8(&text[..length]).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
     }
 
     async fn destroy(&self) {

@@ -91,7 +91,7 @@ impl Slot {
                     if let Line::End(report) = &line {
                         self.over(report, answered);
                     }
-                    peak.get_or_insert_with(|| self.sandbox.usage().memory_peak);
+                    peak.get_or_insert_with(|| self.sandbox.memory_peak());
                     line
                 }
             };
