@@ -3,7 +3,9 @@
 
 mod trace;
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -17,6 +19,7 @@ use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 use lambda_api::types::{InvocationRequest, InvocationType, LogType as WireLogType};
 use lambda_api::{ApiError, ErrorCode, check_json_payload, decode, operations};
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::ports::{Call, Target};
@@ -87,11 +90,35 @@ pub async fn invoke(
         received,
         show_timeline: headers.contains_key(TIMELINE),
     };
-    let running = service.tasks.spawn(invocation.serve(Arc::clone(service)));
-    running.await.unwrap_or_else(|panic| {
-        tracing::error!(%request_id, %panic, "invocation failed");
-        Err(ApiError::new(ErrorCode::ServiceException, "Emberbox failed to run the function; its log says why."))
-    })
+    Detached { running: Some(Box::pin(invocation.serve(Arc::clone(service)))), tasks: service.tasks.clone() }.await
+}
+
+/// An invocation, which goes on in a task of its own if its caller goes away. While the caller is there it runs in the
+/// caller's task: another one would cost every invocation two changes of task.
+struct Detached<F: Future<Output: Send> + Send + 'static> {
+    running: Option<Pin<Box<F>>>,
+    tasks: TaskTracker,
+}
+
+impl<F: Future<Output: Send> + Send + 'static> Future for Detached<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let running = self.running.as_mut().expect("polled no more once it is done");
+        let output = std::task::ready!(running.as_mut().poll(context));
+        self.running = None;
+        Poll::Ready(output)
+    }
+}
+
+impl<F: Future<Output: Send> + Send + 'static> Drop for Detached<F> {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take()
+            && !std::thread::panicking()
+        {
+            self.tasks.spawn(running);
+        }
+    }
 }
 
 /// A valid request to run a function.
