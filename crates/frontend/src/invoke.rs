@@ -3,6 +3,7 @@
 
 mod trace;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -90,7 +91,11 @@ pub async fn invoke(
         received,
         show_timeline: headers.contains_key(TIMELINE),
     };
-    Detached { running: Some(Box::pin(invocation.serve(Arc::clone(service)))), tasks: service.tasks.clone() }.await
+    let running = Box::pin(invocation.serve(Arc::clone(service)));
+    Detached { running: Some(running), tasks: service.tasks.clone() }.await.unwrap_or_else(|Panicked| {
+        tracing::error!(%request_id, "invocation failed");
+        Err(ApiError::new(ErrorCode::ServiceException, "Emberbox failed to run the function; its log says why."))
+    })
 }
 
 /// An invocation, which goes on in a task of its own if its caller goes away. While the caller is there it runs in the
@@ -100,12 +105,21 @@ struct Detached<F: Future<Output: Send> + Send + 'static> {
     tasks: TaskTracker,
 }
 
-impl<F: Future<Output: Send> + Send + 'static> Future for Detached<F> {
-    type Output = F::Output;
+/// The panic hook has said the rest.
+struct Panicked;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+impl<F: Future<Output: Send> + Send + 'static> Future for Detached<F> {
+    type Output = Result<F::Output, Panicked>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let running = self.running.as_mut().expect("polled no more once it is done");
-        let output = std::task::ready!(running.as_mut().poll(context));
+        // A bug must cost this invocation, not the connection with whatever else is on it. After one, nothing of the
+        // invocation is used any more.
+        let output = match catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(context))) {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(output)) => Ok(output),
+            Err(_) => Err(Panicked),
+        };
         self.running = None;
         Poll::Ready(output)
     }
@@ -113,9 +127,7 @@ impl<F: Future<Output: Send> + Send + 'static> Future for Detached<F> {
 
 impl<F: Future<Output: Send> + Send + 'static> Drop for Detached<F> {
     fn drop(&mut self) {
-        if let Some(running) = self.running.take()
-            && !std::thread::panicking()
-        {
+        if let Some(running) = self.running.take() {
             self.tasks.spawn(running);
         }
     }

@@ -27,9 +27,18 @@ pub fn run(args: Serve) -> Result<ExitCode> {
     // Invocations log, and none should wait for a terminal or for another's line. What is queued is written at the end.
     let (writer, _written_at_the_end) = log::gathered(std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(ui::coloured()).init();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the async runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads())
+        .enable_all()
+        .build()
+        .context("start the async runtime")?;
     runtime.block_on(serve(config))
+}
+
+/// Half the cores, for the other half runs the functions. Fewer threads also hand work to each other less often, which is
+/// most of what a warm invocation waits for.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
 async fn serve(config: Config) -> Result<ExitCode> {
