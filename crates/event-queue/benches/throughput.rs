@@ -1,0 +1,140 @@
+//! How fast events are accepted durably, against a bare SQLite writer that groups alike, and how fast they are leased
+//! and acknowledged. The two run on the same disk one after the other, in rounds that alternate.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use domain::SystemClock;
+use event_queue::sqlite::SqliteQueue;
+use event_queue::{Entry, EventQueue, QueueName};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+const CALLERS: u32 = 64;
+const EVENTS: u32 = 20_000;
+const BODY: usize = 512;
+const GROUP: usize = 256;
+const ROUNDS: u32 = 3;
+
+#[tokio::main(worker_threads = 2)]
+async fn main() {
+    // In the working directory: a temporary one may be memory.
+    let dir = tempfile::tempdir_in(".").expect("a directory");
+    for round in 0..ROUNDS {
+        let bare = bare(&dir.path().join(format!("bare{round}.db"))).await;
+        let engine = SqliteQueue::open(dir.path().join(format!("{round}.db")), Arc::new(SystemClock::default())).await;
+        let engine = Arc::new(engine.expect("opens"));
+        let ours = enqueue(&engine).await;
+        let drained = drain(&engine).await;
+        engine.close().await;
+        println!(
+            "bare writer {bare:.0}/s, enqueue {ours:.0}/s ({:.0} %), lease and ack {drained:.0}/s",
+            100.0 * ours / bare
+        );
+    }
+}
+
+fn rate(start: Instant) -> f64 {
+    f64::from(EVENTS) / start.elapsed().as_secs_f64()
+}
+
+async fn enqueue(engine: &Arc<SqliteQueue>) -> f64 {
+    let start = Instant::now();
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|caller| {
+            let engine = Arc::clone(engine);
+            let queue = QueueName(format!("f{}", caller % 8).into());
+            tokio::spawn(async move {
+                for _ in 0..EVENTS / CALLERS {
+                    let (id, body) = (Uuid::new_v4(), Bytes::from(vec![7; BODY]));
+                    let entry = Entry { queue: queue.clone(), id, body, delay: Duration::ZERO };
+                    engine.enqueue(vec![entry]).await.expect("accepted");
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.expect("no panic");
+    }
+    rate(start)
+}
+
+async fn drain(engine: &Arc<SqliteQueue>) -> f64 {
+    let start = Instant::now();
+    let pollers: Vec<_> = (0..8)
+        .map(|_| {
+            let engine = Arc::clone(engine);
+            tokio::spawn(async move {
+                loop {
+                    let leases = engine.lease(10, Duration::from_secs(60), Duration::ZERO).await.expect("leases");
+                    if leases.is_empty() {
+                        return;
+                    }
+                    engine.ack(&leases.iter().map(|lease| lease.id).collect::<Vec<_>>()).await.expect("acknowledged");
+                }
+            })
+        })
+        .collect();
+    for poller in pollers {
+        poller.await.expect("no panic");
+    }
+    rate(start)
+}
+
+/// One table, one insert per event, as many callers, the same groups and syncs.
+async fn bare(path: &Path) -> f64 {
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .disable_statement_logging();
+    let mut connection = options.connect().await.expect("opens");
+    run(&mut connection, "CREATE TABLE events (id BLOB PRIMARY KEY, body BLOB NOT NULL)").await;
+    let (requests, mut received) = mpsc::channel::<(Uuid, Vec<u8>, oneshot::Sender<()>)>(1024);
+    let writer = tokio::spawn(async move {
+        let mut group = Vec::with_capacity(GROUP);
+        while received.recv_many(&mut group, GROUP).await > 0 {
+            run(&mut connection, "BEGIN IMMEDIATE").await;
+            let mut waiting = Vec::with_capacity(GROUP);
+            for (id, body, done) in group.drain(..) {
+                let insert = sqlx::query("INSERT INTO events VALUES (?, ?)").bind(id.as_bytes().to_vec()).bind(body);
+                insert.execute(&mut connection).await.expect("inserts");
+                waiting.push(done);
+            }
+            run(&mut connection, "COMMIT").await;
+            for done in waiting {
+                let _ = done.send(());
+            }
+        }
+        connection.close().await.expect("closes");
+    });
+    let start = Instant::now();
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|_| {
+            let requests = requests.clone();
+            tokio::spawn(async move {
+                for _ in 0..EVENTS / CALLERS {
+                    let (done, answer) = oneshot::channel();
+                    requests.send((Uuid::new_v4(), vec![7; BODY], done)).await.expect("the writer is there");
+                    answer.await.expect("an answer");
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.expect("no panic");
+    }
+    let rate = rate(start);
+    drop(requests);
+    writer.await.expect("no panic");
+    rate
+}
+
+async fn run(connection: &mut SqliteConnection, sql: &'static str) {
+    sqlx::query(sql).execute(connection).await.expect("runs");
+}

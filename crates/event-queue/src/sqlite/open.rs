@@ -1,0 +1,201 @@
+//! Opening: is it ours, is it whole, is its schema ours; if not, an error that says what to do.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, ErrorKind, Read as _};
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
+
+use crate::api::QueueError;
+
+/// `EMBQ`, in SQLite's header field for the program that a file belongs to.
+const APPLICATION_ID: i64 = 0x454d_4251;
+
+/// The first bytes of every SQLite file.
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+
+/// Schema changes, oldest first, each run once and only forward. A released one is never edited.
+///
+/// - `due`: not handed out before; for a leased event the end of its lease. An event whose lease has ended is thereby
+///   ready without anybody writing.
+/// - Bodies stand apart, so that a lease does not rewrite them.
+/// - `queues.events` counts a queue's events, so that nobody has to.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE queues (
+        number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, events INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE TABLE events (
+        queue INTEGER NOT NULL, seq INTEGER NOT NULL, id BLOB NOT NULL, enqueued_at INTEGER NOT NULL,
+        due INTEGER NOT NULL, deliveries INTEGER NOT NULL DEFAULT 0, leased INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (queue, seq)
+    ) STRICT, WITHOUT ROWID;
+    CREATE UNIQUE INDEX events_by_id ON events (queue, id);
+    CREATE INDEX events_by_due ON events (queue, due, leased);
+    CREATE INDEX events_leased ON events (queue) WHERE leased = 1;
+    CREATE TABLE bodies (seq INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
+"];
+
+/// Makes sure that no other process uses the file: leases belong to the process that gave them.
+pub(super) fn lock(path: &Path) -> Result<File, QueueError> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(|e| io_failed("make the folder for", path, &e))?;
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&name);
+    let file = file.map_err(|e| io_failed("open the lock file of", path, &e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(QueueError::Unavailable {
+            operation: format!("open event queue {}", path.display()),
+            cause: "another Emberbox process uses it; stop that one, or choose another data directory".to_owned(),
+        }),
+        Err(TryLockError::Error(e)) => Err(io_failed("lock", path, &e)),
+    }
+}
+
+/// What all connections share.
+pub(super) fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .busy_timeout(Duration::from_secs(10))
+        .synchronous(SqliteSynchronous::Full)
+        .disable_statement_logging()
+}
+
+/// The writer's connection, to a file that was checked and migrated.
+pub(super) async fn connect(path: &Path) -> Result<SqliteConnection, QueueError> {
+    check_header(path)?;
+    let failed = |error| sql_failed("open", path, &error);
+    // Only looks, before anything (such as switching to WAL) could change a file that is not ours.
+    let mut connection = options(path).create_if_missing(true).connect().await.map_err(failed)?;
+    let tables: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM sqlite_schema").fetch_one(&mut connection).await.map_err(failed)?;
+    if tables > 0 {
+        let id: i64 = sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut connection).await.map_err(failed)?;
+        if id != APPLICATION_ID {
+            return Err(foreign(path, "an SQLite database of another program"));
+        }
+    }
+    connection.close().await.map_err(failed)?;
+    let mut connection = writer_options(path).connect().await.map_err(failed)?;
+    migrate(path, &mut connection).await?;
+    if tables > 0 {
+        check_whole(path, &mut connection).await?;
+    }
+    Ok(connection)
+}
+
+/// Again a connection to a file that [`connect`] has checked before.
+pub(super) async fn reconnect(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
+    writer_options(path).create_if_missing(false).connect().await
+}
+
+fn writer_options(path: &Path) -> SqliteConnectOptions {
+    options(path)
+        .journal_mode(SqliteJournalMode::Wal)
+        // Pages of 4 KiB. A longer log lets a checkpoint write each page of the index by id once for many events.
+        .pragma("wal_autocheckpoint", "4000")
+        .pragma("journal_size_limit", "67108864")
+}
+
+fn check_header(path: &Path) -> Result<(), QueueError> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(io_failed("open", path, &e)),
+    };
+    let mut start = Vec::new();
+    file.by_ref().take(MAGIC.len() as u64).read_to_end(&mut start).map_err(|e| io_failed("read", path, &e))?;
+    if start.is_empty() || start == MAGIC {
+        return Ok(());
+    }
+    Err(foreign(path, "no SQLite database"))
+}
+
+/// Checks what decides which events there are. Bodies, which may be many gigabytes, are checked when they are read.
+async fn check_whole(path: &Path, connection: &mut SqliteConnection) -> Result<(), QueueError> {
+    for table in ["PRAGMA quick_check(queues)", "PRAGMA quick_check(events)"] {
+        let findings: Vec<String> = sqlx::query_scalar(table)
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(|error| sql_failed("check", path, &error))?;
+        if findings != ["ok"] {
+            return Err(damaged(path, &findings[..findings.len().min(3)].join("; ")));
+        }
+    }
+    Ok(())
+}
+
+async fn migrate(path: &Path, connection: &mut SqliteConnection) -> Result<(), QueueError> {
+    let failed = |error| sql_failed("migrate", path, &error);
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+    transaction
+        .execute(sqlx::raw_sql(
+            "PRAGMA application_id = 0x454d4251;
+             CREATE TABLE IF NOT EXISTS migrations (number INTEGER PRIMARY KEY, applied TEXT NOT NULL) STRICT;",
+        ))
+        .await
+        .map_err(failed)?;
+    let done: i64 = sqlx::query_scalar("SELECT coalesce(max(number), 0) FROM migrations")
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(failed)?;
+    let known = MIGRATIONS.len() as i64;
+    if done > known {
+        return Err(QueueError::Damaged(format!(
+            "open event queue {}: it has schema {done}, this Emberbox knows {known}; use the newer Emberbox that wrote it",
+            path.display()
+        )));
+    }
+    for (number, sql) in (1i64..).zip(MIGRATIONS).filter(|(number, _)| *number > done) {
+        transaction.execute(sqlx::raw_sql(*sql)).await.map_err(failed)?;
+        sqlx::query("INSERT INTO migrations VALUES (?, datetime('now'))")
+            .bind(number)
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed)?;
+    }
+    transaction.commit().await.map_err(failed)
+}
+
+fn foreign(path: &Path, what: &str) -> QueueError {
+    QueueError::Damaged(format!(
+        "open event queue {}: it is {what}; move the file away to start empty, or choose another data directory",
+        path.display()
+    ))
+}
+
+pub(super) fn damaged(path: &Path, reason: &str) -> QueueError {
+    QueueError::Damaged(format!(
+        "event queue {} is damaged: {reason}; stop Emberbox, keep a copy of the file with its -wal file, then restore it \
+         from a backup or save what is left with `sqlite3 FILE .recover`, or move all of them away to start empty",
+        path.display()
+    ))
+}
+
+fn io_failed(operation: &str, path: &Path, error: &io::Error) -> QueueError {
+    QueueError::Unavailable {
+        operation: format!("{operation} event queue {}", path.display()),
+        cause: error.to_string(),
+    }
+}
+
+/// Tells a damaged file from what may pass (a full disk, an IO error).
+pub(super) fn sql_failed(operation: &str, path: &Path, error: &sqlx::Error) -> QueueError {
+    // Primary result codes of SQLite: 11 is SQLITE_CORRUPT, 26 is SQLITE_NOTADB; extended codes have them in the low
+    // byte.
+    let code = error.as_database_error().and_then(|e| e.code()).and_then(|code| code.parse::<i64>().ok());
+    match (code.map(|code| code & 0xff), error) {
+        (Some(11 | 26), _) => damaged(path, &error.to_string()),
+        // A column that is not what the schema says.
+        (_, sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_)) => damaged(path, &error.to_string()),
+        (_, sqlx::Error::PoolClosed) => QueueError::Closed,
+        _ => QueueError::Unavailable {
+            operation: format!("{operation} event queue {}", path.display()),
+            cause: error.to_string(),
+        },
+    }
+}

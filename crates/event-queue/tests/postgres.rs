@@ -1,0 +1,145 @@
+//! The engine on PostgreSQL, against a server that the test starts.
+#![cfg(feature = "postgres")]
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use event_queue::postgres::PgQueue;
+use proptest::test_runner::{Config as ProptestConfig, TestRunner};
+
+#[path = "conformance/suite.rs"]
+mod suite;
+
+use suite::{ManualClock, Queue, entry, lease_now};
+
+/// A server in a directory of its own, stopped in the end.
+struct Server {
+    dir: tempfile::TempDir,
+    bin: PathBuf,
+    port: u16,
+}
+
+impl Server {
+    fn start() -> Option<Self> {
+        let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+        let bin =
+            versions.flatten().map(|version| version.path().join("bin")).find(|bin| bin.join("initdb").exists())?;
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Command::new("chown").arg("postgres").arg(dir.path()).status().ok()?.success());
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let server = Self { dir, bin, port };
+        server.run("initdb", &["-A", "trust", "-U", "emberbox", "-N"]).then_some(())?;
+        server.up();
+        Some(server)
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> bool {
+        let data = self.dir.path().join("data");
+        let command = ["-u", "postgres", "--"].map(String::from);
+        let mut command = Command::new("runuser")
+            .args(command)
+            .arg(self.bin.join(program))
+            .arg("-D")
+            .arg(data)
+            .args(arguments)
+            .current_dir("/")
+            .stdout(std::process::Stdio::null())
+            .status();
+        command.as_mut().is_ok_and(|status| status.success())
+    }
+
+    fn up(&self) {
+        let options = format!("-p {} -k {} -h 127.0.0.1", self.port, self.dir.path().display());
+        let log = self.dir.path().join("log");
+        assert!(self.run("pg_ctl", &["-w", "-o", &options, "-l", log.to_str().unwrap(), "start"]));
+    }
+
+    fn down(&self) -> bool {
+        self.run("pg_ctl", &["-w", "-m", "immediate", "stop"])
+    }
+
+    fn url(&self) -> String {
+        format!("postgres://emberbox@127.0.0.1:{}/postgres", self.port)
+    }
+
+    async fn connect(&self, clock: &Arc<ManualClock>) -> Queue {
+        let clock = Arc::clone(clock);
+        Arc::new(PgQueue::connect(&self.url(), Some(clock)).await.unwrap())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.down();
+    }
+}
+
+fn server(test: &str) -> Option<Server> {
+    let server = Server::start();
+    if server.is_none() {
+        assert!(std::env::var_os("EMBERBOX_REQUIRE_ALL").is_none(), "needs root and the package postgresql");
+        println!("SKIPPED {test}: needs root and the package postgresql");
+    }
+    server
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conforms_and_survives_a_restart() {
+    let Some(server) = server("conforms_and_survives_a_restart") else { return };
+    let clock = Arc::new(ManualClock::default());
+    let first = server.connect(&clock).await;
+    suite::all(Arc::clone(&first), Arc::clone(&clock)).await;
+
+    let second = server.connect(&clock).await;
+    first.enqueue((0..10).map(|n| entry("a", n)).collect()).await.unwrap();
+    assert_eq!(lease_now(&first, 4).await.len() + lease_now(&second, 10).await.len(), 10);
+    assert!(server.down());
+    assert!(first.enqueue(vec![entry("a", 99)]).await.is_err_and(|error| error.retryable()));
+    server.up();
+    clock.advance(suite::LEASE);
+    let until = std::time::Instant::now() + Duration::from_secs(20);
+    while let Err(error) = first.enqueue(vec![entry("a", 10)]).await {
+        assert!(error.retryable() && std::time::Instant::now() < until, "{error}");
+    }
+    assert_eq!(lease_now(&second, 100).await.len(), 11);
+    first.close().await;
+    second.close().await;
+}
+
+#[test]
+fn agrees_with_the_model() {
+    let Some(server) = server("agrees_with_the_model") else { return };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(25) };
+    let run = TestRunner::new(config).run(&suite::steps(), |steps| {
+        runtime.block_on(async {
+            let clock = Arc::new(ManualClock::default());
+            let engine = server.connect(&clock).await;
+            for queue in engine.queues().await.unwrap() {
+                engine.purge(&queue).await.unwrap();
+            }
+            suite::agrees_with_the_model(Arc::clone(&engine), clock, steps).await;
+            engine.close().await;
+        });
+        Ok(())
+    });
+    run.unwrap();
+}
+
+/// Not a test by itself: the process that the crash test kills. Its leases end by the server's time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn child_of_the_crash_test() {
+    let Ok(url) = std::env::var(suite::CHILD) else { return };
+    suite::crash_child(Arc::new(PgQueue::connect(&url, None).await.unwrap())).await;
+}
+
+#[tokio::test]
+async fn kill_minus_nine_loses_nothing_that_was_answered() {
+    let Some(server) = server("kill_minus_nine_loses_nothing_that_was_answered") else { return };
+    let seen = suite::crash(&server.url(), 100);
+    // An hour later than the server's time: the leases of the dead are over.
+    let clock = Arc::new(ManualClock::at(SystemTime::now() + Duration::from_secs(3600)));
+    seen.none_lost(server.connect(&clock).await).await;
+}

@@ -1,0 +1,243 @@
+//! The embedded engine: the shared suite, and what can happen to its file.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use domain::SystemClock;
+use event_queue::sqlite::SqliteQueue;
+use event_queue::{Entry, QueueError};
+use proptest::prelude::*;
+
+#[path = "conformance/suite.rs"]
+mod suite;
+
+use suite::{LEASE, ManualClock, Queue, Step, entry, lease_now, queue};
+
+async fn open(path: &Path, clock: &Arc<ManualClock>) -> Queue {
+    let clock = Arc::clone(clock);
+    Arc::new(SqliteQueue::open(path, clock).await.expect("opens"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conforms() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Arc::new(ManualClock::default());
+    suite::all(open(&dir.path().join("events.db"), &clock).await, clock).await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn agrees_with_the_model(steps in suite::steps()) {
+        let steps: Vec<Step> = steps;
+        tokio::runtime::Runtime::new().unwrap().block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let clock = Arc::new(ManualClock::default());
+            let engine = open(&dir.path().join("events.db"), &clock).await;
+            suite::agrees_with_the_model(engine, clock, steps).await;
+        });
+    }
+}
+
+#[tokio::test]
+async fn leases_end_when_the_file_is_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("events.db");
+    let clock = Arc::new(ManualClock::default());
+    let engine = open(&path, &clock).await;
+    engine.enqueue(vec![entry("a", 1)]).await.unwrap();
+    let before = lease_now(&engine, 1).await.remove(0);
+    let second = SqliteQueue::open(&path, Arc::new(SystemClock::default())).await.unwrap_err();
+    assert!(second.to_string().contains("another Emberbox process uses it"), "{second}");
+    engine.close().await;
+    assert!(matches!(engine.enqueue(vec![entry("a", 2)]).await, Err(QueueError::Closed)));
+    assert!(matches!(engine.depth(&queue("a")).await, Err(QueueError::Closed)));
+
+    let engine = open(&path, &clock).await;
+    engine.ack(&[before.id]).await.unwrap();
+    let after = lease_now(&engine, 1).await.remove(0);
+    assert_eq!((after.event, after.deliveries), (before.event, 2));
+    assert_ne!(after.id, before.id);
+}
+
+#[tokio::test]
+async fn a_caller_that_is_gone_gives_its_leases_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Arc::new(ManualClock::default());
+    let engine = open(&dir.path().join("events.db"), &clock).await;
+    for round in 0..20 {
+        engine.enqueue(vec![entry("a", round)]).await.unwrap();
+        // Polled once, so that its request goes out, and dropped.
+        tokio::select! {
+            biased;
+            leases = engine.lease(1, LEASE, Duration::ZERO) => panic!("answered at once: {leases:?}"),
+            () = std::future::ready(()) => {}
+        }
+        let lease = engine.lease(1, LEASE, Duration::from_secs(10)).await.unwrap().remove(0);
+        engine.ack(&[lease.id]).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_backlog_delays_nobody() {
+    const BACKLOG: u128 = 200_000;
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Arc::new(ManualClock::default());
+    let engine = open(&dir.path().join("events.db"), &clock).await;
+    for chunk in 0..BACKLOG / 5000 {
+        engine.enqueue((0..5000).map(|n| entry("crowd", chunk * 5000 + n)).collect()).await.unwrap();
+    }
+    let memory = resident();
+    assert_eq!(engine.depth(&queue("crowd")).await.unwrap().ready, BACKLOG as u64);
+    let mut times = Vec::new();
+    for number in 0..50 {
+        engine.enqueue(vec![entry("alone", number)]).await.unwrap();
+        let start = Instant::now();
+        let mut turns = 0;
+        loop {
+            turns += 1;
+            let lease = lease_now(&engine, 1).await.remove(0);
+            engine.ack(&[lease.id]).await.unwrap();
+            if lease.queue == queue("alone") {
+                break;
+            }
+        }
+        assert!(turns <= 2, "{turns} turns");
+        times.push(start.elapsed());
+    }
+    times.sort();
+    println!("first event beside a backlog of {BACKLOG}: median {:?}, worst {:?}", times[25], times[49]);
+    assert!(times[25] < Duration::from_millis(50), "{times:?}");
+    let start = Instant::now();
+    engine.depth(&queue("crowd")).await.unwrap();
+    println!("depth: {:?}; resident {} KiB", start.elapsed(), resident());
+    assert!(resident() < memory + 20 * 1024, "memory does not follow the backlog");
+    engine.close().await;
+    let start = Instant::now();
+    let engine = open(&dir.path().join("events.db"), &clock).await;
+    println!("open: {:?}", start.elapsed());
+    let left = engine.depth(&queue("crowd")).await.unwrap().ready;
+    assert_eq!(engine.purge(&queue("crowd")).await.unwrap(), left);
+    assert_eq!(engine.queues().await.unwrap(), []);
+}
+
+/// Of this process, in KiB.
+fn resident() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn foreign_newer_and_damaged_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Arc::new(ManualClock::default());
+    let refused = async |path: &Path| {
+        let clock = Arc::clone(&clock);
+        let error = SqliteQueue::open(path, clock).await.unwrap_err();
+        assert!(matches!(error, QueueError::Damaged(_)), "{error}");
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+        error.to_string()
+    };
+    let text = dir.path().join("text");
+    fs::write(&text, "something else, long enough").unwrap();
+    assert!(refused(&text).await.contains("move the file away"));
+
+    let make = async |name: &str| {
+        let path = dir.path().join(name);
+        let engine = open(&path, &clock).await;
+        engine.enqueue((0..3000).map(|n| entry("a", n)).collect()).await.unwrap();
+        engine.close().await;
+        path
+    };
+    let newer = make("newer").await;
+    sql(&newer, "INSERT INTO migrations VALUES (99, '')").await;
+    assert!(refused(&newer).await.contains("use the newer Emberbox"));
+
+    let other = make("other").await;
+    sql(&other, "PRAGMA application_id = 1").await;
+    assert!(refused(&other).await.contains("another program"));
+
+    let torn = make("torn").await;
+    let size = fs::metadata(&torn).unwrap().len();
+    fs::File::options().write(true).open(&torn).unwrap().set_len(size / 2 / 4096 * 4096).unwrap();
+    assert!(refused(&torn).await.contains("restore it"));
+
+    let damaged = make("damaged").await;
+    let file = fs::File::options().write(true).open(&damaged).unwrap();
+    for page in 4..size / 4096 {
+        file.write_all_at(&[0xa5; 512], page * 4096).unwrap();
+    }
+    assert!(refused(&damaged).await.contains("restore it"));
+}
+
+/// A disk that is taken away when the test ends.
+struct SmallDisk(tempfile::TempDir);
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_and_loses_nothing() {
+    let disk = SmallDisk(tempfile::tempdir().unwrap());
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"]).arg(disk.0.path()).status();
+    if !mount.is_ok_and(|status| status.success()) {
+        assert!(std::env::var_os("EMBERBOX_REQUIRE_ALL").is_none(), "needs root, to mount a small file system");
+        println!("SKIPPED a_full_disk_refuses_and_loses_nothing: needs root, to mount a small file system");
+        return;
+    }
+    let clock = Arc::new(ManualClock::default());
+    let engine = open(&disk.0.path().join("events.db"), &clock).await;
+    let large = |number| Entry { body: vec![7; 50_000].into(), ..entry("a", number) };
+    let mut accepted = 0;
+    let error = loop {
+        match engine.enqueue(vec![large(accepted)]).await {
+            Ok(()) => accepted += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(error.retryable() && error.to_string().contains("full"), "{error}");
+    assert!(accepted > 10);
+    assert!(engine.enqueue(vec![large(accepted)]).await.is_err());
+    engine.close().await;
+    // More room: all that was accepted is there, and nothing else.
+    let grown = Command::new("mount").args(["-o", "remount,size=64m"]).arg(disk.0.path()).status().unwrap();
+    assert!(grown.success());
+    let engine = open(&disk.0.path().join("events.db"), &clock).await;
+    let found: BTreeSet<_> = lease_now(&engine, 10_000).await.iter().map(|lease| lease.event.as_u128()).collect();
+    assert_eq!(found, (0..accepted).collect());
+    engine.enqueue(vec![large(accepted)]).await.unwrap();
+    assert_eq!(lease_now(&engine, 1).await.len(), 1);
+    engine.close().await;
+}
+
+async fn sql(path: &Path, statement: &'static str) {
+    use sqlx::Connection as _;
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+    let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    sqlx::query(statement).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+/// Not a test by itself: the process that the crash test kills.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn child_of_the_crash_test() {
+    let Some(path) = std::env::var_os(suite::CHILD) else { return };
+    suite::crash_child(Arc::new(SqliteQueue::open(path, Arc::new(SystemClock::default())).await.unwrap())).await;
+}
+
+#[tokio::test]
+async fn kill_minus_nine_loses_nothing_that_was_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("events.db");
+    let seen = suite::crash(path.to_str().unwrap(), 100);
+    seen.none_lost(Arc::new(SqliteQueue::open(&path, Arc::new(SystemClock::default())).await.unwrap())).await;
+}
