@@ -4,6 +4,11 @@ use domain::{AccountId, FunctionArn, FunctionRef};
 use lambda_api::{ApiError, ErrorCode};
 
 use crate::record::LATEST;
+use crate::rules::invalid;
+
+/// Characters of a new function's name that is given as such and not in an ARN, for which the model's 140 hold
+/// (AWS Lambda API reference, CreateFunction, `FunctionName`).
+const BARE_NAME: usize = 64;
 
 /// The authenticated caller of an operation.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -85,6 +90,17 @@ impl Target {
     }
 }
 
+/// Refuses the too long name of a new function. Not a ValidationException, though it has the words of one.
+pub(crate) fn check_bare_name(function_name: &str) -> Result<(), ApiError> {
+    if function_name.contains(':') || function_name.len() <= BARE_NAME {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "1 validation error detected: Value '{function_name}' at 'functionName' failed to satisfy constraint: Member must \
+         have length less than or equal to {BARE_NAME}"
+    )))
+}
+
 /// The caller is of another account, and nothing allows it.
 pub(crate) fn denied(caller: &Caller, operation: &str, target: &Target) -> ApiError {
     ApiError::new(
@@ -150,6 +166,15 @@ mod tests {
         assert!(Target::any(&caller(), arn, None).is_ok());
         let error = Target::any(&caller(), "arn:aws:lambda:eu-west-1:111111111111:function:f", None).unwrap_err();
         assert_eq!(error.message, "Functions from 'eu-west-1' are not reachable in this region ('us-east-1')");
+    }
+
+    #[test]
+    fn a_bare_name_has_64_characters_at_most() {
+        assert!(check_bare_name(&"a".repeat(64)).is_ok());
+        assert!(check_bare_name(&format!("111111111111:function:{}", "a".repeat(65))).is_ok());
+        let error = check_bare_name(&"a".repeat(65)).unwrap_err();
+        assert_eq!((error.code, error.kind), (ErrorCode::InvalidParameterValueException, Some("User")));
+        assert!(error.message.ends_with("Member must have length less than or equal to 64"), "{error}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use store::{Op, Precondition};
 use super::{ControlPlane, Inner, TRIES, put_function, service_error, too_busy};
 use crate::catalog::Entry;
 use crate::function::{Function, New};
-use crate::name::{Caller, Target, is_alias, not_found, version_number};
+use crate::name::{Caller, Target, check_bare_name, is_alias, not_found, version_number};
 use crate::page::page;
 use crate::record::{
     ACCOUNT, AccountRecord, DELETED, DeletedRecord, FUNCTION, LATEST, PACKAGE, Settings, VERSION, Version, account_key,
@@ -32,6 +32,7 @@ impl ControlPlane {
         request: CreateFunctionRequest,
     ) -> Result<FunctionConfiguration, ApiError> {
         let inner = &*self.inner;
+        check_bare_name(&request.function_name)?;
         let arn = Target::own(caller, "CreateFunction", &request.function_name, None)?.arn;
         let mut settings = settings::of_create(&request, &arn.name, &arn.region)?;
         inner.fill_runtime(&mut settings, &arn)?;
