@@ -1,4 +1,4 @@
-"""Other clients and other runtimes: the AWS CLI, a Rust function, a Node function, a shell bootstrap, Python with
+"""Other clients and other runtimes: the AWS CLI, the Node SDK, a Rust function, a Node function, a shell bootstrap, Python with
 dependencies, several Python versions, and an external extension."""
 
 import json
@@ -14,6 +14,8 @@ import pytest
 from conftest import ECHO, PYTHON, REPO, ROLE, invoke, running, wait_active, wait_until, zip_bytes
 
 RUST_ECHO = pathlib.Path(os.environ.get("EMBERBOX_RUST_ECHO", REPO / "target/examples/release/rust-echo"))
+
+NODE_PACKAGES = REPO / "target/node/node_modules"
 
 
 @pytest.fixture
@@ -75,6 +77,37 @@ def test_aws_cli_through_every_operation(aws, tmp_path):
     assert "NotImplemented" in aws("lambda", "list-layers", check=False)
     aws("lambda", "delete-function", "--function-name", name)
     assert "ResourceNotFoundException" in aws("lambda", "get-function", "--function-name", name, check=False)
+
+
+@pytest.mark.needs("node")
+def test_node_sdk(emberbox, tmp_path):
+    assert NODE_PACKAGES.exists(), f"{NODE_PACKAGES} is installed by `cargo xtask test`"
+    name = "sdk-" + uuid.uuid4().hex[:8]
+    source = "def handler(event, context):\n    if event == 'fail':\n        raise ValueError('no')\n    return event\n"
+    (tmp_path / "f.zip").write_bytes(zip_bytes({"index.py": source}))
+    env = {
+        **os.environ, "NODE_PATH": str(NODE_PACKAGES), "AWS_ENDPOINT_URL_LAMBDA": emberbox.endpoint, "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "000000000000", "AWS_SECRET_ACCESS_KEY": "test",
+    }
+    command = ["node", str(REPO / "tests/system/sdk.cjs"), name, PYTHON, ROLE, str(tmp_path / "f.zip")]
+    out = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert out.returncode == 0, out.stderr
+    seen = json.loads(out.stdout)
+    assert seen["created"] == {"status": 201, "state": "Pending"}
+    assert (seen["active"], seen["updated"], seen["deleted"]) == ("SUCCESS", "SUCCESS", 204)
+    log = seen["invoked"].pop("log")
+    assert "START RequestId: " in log and "\nREPORT RequestId: " in log, log
+    assert seen["invoked"] == {"status": 200, "version": "$LATEST", "error": None, "payload": {"say": "grüße"}}
+    assert (seen["failed"]["status"], seen["failed"]["error"]) == (200, "Unhandled")
+    assert (seen["failed"]["payload"]["errorType"], seen["failed"]["payload"]["errorMessage"]) == ("ValueError", "no")
+    assert seen["conflict"] == {
+        "name": "ResourceConflictException", "message": f"Function already exist: {name}", "status": 409, "modelled": False,
+        "type": "User",
+    }
+    assert seen["gone"] == {
+        "name": "ResourceNotFoundException", "status": 404, "modelled": True, "type": "User",
+        "message": f"Function not found: arn:aws:lambda:us-east-1:000000000000:function:{name}",
+    }
 
 
 def test_rust_function(client, function):

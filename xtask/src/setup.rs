@@ -1,4 +1,4 @@
-//! What a fresh machine lacks: Debian packages, and a Python environment with the real clients that the tests drive.
+//! What a fresh machine lacks: Debian packages, and the real clients that the tests drive.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +14,7 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("mkfs.ext4", "e2fsprogs", "the sandboxes' /tmp"),
     ("python3", "python3", "Python functions, and the tests' clients"),
     ("node", "nodejs", "Node functions"),
-    ("npm", "npm", "installs AWS's runtime client for Node"),
+    ("npm", "npm", "installs AWS's runtime client and the tests' client for Node"),
     ("cmake", "cmake", "builds AWS's runtime clients"),
     ("make", "make", "builds AWS's runtime clients"),
     ("g++", "g++", "builds AWS's runtime clients"),
@@ -75,6 +75,32 @@ pub fn python_environment(root: &Path, requirements: &Path) -> Result<PathBuf> {
         .arg(requirements))?;
     std::fs::write(&stamp, wanted).with_context(|| format!("writing {}", stamp.display()))?;
     Ok(venv.join("bin"))
+}
+
+/// The packages of `manifest` (a package.json) in `target/node`; installed again when it changes.
+pub fn node_packages(root: &Path, manifest: &Path) -> Result<()> {
+    let folder = root.join("target/node");
+    let copy = folder.join("package.json");
+    let wanted = std::fs::read_to_string(manifest).with_context(|| format!("reading {}", manifest.display()))?;
+    // npm writes this file last.
+    let done = folder.join("node_modules/.package-lock.json").exists();
+    if done && std::fs::read_to_string(&copy).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    println!("Installing the tests' Node client (the AWS SDK for JavaScript) into {}", folder.display());
+    std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    std::fs::write(&copy, wanted).with_context(|| format!("writing {}", copy.display()))?;
+    let modules = folder.join("node_modules");
+    if modules.exists() {
+        std::fs::remove_dir_all(&modules).with_context(|| format!("removing {}", modules.display()))?;
+    }
+    run(Command::new("npm").current_dir(&folder).args([
+        "install",
+        "--no-audit",
+        "--no-fund",
+        "--no-package-lock",
+        "--loglevel=error",
+    ]))
 }
 
 /// Whether `program` is on PATH, or where Debian keeps an administrator's programs.

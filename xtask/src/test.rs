@@ -45,6 +45,7 @@ fn system(root: &Path, filter: Option<&str>) -> Result<()> {
     run(cargo(root).args(["build", "--quiet", "-p", "emberbox"]))?;
     build_examples(root)?;
     let bin = setup::python_environment(root, &root.join("tests/system/requirements.txt"))?;
+    setup::node_packages(root, &root.join("tests/system/package.json"))?;
     let emberbox = root.join("target/debug/emberbox");
     // Installed once and shared by the suite's servers: each would need a minute to install its own.
     for runtime in installable(&emberbox, &root.join("target/system"))? {
