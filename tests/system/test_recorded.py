@@ -256,6 +256,10 @@ def test_version_lifecycle(client, name):
         assert (v2["Version"], v3["Version"]) == ("2", "2") and v3["Description"] == v2["Description"]
         listed = step("list_versions_result_after_third_publish", client.list_versions_by_function, FunctionName=name)
         assert [v["Version"] for v in listed["Versions"]] == ["$LATEST", "1", "2"]
+        members = load("bodies")["ListVersionsByFunction, members of each version"]["body"]
+        assert [sorted(v) for v in listed["Versions"]] == [members] * 3
+        functions = client.get_paginator("list_functions").paginate(FunctionVersion="ALL").build_full_result()["Functions"]
+        assert [sorted(f) for f in functions if f["FunctionName"] == name] == [members] * 3
         client.delete_function(FunctionName=name, Qualifier="1")
         step("list_versions_result_after_deletion_of_first_version", client.list_versions_by_function, FunctionName=name)
 

@@ -16,11 +16,11 @@ INVOKE, BODIES = load("invoke"), load("bodies")
 SHELL = "set by the shell script that starts AWS's runtimes; Emberbox starts them without a shell"
 ENTRYPOINT = "a script of AWS's images, which Emberbox does not run"
 SEGFAULT = "a runtime that died is reported as such, and at once"
-CORE = "no core files: they would be written by the host's kernel, where its core_pattern says"
+CORE = "no core files; 1 and not 0, with which a core_pattern that is a program would still be run, on the host"
 DEVIATIONS = {
     ("test_lambda_runtime_exit_segfault", "invocation_error/payload/errorMessage"): SEGFAULT,
     ("test_lambda_runtime_exit_segfault", "invocation_error/payload/errorType"): SEGFAULT,
-    ("environment", "environment/AWS_SESSION_TOKEN"): "a function's credentials are those of the configuration, which have none",
+    ("environment", "environment/AWS_SESSION_TOKEN"): "a function has the credentials of the configuration, here without a token",
     ("environment", "environment/LC_CTYPE"): "set by Python itself where it finds no en_US.UTF-8",
     ("environment", "environment/PWD"): SHELL,
     ("environment", "environment/SHLVL"): SHELL,
@@ -32,7 +32,7 @@ DEVIATIONS = {
     ("limits", "seen/RLIMIT_CORE/1"): CORE,
     ("limits", "seen/RLIMIT_NPROC/0"): "the 1,024 of AWS's documentation",
     ("limits", "seen/RLIMIT_NPROC/1"): "the 1,024 of AWS's documentation",
-    ("limits", "seen/RLIMIT_STACK/1"): "the hard limit is that of the host",
+    ("limits", "seen/RLIMIT_STACK/1"): "the hard limit is the soft one",
 }
 
 
@@ -184,7 +184,6 @@ def test_reserved_concurrency(client, function):
 )
 def test_payload_that_is_no_json(client, function, test, body):
     name = function(ECHO)
-    # The recorder sent the bytes as they are in the first case, and as the text of a JSON document in the second.
     with invoked(f"test_lambda_invoke_payload_encoding_error[{test}]") as recorded:
         (key,) = recorded.steps
         recorded.step(key, client.invoke, FunctionName=name, Payload=body)
