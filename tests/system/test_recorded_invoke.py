@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from conftest import ECHO, PYTHON, wait_active, wait_until
-from recorded import Replay, arn, changed_code, client, compare_whole, load, name, request
+from recorded import ACCOUNT, Replay, arn, changed_code, client, compare_whole, load, name, request
 
 INVOKE, BODIES = load("invoke"), load("bodies")
 
@@ -144,28 +144,27 @@ def test_aliases_move(client, name):
         step("invocation_exc_not_existent", client.invoke, FunctionName=name, Payload="{}", Qualifier="non-existent-alias")
 
 
-def test_update_during_invocation(client, function):
-    name = function("import time\ndef handler(event, context):\n    time.sleep(event)\n    return 'before'\n", Timeout=20)
+def test_update_during_invocation(emberbox, client, function):
+    source = "import time\ndef handler(event, context):\n    print('begun')\n    time.sleep(event)\n    return 'before'\n"
+    name = function(source, Timeout=20)
+    logs = emberbox.client("logs", account=ACCOUNT)
+
+    def begun():
+        try:
+            events = logs.filter_log_events(logGroupName=f"/aws/lambda/{name}")["events"]
+        except logs.exceptions.ResourceNotFoundException:
+            return False
+        return any("begun" in event["message"] for event in events)
+
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         with invoked("test_function_update_during_invoke") as recorded:
-            running = pool.submit(recorded.step, "invoke_response_before", client.invoke, FunctionName=name, Payload="1")
-            wait_until(lambda: not running.done() and started(client, name), what="the invocation runs")
+            running = pool.submit(recorded.step, "invoke_response_before", client.invoke, FunctionName=name, Payload="3")
+            wait_until(begun, what="the invocation runs")
             client.update_function_code(**changed_code(name))
+            wait_active(client, name)
+            assert not running.done()
+            assert client.invoke(FunctionName=name, Payload="1")["Payload"].read() == b"1"
             assert running.result()["Payload"] == b'"before"'
-    wait_active(client, name)
-    assert client.invoke(FunctionName=name, Payload="1")["Payload"].read() == b"1"
-
-
-def started(client, name):
-    """Whether the function's one slot is taken: then another invocation is refused."""
-    client.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=1)
-    try:
-        client.invoke(FunctionName=name, Payload="0")
-        return False
-    except client.exceptions.TooManyRequestsException:
-        return True
-    finally:
-        client.delete_function_concurrency(FunctionName=name)
 
 
 def test_reserved_concurrency(client, function):
