@@ -66,8 +66,12 @@ struct State {
     answers: HashMap<String, oneshot::Sender<Bytes>>,
 }
 
+/// An event with what the Runtime API has for each one anew. The trace must not be the same every time: the runtime sets
+/// it as an environment variable, which costs glibc more for a value that it has not seen before.
 struct Event {
     id: String,
+    attempt: String,
+    trace: String,
     body: Bytes,
 }
 
@@ -82,9 +86,10 @@ async fn answer(desk: &Desk, request: Request<Incoming>) -> Result<Response<Full
         return Ok(Response::builder()
             .header("Content-Type", "application/json")
             .header("Lambda-Runtime-Aws-Request-Id", event.id)
+            .header("Lambda-Runtime-Invocation-Id", event.attempt)
             .header("Lambda-Runtime-Deadline-Ms", "4102444800000")
             .header("Lambda-Runtime-Invoked-Function-Arn", "arn:aws:lambda:us-east-1:000000000000:function:echo")
-            .header("Lambda-Runtime-Trace-Id", "Root=1-00000000-000000000000000000000000;Sampled=0")
+            .header("Lambda-Runtime-Trace-Id", event.trace)
             .body(Full::new(event.body))?);
     }
     let body = request.into_body().collect().await?.to_bytes();
@@ -111,7 +116,11 @@ impl Desk {
         state.last_id += 1;
         let id = format!("00000000-0000-4000-8000-{:012x}", state.last_id);
         state.answers.insert(id.clone(), sender);
-        let mut event = Event { id, body };
+        let attempt = format!("00000000-0000-4000-9000-{:012x}", state.last_id);
+        // Spread as random ones are.
+        let random = state.last_id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let trace = format!("Root=1-6743f2a0-00000000{random:016x};Parent={random:016x};Sampled=0");
+        let mut event = Event { id, attempt, trace, body };
         while let Some(runtime) = state.idle.pop() {
             match runtime.send(event) {
                 Ok(()) => return answer,

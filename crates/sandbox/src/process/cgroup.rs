@@ -19,6 +19,9 @@ const PARENT: &str = "emberbox";
 /// Within this time (20 ms, as on AWS) a sandbox gets its share of CPU. The common 100 ms would let a small function
 /// stand still for 90 ms at a stretch.
 const PERIOD_US: u64 = 20_000;
+/// The period of a sandbox with a vCPU or more, in which no thread alone can be made to stand still. Longer periods are
+/// less work for the kernel's scheduler.
+const FULL_PERIOD_US: u64 = 100_000;
 /// The kernel's least quota.
 const LEAST_QUOTA_US: u64 = 1_000;
 /// Processes and threads in a sandbox, and PID 1.
@@ -175,7 +178,8 @@ impl Group {
 
     fn settings(&self, memory_mb: u32, vcpus: f64) -> Vec<Setting> {
         let memory = u64::from(memory_mb) * 1024 * 1024;
-        let quota = ((vcpus * PERIOD_US as f64) as u64).max(LEAST_QUOTA_US);
+        let period = if vcpus >= 1.0 { FULL_PERIOD_US } else { PERIOD_US };
+        let quota = ((vcpus * period as f64) as u64).max(LEAST_QUOTA_US);
         let mut settings = Vec::new();
         let mut add = |controller, one: &str, two: &str, value: String, optional| {
             if let Some(file) = self.file(controller, one, two) {
@@ -186,9 +190,9 @@ impl Group {
         // Kernels without swap accounting have no such file. Version 1 counts memory and swap together.
         let swap = if self.version == Version::One { memory } else { 0 };
         add(Controller::Memory, "memory.memsw.limit_in_bytes", "memory.swap.max", swap.to_string(), true);
-        add(Controller::Cpu, "cpu.cfs_period_us", "", PERIOD_US.to_string(), false);
+        add(Controller::Cpu, "cpu.cfs_period_us", "", period.to_string(), false);
         add(Controller::Cpu, "cpu.cfs_quota_us", "", quota.to_string(), false);
-        add(Controller::Cpu, "", "cpu.max", format!("{quota} {PERIOD_US}"), false);
+        add(Controller::Cpu, "", "cpu.max", format!("{quota} {period}"), false);
         // What was not used in one period may be used in the next, since Linux 5.14.
         add(Controller::Cpu, "cpu.cfs_burst_us", "cpu.max.burst", quota.to_string(), true);
         add(Controller::Pids, "pids.max", "pids.max", PIDS.to_string(), false);

@@ -19,6 +19,11 @@ const SEGMENTS: u64 = 8;
 const OPEN_GROUPS: usize = 64;
 /// How often age is looked at.
 const TIDY_EVERY: Duration = Duration::from_secs(600);
+/// Once a line has come, so long are more waited for: under load they come from many sandboxes, and to be woken for each
+/// and to write each costs both sides.
+const GATHER: Duration = Duration::from_millis(10);
+/// Bytes that are gathered at most before they are written.
+const GATHER_BYTES: usize = 1 << 20;
 
 pub(super) enum Message {
     Append { stream: Arc<StreamId>, events: Vec<LogEvent>, bytes: usize },
@@ -38,12 +43,21 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     open: HashMap<GroupId, Open>,
     uses: u64,
-    buffer: Vec<u8>,
+    gathered: HashMap<GroupId, Gathered>,
+    /// What [`Shared::queued`] counts for them.
+    gathered_bytes: usize,
+}
+
+/// Lines of one group on their way to its file.
+#[derive(Default)]
+struct Gathered {
+    text: Vec<u8>,
+    lines: u64,
 }
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, open: HashMap::new(), uses: 0, buffer: Vec::new() }
+        Self { shared, open: HashMap::new(), uses: 0, gathered: HashMap::new(), gathered_bytes: 0 }
     }
 
     pub(super) fn run(mut self, messages: &Receiver<Message>) {
@@ -51,25 +65,12 @@ impl Writer {
         let mut tidied = Instant::now();
         loop {
             match messages.recv_timeout(TIDY_EVERY) {
-                Ok(Message::Append { stream, events, bytes }) => {
-                    self.append(&stream, &events);
-                    self.shared.queued.fetch_sub(bytes, Ordering::Relaxed);
-                }
-                // A receiver that no longer waits needs no answer.
-                Ok(Message::Flush(done)) => {
-                    let _ = done.send(());
-                }
-                Ok(Message::Delete(group, done)) => {
-                    self.open.remove(&group);
-                    let directory = segment::directory(&self.shared.config.dir, &group);
-                    if let Err(error) = std::fs::remove_dir_all(&directory)
-                        && error.kind() != std::io::ErrorKind::NotFound
-                    {
-                        tracing::warn!(%error, directory = %directory.display(), "cannot delete a log group");
+                Ok(first) => {
+                    if matches!(first, Message::Append { .. }) {
+                        std::thread::sleep(GATHER);
                     }
-                    {
-                        let _ = done.send(());
-                    };
+                    std::iter::once(first).chain(messages.try_iter()).for_each(|message| self.take(message));
+                    self.write_gathered();
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -81,27 +82,63 @@ impl Writer {
         }
     }
 
-    fn append(&mut self, stream: &StreamId, events: &[LogEvent]) {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.clear();
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Append { stream, events, bytes } => {
+                self.gather(&stream, &events);
+                self.gathered_bytes += bytes;
+                if self.gathered_bytes >= GATHER_BYTES {
+                    self.write_gathered();
+                }
+            }
+            Message::Flush(done) => {
+                self.write_gathered();
+                // A receiver that no longer waits needs no answer.
+                let _ = done.send(());
+            }
+            Message::Delete(group, done) => {
+                self.write_gathered();
+                self.open.remove(&group);
+                let directory = segment::directory(&self.shared.config.dir, &group);
+                if let Err(error) = std::fs::remove_dir_all(&directory)
+                    && error.kind() != std::io::ErrorKind::NotFound
+                {
+                    tracing::warn!(%error, directory = %directory.display(), "cannot delete a log group");
+                }
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn gather(&mut self, stream: &StreamId, events: &[LogEvent]) {
+        if !self.gathered.contains_key(&stream.group) {
+            self.gathered.insert(stream.group.clone(), Gathered::default());
+        }
+        let gathered = self.gathered.get_mut(&stream.group).expect("was inserted above");
+        gathered.lines += events.len() as u64;
         for event in events {
-            segment::encode(&mut buffer, event.timestamp, &stream.stream, &event.message);
+            segment::encode(&mut gathered.text, event.timestamp, &stream.stream, &event.message);
         }
         let dropped = self.shared.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
             let text = format!("[emberbox] {dropped} log lines were dropped because the disk did not keep up");
             let at = events.last().map_or(0, |e| e.timestamp);
-            segment::encode(&mut buffer, at, &stream.stream, &text);
+            segment::encode(&mut gathered.text, at, &stream.stream, &text);
+            // Should the notice be lost, they still count.
+            gathered.lines += dropped;
             tracing::warn!(dropped, "function log lines were dropped because the disk did not keep up");
         }
-        if let Err(error) = self.write(&stream.group, &buffer) {
-            self.open.remove(&stream.group);
-            self.shared.dropped.fetch_add(dropped + events.len() as u64, Ordering::Relaxed);
-            tracing::error!(%error, group = stream.group.group, "cannot write the log of a function");
+    }
+
+    fn write_gathered(&mut self) {
+        for (group, Gathered { text, lines }) in std::mem::take(&mut self.gathered) {
+            if let Err(error) = self.write(&group, &text) {
+                self.open.remove(&group);
+                self.shared.dropped.fetch_add(lines, Ordering::Relaxed);
+                tracing::error!(%error, group = group.group, "cannot write the log of a function");
+            }
         }
-        // A burst does not keep its buffer for ever.
-        buffer.shrink_to(1 << 20);
-        self.buffer = buffer;
+        self.shared.queued.fetch_sub(std::mem::take(&mut self.gathered_bytes), Ordering::Relaxed);
     }
 
     fn write(&mut self, group: &GroupId, bytes: &[u8]) -> std::io::Result<()> {
