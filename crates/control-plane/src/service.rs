@@ -19,12 +19,14 @@ use crate::function::{Function, Stamp};
 use crate::record::{FUNCTION, VERSION, function_key, to_bytes, version_key};
 
 mod background;
+mod event_invoke;
 mod functions;
 mod invoke;
 mod limits;
 mod policies;
 mod versions;
 
+pub use event_invoke::EventSettings;
 pub use invoke::Resolved;
 
 /// Changes of different functions go on at the same time; those of one, and few that share a stripe, in turn.

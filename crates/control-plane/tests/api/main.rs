@@ -4,6 +4,7 @@
 mod aliases;
 mod concurrency;
 mod durability;
+mod event_invoke;
 mod functions;
 mod permissions;
 mod resolving;
