@@ -1,7 +1,8 @@
 //! Recursion detection: how often a chain of invocations has come through the same function.
 //!
 //! `X-Amzn-Trace-Id: Root=…;Lineage=<hash>:<count>[|<hash>:<count>…]`; the hash names a function. Lambda stops a chain
-//! at about 16 invocations.
+//! at about 16 invocations (developer guide, "recursive loop detection"). What a function sends on with its trace
+//! header carries the counts to the next invocation.
 
 use sha2::{Digest, Sha256};
 
@@ -10,8 +11,9 @@ use domain::FunctionArn;
 /// A chain that came through one function more often than this is a loop.
 pub const LIMIT: u32 = 16;
 
-/// Functions that a lineage remembers; the oldest goes first, so that a header stays short.
-const FUNCTIONS: usize = 8;
+/// Functions that a lineage remembers, so that a header stays short; the one not seen for longest goes first. A loop
+/// through more functions than this is not seen.
+const FUNCTIONS: usize = 16;
 
 /// The trace header as the function gets it, with this invocation counted; and the count.
 pub fn hop(trace: &str, function: &FunctionArn) -> (String, u32) {

@@ -18,7 +18,7 @@ pub struct Attempt {
     pub executed_version: Option<String>,
     /// `responseContext.functionError`, e.g. `Unhandled`.
     pub function_error: Option<String>,
-    /// The answer, or the error object.
+    /// The answer, or the error object; empty when there is none (a function that returns nothing answers `null`).
     pub payload: Bytes,
 }
 
@@ -26,7 +26,9 @@ pub struct Attempt {
 #[async_trait]
 pub trait Invoker: Send + Sync + 'static {
     /// Never waits longer than the function's time limit and the time of its `Init`; never panics for a function's
-    /// sake.
+    /// sake. For the timeline the event says when it was accepted and when it was taken from the queue
+    /// ([`AsyncEvent::waited`]) and which attempt this is ([`AsyncEvent::attempt`]). Its trace header has this
+    /// invocation counted in its lineage already and is to be passed on as it is.
     async fn invoke(&self, event: &AsyncEvent) -> Attempt;
 }
 
@@ -74,7 +76,8 @@ pub enum Message {
 /// Sends records and dead letters away.
 #[async_trait]
 pub trait Deliver: Send + Sync + 'static {
-    /// Returns when the target has it. `event` is what the message is about.
+    /// Returns when the target has it. `event` is what the message is about. A call that takes longer than
+    /// [`crate::Config::delivery_timeout`] is dropped and counts as a failure.
     async fn deliver(&self, target: &Target, event: &AsyncEvent, message: &Message) -> Result<(), DeliveryError>;
 }
 

@@ -1,4 +1,5 @@
-//! The records that destinations get, and the attributes of dead letters; keys and their order as AWS sends them.
+//! The records that destinations get, and the attributes of dead letters; keys and their order as in the examples of
+//! the Lambda developer guide ("Capturing records of asynchronous invocations").
 
 use std::time::SystemTime;
 
@@ -46,7 +47,9 @@ struct ResponseContext<'a> {
     function_error: Option<&'a str>,
 }
 
-/// A record. `condition` is `None` for success; `attempt` is the last one, `None` when the function never ran.
+/// A record. `condition` is `None` for success; `approximate_invoke_count` is how often the function ran, throttles
+/// not counted; `attempt` is the last one, `None` when there was none (then the record has no response). `now` is when
+/// the event was done with.
 pub fn record(
     event: &AsyncEvent,
     condition: Option<Condition>,
@@ -72,7 +75,7 @@ pub fn record(
             executed_version: attempt.executed_version.as_deref(),
             function_error: attempt.function_error.as_deref(),
         }),
-        response_payload: attempt.map(|attempt| json(&attempt.payload)),
+        response_payload: attempt.filter(|attempt| !attempt.payload.is_empty()).map(|attempt| json(&attempt.payload)),
     };
     serde_json::to_string(&record).expect("strings, numbers and JSON become JSON")
 }
@@ -95,7 +98,8 @@ pub struct DeadLetterAttributes {
     pub error_message: String,
 }
 
-/// Attributes of a dead letter. The message is `errorMessage` of the error object if there is one.
+/// Attributes of a dead letter. The code is the status of the last attempt: 200 for a function that failed, 429 where
+/// none was made. The message is `errorMessage` of the error object if there is one.
 pub fn dead_letter(event: &AsyncEvent, attempt: Option<&Attempt>, otherwise: &str) -> DeadLetterAttributes {
     #[derive(serde::Deserialize)]
     struct ErrorObject {
@@ -121,16 +125,8 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     fn event() -> AsyncEvent {
-        AsyncEvent {
-            function: FunctionArn { region: "us-east-1".into(), account: AccountId::local(), name: "f".into() },
-            qualifier: None,
-            request_id: RequestId(uuid::Uuid::nil()),
-            payload: r#"{"b":1,"a":1.0}"#.into(),
-            trace_header: None,
-            accepted_at: UNIX_EPOCH,
-            attempts: 0,
-            throttle_attempts: 0,
-        }
+        let function = FunctionArn { region: "us-east-1".into(), account: AccountId::local(), name: "f".into() };
+        AsyncEvent::new(function, RequestId(uuid::Uuid::nil()), r#"{"b":1,"a":1.0}"#.into(), UNIX_EPOCH)
     }
 
     fn attempt(payload: &str) -> Attempt {
@@ -145,7 +141,7 @@ mod tests {
 
     const NOW: Duration = Duration::from_millis(1_573_755_365_568);
 
-    /// The failure record of `test_lambda_destination_default_retries`.
+    /// The developer guide's example, with other ids.
     #[test]
     fn retries_exhausted() {
         let attempt = attempt(r#"{"errorMessage":"m","errorType":"E"}"#);
@@ -161,6 +157,17 @@ mod tests {
                 r#""responsePayload":{"errorMessage":"m","errorType":"E"}}"#
             )
         );
+    }
+
+    #[test]
+    fn success_has_no_function_error() {
+        let attempt = Attempt { outcome: Outcome::Success, function_error: None, ..attempt("null") };
+        let text = record(&event(), None, 1, Some(&attempt), UNIX_EPOCH + NOW);
+        let end = concat!(
+            r#""condition":"Success","approximateInvokeCount":1},"requestPayload":{"b":1,"a":1.0},"#,
+            r#""responseContext":{"statusCode":200,"executedVersion":"$LATEST"},"responsePayload":null}"#
+        );
+        assert!(text.ends_with(end), "{text}");
     }
 
     #[test]

@@ -10,9 +10,12 @@
 //! ```
 //!
 //! The delays and limits are those of the Lambda developer guide ("How Lambda handles errors and retries with
-//! asynchronous invocation"). That the age counts at the *next* attempt was recorded from AWS.
+//! asynchronous invocation"). The age counts at the *next* attempt: an event that may be 60 s old runs once, since its
+//! retry would come at 60 s.
 
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 /// Shortest pause after a throttle or a system error.
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
@@ -37,7 +40,7 @@ impl Default for Settings {
 }
 
 /// How one attempt ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Outcome {
     /// The function returned.
     Success,
@@ -50,7 +53,7 @@ pub enum Outcome {
 }
 
 /// `requestContext.condition` of a failed event's record.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum Condition {
     /// The function failed as often as it may.
     RetriesExhausted,
@@ -58,6 +61,9 @@ pub enum Condition {
     EventAgeExceeded,
     /// Reserved concurrency is 0.
     ZeroReservedConcurrency,
+    /// Its chain of invocations came through the function too often. AWS documents that such an event goes to the
+    /// targets of a failed one, but not under which condition: the word is ours.
+    RecursiveInvocation,
 }
 
 impl Condition {
@@ -67,6 +73,7 @@ impl Condition {
             Self::RetriesExhausted => "RetriesExhausted",
             Self::EventAgeExceeded => "EventAgeExceeded",
             Self::ZeroReservedConcurrency => "ZeroReservedConcurrency",
+            Self::RecursiveInvocation => "RecursiveInvocation",
         }
     }
 }
@@ -137,7 +144,7 @@ pub fn after(settings: &Settings, progress: Progress, outcome: Outcome) -> Verdi
 }
 
 /// 1 s, 2 s, 4 s … 5 min.
-fn backoff(earlier: u32) -> Duration {
+pub(crate) fn backoff(earlier: u32) -> Duration {
     BACKOFF_MIN.saturating_mul(1 << earlier.min(16)).min(BACKOFF_MAX)
 }
 
