@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use domain::{Clock, FunctionArn};
-use event_queue::{Entry, EventQueue, Lease, QueueError, QueueName};
+use event_queue::{Entry, EventQueue, Lease, LeaseId, QueueError, QueueName};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -301,6 +301,7 @@ impl Inner {
             let Some((queue, lease)) = started else { return };
             let inner = Arc::clone(self);
             self.tasks.spawn(async move {
+                let _held = Held { inner: Arc::clone(&inner), lease: lease.id };
                 let slot = Slot { inner: Arc::clone(&inner), queue, feedback: Feedback::Untried };
                 tokio::select! {
                     biased;
@@ -322,6 +323,18 @@ impl Inner {
     async fn give_back(&self, parked: impl IntoIterator<Item = Parked<Lease>>) {
         let releases = parked.into_iter().map(|parked| self.leases.release(parked.event.id, parked.delay, None));
         futures::future::join_all(releases).await;
+    }
+}
+
+/// The lease of an event in hand: prolonged no more when it is dropped unsettled, also by a panic.
+struct Held {
+    inner: Arc<Inner>,
+    lease: LeaseId,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.inner.leases.forget(self.lease);
     }
 }
 

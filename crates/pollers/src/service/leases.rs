@@ -61,6 +61,11 @@ impl Leases {
         self.state.lock().held.contains_key(&lease)
     }
 
+    /// Lets the lease end by itself, if it is not settled.
+    pub(super) fn forget(&self, lease: LeaseId) {
+        self.state.lock().held.remove(&lease);
+    }
+
     /// The event is done with; it is acknowledged soon.
     pub(super) fn ack(&self, lease: LeaseId) {
         let mut state = self.state.lock();
@@ -87,7 +92,7 @@ impl Leases {
                 }
             }
         }
-        self.state.lock().held.remove(&lease);
+        self.forget(lease);
     }
 
     /// Acknowledges in groups, until stopped.
