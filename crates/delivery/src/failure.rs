@@ -47,21 +47,18 @@ impl Call<'_> {
     {
         match error {
             SdkError::ServiceError(answer) => {
-                let (code, message) = (answer.err().code(), answer.err().message());
-                self.answered(answer.raw().status().as_u16(), code.unwrap_or("no code"), message.unwrap_or_default())
+                let status = answer.raw().status().as_u16();
+                match answer.err().code() {
+                    Some(code) => self.answered(status, code, answer.err().message().unwrap_or_default()),
+                    None => self.garbled(status),
+                }
             }
             SdkError::TimeoutError(_) => self.silent(),
             SdkError::DispatchFailure(failure) if failure.is_timeout() => self.silent(),
             SdkError::DispatchFailure(failure) if !failure.is_user() => {
                 self.unreachable(&DisplayErrorContext(error).to_string())
             }
-            SdkError::ResponseError(answer) => Failure::temporary(format!(
-                "{} at {} answered with status {} and what is no answer of this service; check {}",
-                self.action,
-                self.endpoint,
-                answer.raw().status().as_u16(),
-                self.setting
-            )),
+            SdkError::ResponseError(answer) => self.garbled(answer.raw().status().as_u16()),
             _ => Failure::refused(format!(
                 "{} at {} cannot be asked; check {}: {}",
                 self.action,
@@ -75,6 +72,7 @@ impl Call<'_> {
     /// An error of S3.
     pub fn s3_failed(&self, error: &S3Error) -> Failure {
         match error {
+            S3Error::Refused { status, code, .. } if *code == status.to_string() => self.garbled(*status),
             S3Error::Refused { status, code, message } => self.answered(*status, code, message),
             S3Error::Unreachable(cause) => self.unreachable(cause),
             S3Error::TooLarge(_) => self.unreachable(&error.to_string()),
@@ -93,6 +91,14 @@ impl Call<'_> {
     pub fn silent(&self) -> Failure {
         Failure::temporary(format!(
             "{} at {} did not answer in time; check that it runs, and {}",
+            self.action, self.endpoint, self.setting
+        ))
+    }
+
+    /// What answered is no such service, or one that is failing: nothing was said about the target.
+    fn garbled(&self, status: u16) -> Failure {
+        Failure::temporary(format!(
+            "{} at {} answered with status {status} and no error that this service has; check that it works, and {}",
             self.action, self.endpoint, self.setting
         ))
     }
