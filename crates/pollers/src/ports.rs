@@ -76,7 +76,8 @@ pub enum Message {
 /// Sends records and dead letters away.
 #[async_trait]
 pub trait Deliver: Send + Sync + 'static {
-    /// Returns when the target has it. `event` is what the message is about. A call that takes longer than
+    /// Returns when the target has it. `event` is what the message is about; its trace header is as it came, so what
+    /// passes it on counts this hop ([`crate::lineage::hop`]). A call that takes longer than
     /// [`crate::Config::delivery_timeout`] is dropped and counts as a failure.
     async fn deliver(&self, target: &Target, event: &AsyncEvent, message: &Message) -> Result<(), DeliveryError>;
 }

@@ -184,7 +184,7 @@ impl Service {
         let until = tokio::time::Instant::now() + limit;
         inner.stopping.cancel();
         let prefetched = inner.scheduler.lock().stop();
-        inner.give_back(prefetched.into_iter().map(|event| Parked { event, delay: Duration::ZERO })).await;
+        inner.park(prefetched.into_iter().map(|event| Parked { event, delay: Duration::ZERO }).collect());
         inner.tasks.close();
         if tokio::time::timeout_at(until, inner.tasks.wait()).await.is_err() {
             tracing::warn!(running = inner.tasks.len(), "stop: asynchronous invocations are abandoned");
@@ -226,6 +226,8 @@ impl Service {
 impl Inner {
     /// Asks the queue for events, as many as the scheduler wants.
     async fn fetch(self: &Arc<Self>) {
+        // A stop waits for the last call's events to be given back.
+        let _call = self.tasks.token();
         let mut pause = RETRY_MIN;
         while !self.stopping.is_cancelled() {
             let most = self.scheduler.lock().ask(self.clock.monotonic());
@@ -314,15 +316,17 @@ impl Inner {
 
     /// Gives events back without holding up the caller.
     fn park(self: &Arc<Self>, parked: Vec<Parked<Lease>>) {
-        if !parked.is_empty() {
-            let inner = Arc::clone(self);
-            self.tasks.spawn(async move { inner.give_back(parked).await });
+        if parked.is_empty() {
+            return;
         }
-    }
-
-    async fn give_back(&self, parked: impl IntoIterator<Item = Parked<Lease>>) {
-        let releases = parked.into_iter().map(|parked| self.leases.release(parked.event.id, parked.delay, None));
-        futures::future::join_all(releases).await;
+        let inner = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let release = |parked: Parked<Lease>| inner.leases.release(parked.event.id, parked.delay, None);
+            tokio::select! {
+                () = inner.stopped.cancelled() => {}
+                _ = futures::future::join_all(parked.into_iter().map(release)) => {}
+            }
+        });
     }
 }
 

@@ -39,11 +39,7 @@ impl Inner {
             return self.leases.ack(lease.id);
         };
         let (trace, hops) = lineage::hop(event.trace_header.as_deref().unwrap_or_default(), &event.function);
-        let verdict = rules::before(&config.settings, self.progress(&event));
-        let recursive =
-            Verdict::Failed { condition: Condition::RecursiveInvocation, approximate_invoke_count: event.attempts };
-        let looping = lineage::is_loop(hops) && !config.recursion_allowed;
-        if let Some(verdict) = verdict.or(looping.then_some(recursive)) {
+        if let Some(verdict) = self.refusal(&event, &config, hops) {
             drop(slot);
             return self.conclude(&lease, event, &config, verdict, None).await;
         }
@@ -58,6 +54,16 @@ impl Inner {
         drop(slot);
         let verdict = rules::after(&config.settings, self.progress(&event), attempt.outcome);
         self.conclude(&lease, event, &config, verdict, Some(attempt)).await;
+    }
+
+    /// Why there must be no attempt.
+    fn refusal(&self, event: &AsyncEvent, config: &EventConfig, hops: u32) -> Option<Verdict> {
+        rules::before(&config.settings, self.progress(event)).or_else(|| {
+            (lineage::is_loop(hops) && !config.recursion_allowed).then_some(Verdict::Failed {
+                condition: Condition::RecursiveInvocation,
+                approximate_invoke_count: event.attempts,
+            })
+        })
     }
 
     fn progress(&self, event: &AsyncEvent) -> Progress {

@@ -1,6 +1,7 @@
 //! Restarts, lost leases, several services at once, damage.
 
 use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use domain::SystemClock;
@@ -88,6 +89,36 @@ async fn an_invoker_that_panics_costs_its_attempt_only() {
     })
     .await;
     rig.done("bad").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_queue_is_away_nothing_is_lost_or_run_twice() {
+    let mut rig = Rig::new(HandClock::default(), Config::default()).await;
+    rig.world.does("works", Does::Sleep(Duration::from_millis(100)));
+    rig.world.does("fails", Does::Throttle);
+    for _ in 0..10 {
+        rig.accept("works").await;
+    }
+    rig.accept("fails").await;
+    until("all run", || rig.world.calls.lock().len() == 11).await;
+    rig.stats_until("fails", |stats| stats.retrying == 1).await;
+    rig.queue.away.store(true, Ordering::Relaxed);
+    assert!(rig.service.accept(rig.event("works")).await.is_err());
+    until("they end", || rig.world.finished.lock().len() == 11).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(rig.stats("works").await.depth, 10);
+    rig.queue.away.store(false, Ordering::Relaxed);
+    rig.done("works").await;
+    rig.world.does("fails", Does::Succeed);
+    rig.clock.advance(seconds(1));
+    rig.done("fails").await;
+    assert_eq!((rig.world.calls("works").len(), rig.world.calls("fails").len()), (10, 2));
+    // Nor does it keep a stop waiting.
+    rig.world.does("works", Does::Throttle);
+    rig.accept("works").await;
+    until("it runs", || rig.world.calls("works").len() == 11).await;
+    rig.queue.away.store(true, Ordering::Relaxed);
+    rig.stop(Duration::from_millis(200)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use domain::{AccountId, Clock, FunctionArn, RequestId};
 use event_queue::sqlite::SqliteQueue;
-use event_queue::{Entry, EventQueue, QueueName};
+use event_queue::{Depth, Entry, EventQueue, Lease, LeaseId, QueueError, QueueName};
 use parking_lot::Mutex;
 use pollers::{
     AsyncEvent, Attempt, Config, Deliver, DeliveryError, EventConfig, EventStats, Invoker, Message, Metrics, Outcome,
@@ -155,11 +156,70 @@ impl Deliver for World {
     }
 }
 
+/// A queue that can be away, as on a full disk; looking at its depth always works.
+pub struct Outage {
+    queue: SqliteQueue,
+    pub away: AtomicBool,
+}
+
+impl Outage {
+    fn check(&self) -> Result<(), QueueError> {
+        match self.away.load(Ordering::Relaxed) {
+            true => Err(QueueError::Unavailable { operation: "write".into(), cause: "the disk is full".into() }),
+            false => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl EventQueue for Outage {
+    async fn enqueue(&self, entries: Vec<Entry>) -> Result<(), QueueError> {
+        self.check()?;
+        self.queue.enqueue(entries).await
+    }
+
+    async fn lease(&self, most: usize, lease: Duration, wait: Duration) -> Result<Vec<Lease>, QueueError> {
+        self.check()?;
+        self.queue.lease(most, lease, wait).await
+    }
+
+    async fn extend(&self, leases: &[LeaseId], lease: Duration) -> Result<Vec<LeaseId>, QueueError> {
+        self.check()?;
+        self.queue.extend(leases, lease).await
+    }
+
+    async fn ack(&self, leases: &[LeaseId]) -> Result<(), QueueError> {
+        self.check()?;
+        self.queue.ack(leases).await
+    }
+
+    async fn release(&self, lease: LeaseId, delay: Duration, body: Option<Bytes>) -> Result<(), QueueError> {
+        self.check()?;
+        self.queue.release(lease, delay, body).await
+    }
+
+    async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError> {
+        self.queue.depth(queue).await
+    }
+
+    async fn queues(&self) -> Result<Vec<QueueName>, QueueError> {
+        self.queue.queues().await
+    }
+
+    async fn purge(&self, queue: &QueueName) -> Result<u64, QueueError> {
+        self.queue.purge(queue).await
+    }
+
+    async fn close(&self) {
+        self.queue.close().await;
+    }
+}
+
 /// A service with its queue.
 pub struct Rig<C> {
     pub world: Arc<World>,
     pub clock: Arc<C>,
-    pub queue: Arc<SqliteQueue>,
+    pub queue: Arc<Outage>,
     pub service: Service,
     pub metrics: Metrics,
     run: Option<JoinHandle<()>>,
@@ -268,21 +328,22 @@ pub async fn until(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-async fn open<C: Clock>(folder: &tempfile::TempDir, clock: &Arc<C>) -> Arc<SqliteQueue> {
+async fn open<C: Clock>(folder: &tempfile::TempDir, clock: &Arc<C>) -> Arc<Outage> {
     let clock: Arc<dyn Clock> = Arc::<C>::clone(clock);
-    Arc::new(SqliteQueue::open(folder.path().join("events.db"), clock).await.expect("open"))
+    let queue = SqliteQueue::open(folder.path().join("events.db"), clock).await.expect("open");
+    Arc::new(Outage { queue, away: AtomicBool::new(false) })
 }
 
 fn service<C: Clock>(
     world: &Arc<World>,
     clock: &Arc<C>,
-    queue: &Arc<SqliteQueue>,
+    queue: &Arc<Outage>,
     config: &Config,
     metrics: &Metrics,
 ) -> Service {
     Service::new(
         config.clone(),
-        Arc::<SqliteQueue>::clone(queue),
+        Arc::<Outage>::clone(queue),
         Arc::<World>::clone(world),
         Arc::<World>::clone(world),
         Arc::<World>::clone(world),
