@@ -2,19 +2,21 @@
 //!
 //! ```text
 //!  start                                         stop
-//!  1 data directory, locked                      8 data directory, unlocked
-//!  2 sandbox engine (its helper process)         7 sandbox engine: nothing of it is left on the host
+//!  1 data directory, locked                      9 data directory, unlocked
+//!  2 sandbox engine (its helper process)         8 sandbox engine: nothing of it is left on the host
 //!  3 packages, runtimes, logs                      (files only)
-//!  4 metadata store, control plane               6 metadata store: commits under way, then closed
+//!  4 metadata store, control plane               7 metadata store: commits under way, then closed
 //!  5 worker manager                              3 worker manager: sandboxes go down, extensions are told
 //!  6 worker (and the manager is told of it)      4 worker: what is left of them; logs are written out
 //!  7 followers: retired versions, upkeep         5 followers
-//!  8 frontend, listening                         1 frontend: accepts nothing new, 2 running requests finish
+//!  8 event queue, pollers                        2 pollers: running events finish, 6 event queue: closed
+//!  9 frontend, listening                         1 frontend: accepts nothing new, running requests finish
 //! ```
 //!
 //! A part starts after those that it calls, and stops before them. What takes long (the userland of the sandboxes, the
 //! runtime clients) is installed in the background or on first use, so that the API is there at once.
 
+mod events;
 pub mod settings;
 
 use std::future::Future;
@@ -23,7 +25,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use domain::{Clock, SystemClock, VersionKey, WorkerManager};
+use events::Asynchronous;
 use frontend::BindError;
+use frontend::sync_path::SyncPath;
 use prometheus_client::registry::Registry;
 use runtimes::Runtimes;
 use sandbox::SandboxEngine;
@@ -45,6 +49,7 @@ pub struct Emberbox {
     endpoint: String,
     stop_frontend: oneshot::Sender<()>,
     frontend: JoinHandle<()>,
+    asynchronous: Asynchronous,
     followers: Vec<JoinHandle<()>>,
     manager: worker_manager::Manager,
     worker: worker::Service,
@@ -108,13 +113,20 @@ impl Emberbox {
             tokio::spawn(prepare(runtimes)),
         ];
 
+        let frontend_metrics = frontend::Metrics::register(&mut registry);
+        let sync_path = SyncPath::new(Arc::new(manager.clone()), Arc::clone(&clock), frontend_metrics.clone());
+        let asynchronous =
+            Asynchronous::start(&config, dir, &control_plane, sync_path.clone(), Arc::clone(&clock), &mut registry)
+                .await?;
+
         let deps = frontend::Deps {
-            functions: Arc::new(adapters::Functions(control_plane.clone())),
-            manager: Arc::new(manager.clone()),
+            functions: Arc::new(adapters::Functions(control_plane)),
+            sync_path,
+            events: Arc::new(asynchronous.port()),
             code: Arc::new(adapters::Code(packages)),
             logs: Arc::new(adapters::Logs(logs)),
             clock,
-            metrics: frontend::Metrics::register(&mut registry),
+            metrics: frontend_metrics,
             registry: Arc::new(registry),
         };
         let server = frontend::Server::bind(settings::frontend(&config, dir)?, deps).await?;
@@ -124,7 +136,18 @@ impl Emberbox {
             // An error means that the sender is gone, and so is everything else.
             let _ = stopped.await;
         }));
-        Ok(Self { endpoint, stop_frontend, frontend, followers, manager, worker, store, engine, _data: data })
+        Ok(Self {
+            endpoint,
+            stop_frontend,
+            frontend,
+            asynchronous,
+            followers,
+            manager,
+            worker,
+            store,
+            engine,
+            _data: data,
+        })
     }
 
     /// e.g. `http://127.0.0.1:4566`.
@@ -136,7 +159,8 @@ impl Emberbox {
     pub async fn stop(self, hurry: impl Future<Output = ()>) {
         let gentle = async {
             let _ = self.stop_frontend.send(());
-            let _ = self.frontend.await;
+            // Both may take the whole limit, and neither waits for the other.
+            let (_, ()) = tokio::join!(self.frontend, self.asynchronous.stop());
             self.manager.stop(STOP_LIMIT).await;
             self.worker.stop().await;
         };
@@ -147,6 +171,7 @@ impl Emberbox {
         for follower in self.followers {
             follower.abort();
         }
+        self.asynchronous.close().await;
         self.store.close().await;
         self.engine.stop().await;
     }

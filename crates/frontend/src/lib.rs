@@ -4,7 +4,8 @@
 //! ```text
 //! server ──► service ──► auth, sigv4, loopback      who is calling
 //!               ├──────► operations                 management, by the control plane
-//!               ├──────► invoke                     the synchronous path
+//!               ├──────► invoke, sync_path          invocations: run at once, or put on the queue
+//!               ├──────► events_api                 how queued events are doing
 //!               ├──────► logs_api, code_url         reading logs, downloading code
 //!               └──────► metrics
 //! ```
@@ -14,6 +15,7 @@ mod auth;
 mod body;
 mod code_url;
 mod config;
+mod events_api;
 mod invoke;
 mod logs_api;
 mod loopback;
@@ -22,6 +24,7 @@ pub mod ports;
 mod server;
 mod service;
 pub mod sigv4;
+pub mod sync_path;
 
 pub use auth::Identity;
 pub use config::{CodeUrlKey, Config, Credential, Limits, TlsFiles};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use domain::{Clock, RequestId, WorkerManager};
+use domain::{Clock, RequestId};
 use http::header::{CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
@@ -22,9 +22,10 @@ use crate::body::{self, ReadError};
 use crate::code_url::{self, CodeUrls};
 use crate::config::{Config, Limits};
 use crate::metrics::Metrics;
-use crate::ports::{Call, Code, Functions, Logs};
+use crate::ports::{Call, Code, Events, Functions, Logs};
 use crate::sigv4::{SigError, SignedParts};
-use crate::{invoke, logs_api, loopback};
+use crate::sync_path::SyncPath;
+use crate::{events_api, invoke, logs_api, loopback};
 
 /// Largest body of CreateFunction and UpdateFunctionCode, in bytes, as recorded from AWS: 50 MB in base64, and a little.
 const CODE_LIMIT: usize = 70_167_211;
@@ -41,8 +42,10 @@ const TARGET: &str = "x-amz-target";
 pub struct Deps {
     /// Management, and lookup for invocations.
     pub functions: Arc<dyn Functions>,
-    /// Gives sandboxes.
-    pub manager: Arc<dyn WorkerManager>,
+    /// Runs functions, with the metrics below.
+    pub sync_path: SyncPath,
+    /// Takes events of asynchronous invocations.
+    pub events: Arc<dyn Events>,
     /// Packages for download.
     pub code: Arc<dyn Code>,
     /// Logs for reading.
@@ -58,7 +61,8 @@ pub struct Deps {
 /// The API, shared by all connections.
 pub struct Service {
     pub(crate) functions: Arc<dyn Functions>,
-    pub(crate) manager: Arc<dyn WorkerManager>,
+    pub(crate) sync_path: SyncPath,
+    pub(crate) events: Arc<dyn Events>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Metrics,
     /// What goes on without its connection.
@@ -90,7 +94,8 @@ impl Service {
     pub(crate) fn new(config: &Config, local_addr: SocketAddr, deps: Deps) -> Self {
         Self {
             functions: deps.functions,
-            manager: deps.manager,
+            sync_path: deps.sync_path,
+            events: deps.events,
             clock: deps.clock,
             metrics: deps.metrics,
             tasks: TaskTracker::new(),
@@ -162,6 +167,9 @@ impl Service {
                 exchange.operation = "DownloadCode";
                 return self.download(&exchange.parts).await;
             }
+        }
+        if path.starts_with(events_api::PREFIX) {
+            return self.event_stats(exchange, body).await;
         }
         if exchange.parts.headers.contains_key(TARGET) {
             return self.logs(exchange, body).await;
@@ -266,10 +274,28 @@ impl Service {
             exchange.id = invoke::chosen_request_id(&parts.headers)?.unwrap_or(exchange.id);
             return invoke::invoke(self, call, exchange.id, received).await;
         }
+        if operation == OperationId::InvokeAsync {
+            return invoke::event::invoke_async(self, call, exchange.id).await;
+        }
         self.functions.manage(call).await.unwrap_or_else(|| {
             let message = format!("Emberbox does not implement {operation} yet.");
             Err(ApiError::new(ErrorCode::NotImplemented, message))
         })
+    }
+
+    /// An operation of Emberbox's own: signed as Lambda's are.
+    async fn event_stats<B>(&self, exchange: &mut Exchange, body: B) -> Result<Response<Bytes>, ApiError>
+    where
+        B: Body<Data = Bytes> + Unpin + Send + 'static,
+        B::Error: std::fmt::Display + Send,
+    {
+        exchange.operation = "EventStats";
+        let signed = SignedParts::of(&exchange.parts);
+        let admitted = self.authenticator.admit(&signed, "lambda", self.clock.wall()).map_err(denied)?;
+        let too_large = || ApiError::new(ErrorCode::RequestEntityTooLargeException, "This operation takes no body.");
+        let body = self.body(&exchange.parts, body, 0, too_large).await?;
+        let caller = admitted.prove(&signed, &body).map_err(denied)?;
+        events_api::answer(self, &caller, &exchange.parts).await
     }
 
     /// Reads the body. A client that sends too much is answered at once, and what it still sends is thrown away.

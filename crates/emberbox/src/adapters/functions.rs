@@ -11,6 +11,7 @@ use http::Response;
 use lambda_api::{ApiError, Operation, OperationId, decode, encode, operations};
 
 /// The control plane in this process.
+#[derive(Clone)]
 pub struct Functions(pub ControlPlane);
 
 #[async_trait]
@@ -97,6 +98,42 @@ impl ports::Functions for Functions {
                 })
                 .await
             }
+            OperationId::PutFunctionEventInvokeConfig => {
+                carry_out::<operations::PutFunctionEventInvokeConfig, _>(call, |input| {
+                    plane.put_function_event_invoke_config(who, input)
+                })
+                .await
+            }
+            OperationId::UpdateFunctionEventInvokeConfig => {
+                carry_out::<operations::UpdateFunctionEventInvokeConfig, _>(call, |input| {
+                    plane.update_function_event_invoke_config(who, input)
+                })
+                .await
+            }
+            OperationId::GetFunctionEventInvokeConfig => {
+                carry_out::<operations::GetFunctionEventInvokeConfig, _>(call, |input| {
+                    plane.get_function_event_invoke_config(who, input)
+                })
+                .await
+            }
+            OperationId::ListFunctionEventInvokeConfigs => {
+                carry_out::<operations::ListFunctionEventInvokeConfigs, _>(call, |input| {
+                    plane.list_function_event_invoke_configs(who, input)
+                })
+                .await
+            }
+            OperationId::PutFunctionRecursionConfig => {
+                carry_out::<operations::PutFunctionRecursionConfig, _>(call, |input| {
+                    plane.put_function_recursion_config(who, input)
+                })
+                .await
+            }
+            OperationId::GetFunctionRecursionConfig => {
+                carry_out::<operations::GetFunctionRecursionConfig, _>(call, |input| {
+                    plane.get_function_recursion_config(who, input)
+                })
+                .await
+            }
             OperationId::AddPermission => {
                 carry_out::<operations::AddPermission, _>(call, |input| plane.add_permission(who, input)).await
             }
@@ -112,6 +149,12 @@ impl ports::Functions for Functions {
             OperationId::DeleteFunctionConcurrency => {
                 carry_out::<operations::DeleteFunctionConcurrency, _>(call, |input| {
                     nothing(plane.delete_function_concurrency(who, input))
+                })
+                .await
+            }
+            OperationId::DeleteFunctionEventInvokeConfig => {
+                carry_out::<operations::DeleteFunctionEventInvokeConfig, _>(call, |input| {
+                    nothing(plane.delete_function_event_invoke_config(who, input))
                 })
                 .await
             }

@@ -95,6 +95,41 @@ pub fn worker(config: &Config, dir: &Path) -> worker::Config {
     }
 }
 
+/// For the pollers.
+pub fn pollers(config: &Config) -> pollers::Config {
+    let concurrency = config.limits.account_concurrency as usize;
+    pollers::Config { in_flight: concurrency, per_function: concurrency, ..pollers::Config::default() }
+}
+
+/// For the delivery of records and dead letters.
+pub fn delivery(config: &Config) -> delivery::DeliveryConfig {
+    let events = &config.events;
+    let credentials = events.credentials.as_ref().map(|given| delivery::Credentials {
+        access_key: given.access_key_id.clone(),
+        secret_key: given.secret_access_key.clone(),
+        session_token: given.session_token.clone(),
+    });
+    let endpoint = |url: &Option<String>| delivery::Endpoint { url: url.clone(), credentials: credentials.clone() };
+    let s3 = match (&events.s3_endpoint, &config.s3) {
+        (None, Some(s3)) => delivery::Endpoint {
+            url: Some(s3.endpoint.clone()),
+            credentials: Some(delivery::Credentials {
+                access_key: s3.access_key_id.clone(),
+                secret_key: s3.secret_access_key.clone(),
+                session_token: None,
+            }),
+        },
+        (url, _) => endpoint(url),
+    };
+    delivery::DeliveryConfig {
+        sqs: endpoint(&events.sqs_endpoint),
+        sns: endpoint(&events.sns_endpoint),
+        eventbridge: endpoint(&events.eventbridge_endpoint),
+        s3,
+        ..delivery::DeliveryConfig::default()
+    }
+}
+
 /// For the Frontend.
 pub fn frontend(config: &Config, dir: &Path) -> Result<frontend::Config> {
     let credential = |given: &config::Credential| frontend::Credential {

@@ -10,14 +10,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use domain::{
-    AccountId, AssignError, AssignRequest, CodeRef, ConcurrencyLimits, FunctionArn, FunctionVersion, InitDone,
-    InitRequest, InvokeOutcome, InvokeRequest, Lease, LogFormat, LogType, LoggingSettings, RetireReason, SandboxId,
-    Step, SystemClock, ThrottleReason, Timeline, VersionKey, Worker, WorkerError, WorkerId, WorkerManager,
+    AccountId, AssignError, AssignRequest, Clock, CodeRef, ConcurrencyLimits, FunctionArn, FunctionVersion, InitDone,
+    InitRequest, InvokeOutcome, InvokeRequest, Lease, LogFormat, LogType, LoggingSettings, RequestId, RetireReason,
+    SandboxId, Step, SystemClock, ThrottleReason, Timeline, VersionKey, Worker, WorkerError, WorkerId, WorkerManager,
     WorkerReport,
 };
 use frontend::ports::{
-    Call, Code, Functions, LogEvent, LogGroup, LogPage, LogQuery, LogStream, Logs, LogsError, Target,
+    Call, Code, Event, EventStats, EventTimeline, Events, Functions, LogEvent, LogGroup, LogPage, LogQuery, LogStream,
+    Logs, LogsError, Target,
 };
+use frontend::sync_path::SyncPath;
 use frontend::{CodeUrlKey, Config, Deps, Identity, Metrics, Server};
 use http::Response;
 use lambda_api::{ApiError, ErrorCode, OperationId};
@@ -36,6 +38,8 @@ pub struct State {
     pub invoked: Mutex<Vec<InvokeRequest>>,
     /// Who asked for management operations.
     pub callers: Mutex<Vec<Identity>>,
+    /// Events that were put on the queue.
+    pub events: Mutex<Vec<Event>>,
     pub assigned: AtomicUsize,
     /// Invocations of `slow` that ended.
     pub finished: AtomicUsize,
@@ -86,12 +90,14 @@ pub fn deps(state: &Arc<State>) -> Deps {
     let mut registry = Registry::with_prefix("emberbox");
     let metrics = Metrics::register(&mut registry);
     let parts = Arc::new(Parts { state: Arc::clone(state), id: WorkerId("w".into()) });
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     Deps {
         functions: Arc::clone(&parts) as _,
-        manager: Arc::clone(&parts) as Arc<Parts> as _,
+        sync_path: SyncPath::new(Arc::clone(&parts) as _, Arc::clone(&clock), metrics.clone()),
+        events: Arc::clone(&parts) as _,
         code: Arc::clone(&parts) as _,
         logs: parts,
-        clock: Arc::new(SystemClock::default()),
+        clock,
         metrics,
         registry: Arc::new(registry),
     }
@@ -226,6 +232,30 @@ impl Worker for FakeWorker {
 
     fn has_package(&self, _: &str) -> bool {
         unreachable!("the Frontend asks for no packages")
+    }
+}
+
+/// The disk is full for the events of `undurable`.
+#[async_trait]
+impl Events for Parts {
+    async fn accept(&self, event: Event) -> Result<(), String> {
+        if event.function.name == "undurable" {
+            return Err("write events.db: disk full".into());
+        }
+        self.state.events.lock().unwrap().push(event);
+        Ok(())
+    }
+
+    async fn stats(&self, function: &FunctionArn) -> Result<EventStats, String> {
+        let events = self.state.events.lock().unwrap();
+        let depth = events.iter().filter(|event| event.function == *function).count() as u64;
+        Ok(EventStats { depth, oldest_age_ms: Some(1500), ..EventStats::default() })
+    }
+
+    fn timeline(&self, function: &FunctionArn, request_id: RequestId) -> Option<EventTimeline> {
+        let events = self.state.events.lock().unwrap();
+        let event = events.iter().find(|event| event.function == *function && event.request_id == request_id)?;
+        event.timeline.map(|_| EventTimeline { json: "[]".into(), attempts: 1 })
     }
 }
 

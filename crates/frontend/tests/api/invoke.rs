@@ -90,8 +90,7 @@ async fn a_dry_run_runs_nothing() {
 #[tokio::test]
 async fn what_is_not_built_says_so() {
     let server = start().await;
-    for headers in [("X-Amz-Invocation-Type", "Event"), ("X-Amz-Tenant-Id", "t"), ("X-Amz-Durable-Execution-Name", "d")]
-    {
+    for headers in [("X-Amz-Tenant-Id", "t"), ("X-Amz-Durable-Execution-Name", "d")] {
         let reply = invoke(&server, "echo", &[headers], "{}").await;
         assert_eq!((reply.status, reply.error().0), (501, "NotImplemented"), "{headers:?}");
     }
