@@ -9,8 +9,7 @@ use bytes::Bytes;
 use domain::SystemClock;
 use event_queue::sqlite::SqliteQueue;
 use event_queue::{Entry, EventQueue, QueueName};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
+use rusqlite::{Connection, params};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
@@ -87,31 +86,27 @@ async fn drain(engine: &Arc<SqliteQueue>) -> f64 {
 
 /// One table, one insert per event, as many callers, the same groups and syncs.
 async fn bare(path: &Path) -> f64 {
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .disable_statement_logging();
-    let mut connection = options.connect().await.expect("opens");
-    run(&mut connection, "CREATE TABLE events (id BLOB PRIMARY KEY, body BLOB NOT NULL)").await;
+    let mut connection = Connection::open(path).expect("opens");
+    connection
+        .execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+             CREATE TABLE events (id BLOB PRIMARY KEY, body BLOB NOT NULL)",
+        )
+        .expect("runs");
     let (requests, mut received) = mpsc::channel::<(Uuid, Vec<u8>, oneshot::Sender<()>)>(1024);
-    let writer = tokio::spawn(async move {
+    let writer = std::thread::spawn(move || {
         let mut group = Vec::with_capacity(GROUP);
-        while received.recv_many(&mut group, GROUP).await > 0 {
-            run(&mut connection, "BEGIN IMMEDIATE").await;
-            let mut waiting = Vec::with_capacity(GROUP);
-            for (id, body, done) in group.drain(..) {
-                let insert = sqlx::query("INSERT INTO events VALUES (?, ?)").bind(id.as_bytes().to_vec()).bind(body);
-                insert.execute(&mut connection).await.expect("inserts");
-                waiting.push(done);
+        while received.blocking_recv_many(&mut group, GROUP) > 0 {
+            let transaction = connection.transaction().expect("begins");
+            for (id, body, _) in &group {
+                let mut insert = transaction.prepare_cached("INSERT INTO events VALUES (?, ?)").expect("prepares");
+                insert.execute(params![&id.as_bytes()[..], body]).expect("inserts");
             }
-            run(&mut connection, "COMMIT").await;
-            for done in waiting {
+            transaction.commit().expect("commits");
+            for (_, _, done) in group.drain(..) {
                 let _ = done.send(());
             }
         }
-        connection.close().await.expect("closes");
     });
     let start = Instant::now();
     let callers: Vec<_> = (0..CALLERS)
@@ -131,10 +126,6 @@ async fn bare(path: &Path) -> f64 {
     }
     let rate = rate(start);
     drop(requests);
-    writer.await.expect("no panic");
+    writer.join().expect("no panic");
     rate
-}
-
-async fn run(connection: &mut SqliteConnection, sql: &'static str) {
-    sqlx::query(sql).execute(connection).await.expect("runs");
 }

@@ -156,11 +156,11 @@ async fn foreign_newer_and_damaged_files() {
         path
     };
     let newer = make("newer").await;
-    sql(&newer, "INSERT INTO migrations VALUES (99, '')").await;
+    sql(&newer, "INSERT INTO migrations VALUES (99, '')");
     assert!(refused(&newer).await.contains("use the newer Emberbox"));
 
     let other = make("other").await;
-    sql(&other, "PRAGMA application_id = 1").await;
+    sql(&other, "PRAGMA application_id = 1");
     assert!(refused(&other).await.contains("another program"));
 
     let torn = make("torn").await;
@@ -219,12 +219,8 @@ async fn a_full_disk_refuses_and_loses_nothing() {
     engine.close().await;
 }
 
-async fn sql(path: &Path, statement: &'static str) {
-    use sqlx::Connection as _;
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
-    let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
-    sqlx::query(statement).execute(&mut connection).await.unwrap();
-    connection.close().await.unwrap();
+fn sql(path: &Path, statement: &str) {
+    rusqlite::Connection::open(path).unwrap().execute_batch(statement).unwrap();
 }
 
 /// Not a test by itself: the process that the crash test kills.
