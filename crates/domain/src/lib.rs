@@ -10,6 +10,7 @@ pub mod event_source;
 pub mod function;
 pub mod ids;
 pub mod invoke;
+pub mod lineage;
 pub mod ports;
 pub mod timeline;
 

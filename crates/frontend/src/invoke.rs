@@ -12,7 +12,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use domain::{AssignRequest, InvokeRequest, LogType, RequestId, Step, Timeline};
+use domain::{AssignRequest, InvokeRequest, LogType, RequestId, Step, Timeline, lineage};
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 use lambda_api::types::{InvocationRequest, InvocationType, LogType as WireLogType};
@@ -28,6 +28,10 @@ use crate::sync_path::{Done, Invocation, timeline_json};
 pub const PAYLOAD_LIMIT: usize = 6_291_456;
 /// Longest client context, in bytes of base64.
 const CLIENT_CONTEXT_LIMIT: usize = 3583;
+
+/// AWS's words for a loop.
+const RECURSIVE: &str = "Lambda has detected your function being invoked in a recursive loop with other Amazon Web \
+    Services resources and stopped your function's invocation.";
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 const TRACE_ID: HeaderName = HeaderName::from_static("x-amzn-trace-id");
@@ -74,7 +78,11 @@ pub async fn invoke(
         return Ok(empty(StatusCode::NO_CONTENT));
     }
     let trace_id = trace_id(service, headers, &random, target.version.tracing_active);
-    let Target { version, invoked_arn, limits } = target;
+    let (trace_id, times) = lineage::hop(&trace_id, &target.version.arn);
+    if lineage::is_loop(times) && !target.recursion_allowed {
+        return Err(ApiError::new(ErrorCode::RecursiveInvocationException, RECURSIVE));
+    }
+    let Target { version, invoked_arn, limits, .. } = target;
     let log_type = if input.log_type == Some(WireLogType::Tail) { LogType::Tail } else { LogType::None };
     let mut before = Timeline::default();
     before.mark(Step::Received, received);

@@ -33,6 +33,8 @@ pub struct Target {
     pub invoked_arn: String,
     /// How many may run at once.
     pub limits: ConcurrencyLimits,
+    /// Whether it may be part of a loop: `RecursiveLoop` is `Allow`.
+    pub recursion_allowed: bool,
 }
 
 impl Target {

@@ -21,7 +21,6 @@
 #![forbid(unsafe_code)]
 
 pub mod event;
-pub mod lineage;
 mod metrics;
 pub mod pending;
 pub mod ports;
@@ -31,6 +30,7 @@ mod scheduler;
 pub mod service;
 pub mod target;
 
+pub use domain::lineage;
 pub use event::AsyncEvent;
 pub use metrics::Metrics;
 pub use pending::Pending;

@@ -24,7 +24,12 @@ impl ports::Functions for Functions {
         random: f64,
     ) -> Result<Target, ApiError> {
         let resolved = self.0.resolve(&caller(identity), name, qualifier, random)?;
-        Ok(Target { version: resolved.version, invoked_arn: resolved.invoked_arn, limits: resolved.limits })
+        Ok(Target {
+            version: resolved.version,
+            invoked_arn: resolved.invoked_arn,
+            limits: resolved.limits,
+            recursion_allowed: resolved.recursion_allowed,
+        })
     }
 
     async fn manage(&self, call: Call<'_>) -> Option<Result<Response<Bytes>, ApiError>> {

@@ -151,6 +151,7 @@ impl Functions for Parts {
             version: Arc::new(version),
             invoked_arn: qualifier.map_or_else(|| arn.to_string(), |q| arn.qualified(q)),
             limits: ConcurrencyLimits { unreserved: 1000, reserved: None },
+            recursion_allowed: name == "loops",
         })
     }
 

@@ -35,7 +35,7 @@ async fn answers_with_the_functions_payload() {
     assert_eq!(reply.header("x-amzn-requestid"), Some(&*request.request_id.to_string()));
     assert_eq!(reply.header("x-amzn-trace-id"), Some(&*request.trace_id));
     assert!(request.trace_id.starts_with("Root=1-"), "{}", request.trace_id);
-    assert!(request.trace_id.ends_with(";Sampled=0"), "{}", request.trace_id);
+    assert!(request.trace_id.contains(";Sampled=0;Lineage="), "{}", request.trace_id);
     assert_eq!(request.invoked_arn, "arn:aws:lambda:us-east-1:000000000000:function:echo");
     assert!(reply.header("date").is_some());
 }
@@ -53,7 +53,7 @@ async fn takes_over_what_the_caller_chose() {
     ];
     let reply = invoke(&server, "echo", &headers, "1").await;
     assert_eq!(reply.header("x-amzn-requestid"), Some(id));
-    assert_eq!(reply.header("x-amzn-trace-id"), Some(trace));
+    assert!(reply.header("x-amzn-trace-id").unwrap().starts_with(&format!("{trace};Lineage=")));
     assert_eq!(reply.header("x-amz-log-result"), Some("U1RBUlQKRU5ECg=="));
     let request = server.state.last();
     assert_eq!(request.client_context.as_deref(), Some(r#"{"custom":{"k":"v"}}"#));
@@ -75,6 +75,25 @@ async fn a_failed_function_is_an_outcome() {
     let server = start().await;
     let reply = invoke(&server, "fails", &[], "{}").await;
     assert_eq!((reply.status, reply.header("x-amz-function-error")), (200, Some("Unhandled")));
+}
+
+#[tokio::test]
+async fn a_loop_is_stopped_unless_it_is_allowed() {
+    let server = start().await;
+    let mut trace = "Root=1-5759e988-bd862e3fe1be46a994272793".to_owned();
+    for _ in 0..16 {
+        let reply = invoke(&server, "echo", &[("X-Amzn-Trace-Id", &trace)], "{}").await;
+        assert_eq!(reply.status, 200);
+        trace = server.state.last().trace_id;
+    }
+    let reply = invoke(&server, "echo", &[("X-Amzn-Trace-Id", &trace)], "{}").await;
+    assert_eq!((reply.status, reply.error().0), (400, "RecursiveInvocationException"));
+    assert_eq!(invoke(&server, "other", &[("X-Amzn-Trace-Id", &trace)], "{}").await.status, 200);
+    for _ in 0..20 {
+        let reply = invoke(&server, "loops", &[("X-Amzn-Trace-Id", &trace)], "{}").await;
+        assert_eq!(reply.status, 200);
+        trace = server.state.last().trace_id;
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@
 
 use sha2::{Digest, Sha256};
 
-use domain::FunctionArn;
+use crate::arn::FunctionArn;
 
 /// A chain that came through one function more often than this is a loop.
 pub const LIMIT: u32 = 16;
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     fn function(name: &str) -> FunctionArn {
-        FunctionArn { region: "us-east-1".into(), account: domain::AccountId::local(), name: name.into() }
+        FunctionArn { region: "us-east-1".into(), account: crate::AccountId::local(), name: name.into() }
     }
 
     #[test]
