@@ -8,7 +8,7 @@
 //! ```
 //!
 //! - Each function has a cap of attempts at once. It grows while there is more work than it allows and attempts run
-//!   (twofold each round; after a throttle by one each round); each throttle takes one away. A function whose only
+//!   (twofold each round; after a throttle not at once, and by one each round); each throttle takes one away. A function whose only
 //!   attempt was throttled pauses, up to [`PAUSE_MAX`].
 //! - Prefetched is at most twice the cap, and nothing for a function whose attempts take long: another process may have
 //!   those events.
@@ -44,6 +44,8 @@ const PREFETCH_MAX: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// See [`PAUSE_MIN`].
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// For so long after a throttle a cap does not grow.
+const HOLD: Duration = Duration::from_secs(1);
 /// For so long after a throttle a cap grows slowly.
 const CAREFUL: Duration = Duration::from_secs(10);
 /// For so long the cap of a function is remembered that has nothing to do.
@@ -175,10 +177,10 @@ impl<T> Function<T> {
                 self.refused = 0;
                 self.paused_until = None;
                 self.pace = if self.pace.is_zero() { took } else { (self.pace * 7 + took) / 8 };
-                if wanted_more && self.cap < limits.per_function {
-                    let careful = self.throttled_at.is_some_and(|then| now.saturating_sub(then) < CAREFUL);
+                let throttle_free = self.throttled_at.map_or(Duration::MAX, |then| now.saturating_sub(then));
+                if wanted_more && self.cap < limits.per_function && throttle_free >= HOLD {
                     self.credit += 1;
-                    if !careful || self.credit >= self.cap {
+                    if throttle_free >= CAREFUL || self.credit >= self.cap {
                         self.cap += 1;
                         self.credit = 0;
                     }
@@ -211,6 +213,8 @@ pub(crate) struct Scheduler<T> {
     /// Size of an event to expect.
     size: usize,
     probe_at: Duration,
+    /// The last question was a probe.
+    probing: bool,
     /// An event was accepted that may have room.
     arrived: bool,
     swept_at: Duration,
@@ -229,6 +233,7 @@ impl<T> Scheduler<T> {
             bytes: 0,
             size: 1024,
             probe_at: Duration::ZERO,
+            probing: false,
             arrived: false,
             swept_at: Duration::ZERO,
             stopped: false,
@@ -257,7 +262,9 @@ impl<T> Scheduler<T> {
         let total = (3 * self.limits.in_flight).saturating_sub(self.running + self.prefetched);
         let bytes = self.limits.bytes.saturating_sub(self.bytes) / self.size;
         let free = total.min(bytes);
-        if full == 0 && free > 0 {
+        self.probing = full > 0 || free == 0;
+        if !self.probing {
+            self.probe_at = now + PROBE_EVERY;
             let fresh = Function::<T>::new(&self.limits, now).room();
             return room.unwrap_or(fresh).clamp(PROBE, BATCH).min(free);
         }
@@ -287,7 +294,7 @@ impl<T> Scheduler<T> {
             let function = self.functions.entry(queue.clone()).or_insert_with(|| Function::new(&self.limits, now));
             function.used_at = now;
             if function.room() > 0 && (free || function.held() < GUARANTEED) {
-                useful = true;
+                useful |= self.probing && !function.full();
                 function.prefetched.push_back(Prefetched { event, bytes, since: now });
                 self.prefetched += 1;
                 self.bytes += bytes;

@@ -31,14 +31,18 @@ fn a_function_grows_while_it_has_more_work_and_succeeds() {
             scheduler.finished(Duration::ZERO, &queue(0), Feedback::Ran(millis(1)));
         }
     }
-    // After a throttle by one each round.
-    scheduler.leased(Duration::ZERO, events(0, 2000));
-    let running = start_all(&mut scheduler, Duration::ZERO).len();
-    scheduler.finished(Duration::ZERO, &queue(0), Feedback::Refused);
-    for _ in 1..running {
-        scheduler.finished(Duration::ZERO, &queue(0), Feedback::Ran(millis(1)));
+    // After a throttle not for a second, then by one each round.
+    for (now, growth) in [(0, 0), (999, 0), (1000, 1), (1000, 1)] {
+        scheduler.leased(millis(now), events(0, 2000));
+        let running = start_all(&mut scheduler, millis(now)).len();
+        if now == 0 {
+            scheduler.finished(millis(now), &queue(0), Feedback::Refused);
+        }
+        for _ in usize::from(now == 0)..running {
+            scheduler.finished(millis(now), &queue(0), Feedback::Ran(millis(1)));
+        }
+        assert_eq!(scheduler.functions[&queue(0)].cap, running + growth - usize::from(now == 0));
     }
-    assert_eq!(start_all(&mut scheduler, Duration::ZERO).len(), running);
 }
 
 #[test]
@@ -70,7 +74,8 @@ fn what_has_no_room_is_parked_the_longer_the_longer_there_was_none() {
     assert_eq!(scheduler.ask(Duration::ZERO), 48);
     assert_eq!(scheduler.leased(Duration::ZERO, events(0, 50)).len(), 2);
     start_all(&mut scheduler, Duration::ZERO);
-    assert_eq!(scheduler.ask(Duration::ZERO), PROBE, "others may have events");
+    assert_eq!(scheduler.ask(Duration::ZERO), 0);
+    assert_eq!(scheduler.ask(millis(100)), PROBE, "others may have events");
     for (now, delay) in [(0, 100), (90, 100), (400, 400), (60_000, 30_000)] {
         let parked = scheduler.leased(millis(now), events(0, 1));
         assert_eq!(parked, [Parked { event: 0, delay: millis(delay) }]);
@@ -81,9 +86,9 @@ fn what_has_no_room_is_parked_the_longer_the_longer_there_was_none() {
 #[test]
 fn a_full_function_makes_the_queue_be_probed_now_and_then() {
     let mut scheduler = Scheduler::new(LIMITS);
+    assert_eq!(scheduler.ask(Duration::ZERO), 48);
     scheduler.leased(Duration::ZERO, events(0, 48));
     start_all(&mut scheduler, Duration::ZERO);
-    assert_eq!(scheduler.ask(Duration::ZERO), PROBE);
     assert_eq!(scheduler.ask(millis(99)), 0);
     assert!(!scheduler.arrived(&queue(0)), "it has enough");
     assert_eq!(scheduler.ask(millis(99)), 0);
