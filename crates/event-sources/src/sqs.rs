@@ -15,7 +15,7 @@ use aws_sdk_sqs::types::{
     QueueAttributeName,
 };
 use bytes::Bytes;
-use domain::QueueArn;
+use domain::{AccountId, QueueArn};
 use parking_lot::Mutex;
 
 use crate::message::{Attribute, Message};
@@ -30,12 +30,14 @@ const CONNECT: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// Where the queues are.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct SqsConfig {
     /// e.g. `http://127.0.0.1:9324`; `None`: AWS, in the region of the queue.
     pub endpoint: Option<String>,
-    /// How requests are signed.
-    pub credentials: SqsCredentials,
+    /// When absent: those in the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`). When
+    /// there are none either, an `endpoint` gets the queue's account as access key id, which is how servers that check no
+    /// signatures tell accounts apart.
+    pub credentials: Option<SqsCredentials>,
 }
 
 /// An access key.
@@ -55,28 +57,65 @@ impl std::fmt::Debug for SqsCredentials {
     }
 }
 
+impl SqsCredentials {
+    fn from_env() -> Option<Self> {
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Some(Self {
+            access_key_id: variable("AWS_ACCESS_KEY_ID")?,
+            secret_access_key: variable("AWS_SECRET_ACCESS_KEY")?,
+            session_token: variable("AWS_SESSION_TOKEN"),
+        })
+    }
+}
+
+impl SqsConfig {
+    fn credentials_for(&self, account: &AccountId) -> Option<SqsCredentials> {
+        let by_account = || {
+            self.endpoint.as_ref().map(|_| SqsCredentials {
+                access_key_id: account.to_string(),
+                secret_access_key: "unchecked".to_owned(),
+                session_token: None,
+            })
+        };
+        self.credentials.clone().or_else(by_account)
+    }
+}
+
 /// The queues of an SQS-compatible service. Retries nothing by itself.
 #[derive(Debug)]
 pub struct SqsQueues {
     config: SqsConfig,
-    /// By region.
-    clients: Mutex<HashMap<String, Client>>,
+    /// By account and region.
+    clients: Mutex<HashMap<(AccountId, String), Client>>,
     urls: Mutex<HashMap<QueueArn, String>>,
 }
 
 impl SqsQueues {
-    /// Connects when it is first asked for something.
+    /// Connects when it is first asked for something. Where `config` has no credentials, those in the environment are
+    /// read now.
     pub fn new(config: SqsConfig) -> Self {
+        let credentials = config.credentials.or_else(SqsCredentials::from_env);
+        let config = SqsConfig { credentials, ..config };
         Self { config, clients: Mutex::default(), urls: Mutex::default() }
     }
 
-    fn client(&self, queue: &QueueArn) -> Client {
+    fn client(&self, queue: &QueueArn, operation: &'static str) -> Result<Client, SourceError> {
+        let credentials = self.config.credentials_for(&queue.account).ok_or_else(|| SourceError {
+            operation,
+            queue: queue.to_string(),
+            code: None,
+            message:
+                "SQS at AWS needs credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the endpoint of \
+                      your own SQS"
+                    .to_owned(),
+        })?;
         let mut clients = self.clients.lock();
-        clients.entry(queue.region.clone()).or_insert_with(|| self.connect(&queue.region)).clone()
+        let client = clients.entry((queue.account.clone(), queue.region.clone()));
+        Ok(client.or_insert_with(|| self.connect(&queue.region, credentials)).clone())
     }
 
-    fn connect(&self, region: &str) -> Client {
-        let SqsCredentials { access_key_id, secret_access_key, session_token } = self.config.credentials.clone();
+    fn connect(&self, region: &str, credentials: SqsCredentials) -> Client {
+        let SqsCredentials { access_key_id, secret_access_key, session_token } = credentials;
         let credentials = Credentials::new(access_key_id, secret_access_key, session_token, None, "emberbox");
         let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT).operation_attempt_timeout(ANSWER).build();
         let mut config = aws_sdk_sqs::Config::builder()
@@ -124,7 +163,7 @@ impl QueueSource for SqsQueues {
     async fn visibility_timeout(&self, queue: &QueueArn) -> Result<Duration, SourceError> {
         // AWS names this operation when it refuses a mapping for its queue.
         const OPERATION: &str = "ReceiveMessage";
-        let client = self.client(queue);
+        let client = self.client(queue, OPERATION)?;
         let url = self.url(&client, queue, OPERATION).await?;
         let request =
             client.get_queue_attributes().queue_url(url).attribute_names(QueueAttributeName::VisibilityTimeout);
@@ -140,7 +179,7 @@ impl QueueSource for SqsQueues {
 
     async fn receive(&self, queue: &QueueArn, max: usize, wait: Duration) -> Result<Vec<Message>, SourceError> {
         const OPERATION: &str = "ReceiveMessage";
-        let client = self.client(queue);
+        let client = self.client(queue, OPERATION)?;
         let url = self.url(&client, queue, OPERATION).await?;
         let request = client
             .receive_message()
@@ -155,7 +194,7 @@ impl QueueSource for SqsQueues {
 
     async fn delete(&self, queue: &QueueArn, receipts: &[String]) -> Result<Vec<String>, SourceError> {
         const OPERATION: &str = "DeleteMessage";
-        let client = self.client(queue);
+        let client = self.client(queue, OPERATION)?;
         let url = self.url(&client, queue, OPERATION).await?;
         let mut request = client.delete_message_batch().queue_url(url);
         for (i, receipt) in receipts.iter().enumerate() {
@@ -174,7 +213,7 @@ impl QueueSource for SqsQueues {
         timeout: Duration,
     ) -> Result<(), SourceError> {
         const OPERATION: &str = "ChangeMessageVisibility";
-        let client = self.client(queue);
+        let client = self.client(queue, OPERATION)?;
         let url = self.url(&client, queue, OPERATION).await?;
         let mut request = client.change_message_visibility_batch().queue_url(url);
         for (i, receipt) in receipts.iter().enumerate() {
