@@ -341,7 +341,7 @@ impl QueueSource for Queue {
         let mut state = self.state.lock();
         if state.failing_deletes > 0 {
             state.failing_deletes -= 1;
-            if state.failing_deletes % 2 == 0 {
+            if state.failing_deletes.is_multiple_of(2) {
                 return Ok(receipts.to_vec());
             }
             return Err(self.error("DeleteMessage", None));
