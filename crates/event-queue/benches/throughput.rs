@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 const CALLERS: u32 = 64;
-const EVENTS: u32 = 20_000;
+const EVENTS: u32 = 100_000;
 const BODY: usize = 512;
 const GROUP: usize = 256;
 const ROUNDS: u32 = 3;
@@ -29,11 +29,14 @@ async fn main() {
         let engine = Arc::new(engine.expect("opens"));
         let ours = enqueue(&engine).await;
         let drained = drain(&engine).await;
+        let latency = at_rate(&engine, ours / 2.0).await;
         engine.close().await;
         println!(
             "bare writer {bare:.0}/s, enqueue {ours:.0}/s ({:.0} %), lease and ack {drained:.0}/s",
             100.0 * ours / bare
         );
+        let [p50, p99, worst] = latency;
+        println!("  an enqueue at {:.0}/s: p50 {p50:?}, p99 {p99:?}, worst {worst:?}", ours / 2.0);
     }
 }
 
@@ -60,6 +63,33 @@ async fn enqueue(engine: &Arc<SqliteQueue>) -> f64 {
         caller.await.expect("no panic");
     }
     rate(start)
+}
+
+/// Median, 99th percentile and worst of single enqueues that start at an even rate, whether or not those before are
+/// done.
+async fn at_rate(engine: &Arc<SqliteQueue>, rate: f64) -> [Duration; 3] {
+    let start = tokio::time::Instant::now();
+    let mut calls = Vec::new();
+    for number in 0..EVENTS {
+        let due = start + Duration::from_secs_f64(f64::from(number) / rate);
+        if due > tokio::time::Instant::now() {
+            tokio::time::sleep_until(due).await;
+        }
+        let engine = Arc::clone(engine);
+        calls.push(tokio::spawn(async move {
+            let queue = QueueName(format!("f{}", number % 8).into());
+            let entry = Entry { queue, id: Uuid::new_v4(), body: vec![7; BODY].into(), delay: Duration::ZERO };
+            engine.enqueue(vec![entry]).await.expect("accepted");
+            // From when it was to start: a late start is no excuse.
+            due.elapsed()
+        }));
+    }
+    let mut times = Vec::new();
+    for call in calls {
+        times.push(call.await.expect("no panic"));
+    }
+    times.sort();
+    [times[times.len() / 2], times[times.len() * 99 / 100], times[times.len() - 1]]
 }
 
 async fn drain(engine: &Arc<SqliteQueue>) -> f64 {
