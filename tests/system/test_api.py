@@ -286,7 +286,6 @@ def test_what_is_not_built_says_so(client, function):
     for call, kwargs in (
         (client.publish_layer_version, {"LayerName": "l", "Content": {"ZipFile": b"x"}}),
         (client.create_function_url_config, {"FunctionName": name, "AuthType": "NONE"}),
-        (client.list_event_source_mappings, {}),
     ):
         with pytest.raises(botocore.exceptions.ClientError) as caught:
             call(**kwargs)

@@ -1,12 +1,16 @@
 //! Where one part's words meet another's: each part states what it needs as a trait of its own, and these few types
 //! implement it over the part that has it. No decisions here.
 
+mod direct;
+mod event_sources;
 mod events;
 mod functions;
 mod logs;
 mod packages;
 mod runtimes;
 
+pub use direct::Direct;
+pub use event_sources::{Mappings, Queues, SourceInvoker};
 pub use events::{Attempts, EventSettings, Events, Records, Timelines};
 pub use functions::Functions;
 pub use logs::Logs;

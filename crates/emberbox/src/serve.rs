@@ -9,13 +9,14 @@
 //!  5 worker manager                              3 worker manager: sandboxes go down, extensions are told
 //!  6 worker (and the manager is told of it)      4 worker: what is left of them; logs are written out
 //!  7 followers: retired versions, upkeep         5 followers
-//!  8 event queue, pollers                        2 pollers: running events finish, 6 event queue: closed
+//!  8 event queue, pollers, event sources         2 running events and batches finish; 6 event queue: closed
 //!  9 frontend, listening                         1 frontend: accepts nothing new, running requests finish
 //! ```
 //!
 //! A part starts after those that it calls, and stops before them. What takes long (the userland of the sandboxes, the
 //! runtime clients) is installed in the background or on first use, so that the API is there at once.
 
+mod event_sources;
 mod events;
 pub mod settings;
 
@@ -25,6 +26,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use domain::{Clock, SystemClock, VersionKey, WorkerManager};
+use event_sources::EventSources;
 use events::Asynchronous;
 use frontend::BindError;
 use frontend::sync_path::SyncPath;
@@ -50,6 +52,7 @@ pub struct Emberbox {
     stop_frontend: oneshot::Sender<()>,
     frontend: JoinHandle<()>,
     asynchronous: Asynchronous,
+    event_sources: EventSources,
     followers: Vec<JoinHandle<()>>,
     manager: worker_manager::Manager,
     worker: worker::Service,
@@ -115,9 +118,13 @@ impl Emberbox {
 
         let frontend_metrics = frontend::Metrics::register(&mut registry);
         let sync_path = SyncPath::new(Arc::new(manager.clone()), Arc::clone(&clock), frontend_metrics.clone());
-        let asynchronous =
-            Asynchronous::start(&config, dir, &control_plane, sync_path.clone(), Arc::clone(&clock), &mut registry)
-                .await?;
+        let direct = adapters::Direct {
+            functions: adapters::Functions(control_plane.clone()),
+            sync_path: sync_path.clone(),
+            clock: Arc::clone(&clock),
+        };
+        let asynchronous = Asynchronous::start(&config, dir, &control_plane, direct.clone(), &mut registry).await?;
+        let event_sources = EventSources::start(&config, &control_plane, direct, &mut registry);
 
         let deps = frontend::Deps {
             functions: Arc::new(adapters::Functions(control_plane)),
@@ -141,6 +148,7 @@ impl Emberbox {
             stop_frontend,
             frontend,
             asynchronous,
+            event_sources,
             followers,
             manager,
             worker,
@@ -159,8 +167,8 @@ impl Emberbox {
     pub async fn stop(self, hurry: impl Future<Output = ()>) {
         let gentle = async {
             let _ = self.stop_frontend.send(());
-            // Both may take the whole limit, and neither waits for the other.
-            let (_, ()) = tokio::join!(self.frontend, self.asynchronous.stop());
+            // Each may take the whole limit, and none waits for another.
+            let _ = tokio::join!(self.frontend, self.asynchronous.stop(), self.event_sources.stop());
             self.manager.stop(STOP_LIMIT).await;
             self.worker.stop().await;
         };

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -220,6 +220,16 @@ fn header_value(text: &str) -> HeaderValue {
         let clean: String = text.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect();
         HeaderValue::from_str(&clean).expect("printable ASCII is a valid header value")
     })
+}
+
+/// The trace of an invocation that is not the API's: as `header` says, or a new one.
+pub fn new_trace(header: Option<&str>, now: SystemTime, sampled: bool) -> String {
+    trace::trace_id(header, trace::since_epoch(now), Random::draw().trace(), sampled)
+}
+
+/// Decides between the versions of a weighted alias; in `0..1`.
+pub fn draw_fraction() -> f64 {
+    Random::draw().fraction()
 }
 
 /// Random bits of one invocation.

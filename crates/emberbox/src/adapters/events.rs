@@ -9,16 +9,15 @@ use bytes::Bytes;
 use control_plane::ControlPlane;
 use delivery::Failure;
 use domain::{AccountId, AssignRequest, Clock, FunctionArn, InvokeRequest, LogType, RequestId, Step, Timeline};
-use frontend::Identity;
-use frontend::ports::{self, Functions as _};
-use frontend::sync_path::{Invocation, SyncPath, timeline_json};
-use lambda_api::ApiError;
+use frontend::ports;
+use frontend::sync_path::{Invocation, timeline_json};
+use lambda_api::{ApiError, ErrorCode};
 use parking_lot::Mutex;
 use pollers::target::Service;
 use pollers::{AsyncEvent, Attempt, EventConfig, Outcome, Settings, Target};
 use uuid::Uuid;
 
-use super::Functions;
+use super::Direct;
 
 /// Timelines that are kept; the oldest go first.
 const TIMELINES: usize = 1000;
@@ -78,12 +77,8 @@ impl ports::Events for Events {
 
 /// Attempts of events: through the same synchronous path as any invocation.
 pub struct Attempts {
-    /// Finds the version, anew for every attempt.
-    pub functions: Functions,
-    /// Runs it.
-    pub sync_path: SyncPath,
-    /// That of the timelines.
-    pub clock: Arc<dyn Clock>,
+    /// Finds the version, anew for every attempt, and runs it.
+    pub direct: Direct,
     /// Those that were asked for.
     pub timelines: Arc<Timelines>,
 }
@@ -91,16 +86,14 @@ pub struct Attempts {
 #[async_trait]
 impl pollers::Invoker for Attempts {
     async fn invoke(&self, event: &AsyncEvent) -> Attempt {
-        let owner = owner(event.account(), &event.function.region);
-        let resolved = self.functions.resolve(&owner, &event.function.name, event.qualifier.as_deref(), fraction());
-        let target = match resolved {
+        let begun = self.direct.clock.monotonic();
+        let key = (event.function.clone(), event.request_id);
+        let (before, show_timeline) = self.before(event, &key, begun);
+        let target = match self.direct.resolve(&event.function, event.qualifier.as_deref()) {
             Ok(target) => target,
             Err(error) => return refused(&error),
         };
-        let begun = self.clock.monotonic();
-        let key = (event.function.clone(), event.request_id);
-        let (before, show_timeline) = self.before(event, &key, begun);
-        let executed = Arc::clone(&target.version);
+        let version = Arc::clone(&target.version);
         let invocation = Invocation {
             request: InvokeRequest {
                 request_id: event.request_id,
@@ -115,7 +108,7 @@ impl pollers::Invoker for Attempts {
             before: before.clone(),
             show_timeline,
         };
-        match self.sync_path.run(invocation).await {
+        match self.direct.sync_path.run(invocation).await {
             Ok(done) => {
                 if show_timeline {
                     self.timelines.attempted(&key, done.timeline.unwrap_or(before));
@@ -123,7 +116,7 @@ impl pollers::Invoker for Attempts {
                 Attempt {
                     outcome: done.outcome.function_error.map_or(Outcome::Success, |_| Outcome::FunctionError),
                     status: 200,
-                    executed_version: Some(executed.version.clone()),
+                    executed_version: Some(version.version.clone()),
                     function_error: done.outcome.function_error.map(str::to_owned),
                     payload: done.outcome.payload,
                 }
@@ -132,7 +125,7 @@ impl pollers::Invoker for Attempts {
                 let error = failure.to_api_error();
                 if show_timeline {
                     let mut timeline = before;
-                    timeline.note(Step::Answered, self.clock.monotonic(), error.code.name());
+                    timeline.note(Step::Answered, self.direct.clock.monotonic(), error.code.name());
                     self.timelines.attempted(&key, timeline);
                 }
                 refused(&error)
@@ -145,7 +138,8 @@ impl Attempts {
     /// The timeline until now, and whether somebody will ask for it. Where earlier attempts were made by another process,
     /// it begins with the acceptance.
     fn before(&self, event: &AsyncEvent, key: &Key, now: Duration) -> (Timeline, bool) {
-        let ago = |time: SystemTime| now.saturating_sub(self.clock.wall().duration_since(time).unwrap_or_default());
+        let ago =
+            |time: SystemTime| now.saturating_sub(self.direct.clock.wall().duration_since(time).unwrap_or_default());
         let kept = self.timelines.get(key);
         let show = kept.is_some();
         let mut timeline = kept.unwrap_or_else(|| {
@@ -198,15 +192,14 @@ impl pollers::SettingsSource for EventSettings {
 
 /// Records for functions: they become events of this process.
 pub struct Records {
-    functions: Functions,
-    clock: Arc<dyn Clock>,
+    direct: Direct,
     pollers: OnceLock<pollers::Service>,
 }
 
 impl Records {
     /// Usable after [`Records::connect`].
-    pub fn new(functions: Functions, clock: Arc<dyn Clock>) -> Self {
-        Self { functions, clock, pollers: OnceLock::new() }
+    pub fn new(direct: Direct) -> Self {
+        Self { direct, pollers: OnceLock::new() }
     }
 
     /// The pollers send records, and take them.
@@ -227,15 +220,17 @@ impl delivery::EnqueueEvent for Records {
         }
         let account = AccountId::parse(&target.account)
             .ok_or_else(|| Failure::refused(format!("{target} names no account; correct the destination")))?;
-        let owner = owner(&account, &target.region);
-        self.functions
-            .resolve(&owner, function, qualifier.as_deref(), fraction())
-            .map_err(|error| Failure { retryable: error.code.status() != 404, cause: error.to_string() })?;
         let arn = FunctionArn { region: target.region.clone(), account, name: function.clone() };
+        let found = self.direct.resolve(&arn, qualifier.as_deref());
+        let found = found.map_err(|error| Failure {
+            retryable: error.code != ErrorCode::ResourceNotFoundException,
+            cause: error.to_string(),
+        })?;
+        let now = self.direct.clock.wall();
         let event = AsyncEvent {
             qualifier: qualifier.clone(),
-            trace_header: trace_header.map(str::to_owned),
-            ..AsyncEvent::new(arn, RequestId(Uuid::new_v4()), record, self.clock.wall())
+            trace_header: Some(frontend::new_trace(trace_header, now, found.version.tracing_active)),
+            ..AsyncEvent::new(arn, RequestId(Uuid::new_v4()), record, now)
         };
         let pollers = self.pollers.get().ok_or_else(|| Failure::temporary("Emberbox is starting"))?;
         pollers.accept(event).await.map_err(|error| Failure::temporary(error.to_string()))
@@ -296,17 +291,6 @@ impl Timelines {
     }
 }
 
-fn owner(account: &AccountId, region: &str) -> Identity {
-    Identity { account: account.clone(), region: region.to_owned() }
-}
-
-/// In `0..1`, for the choice between the versions of a weighted alias.
-fn fraction() -> f64 {
-    let (bits, _) = Uuid::new_v4().as_u64_pair();
-    // The fraction of an f64 has 53 bits; the fixed bits of the UUID are below them.
-    (bits >> 16) as f64 / (1_u64 << 48) as f64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -331,10 +315,5 @@ mod tests {
         assert_eq!(timelines.show(&key(1)).unwrap().attempts, 1);
         timelines.attempted(&key(0), Timeline::default());
         assert!(timelines.show(&key(0)).is_none());
-    }
-
-    #[test]
-    fn fractions_are_below_one() {
-        assert!((0..1000).all(|_| (0.0..1.0).contains(&fraction())));
     }
 }

@@ -127,6 +127,36 @@ impl ports::Functions for Functions {
                 })
                 .await
             }
+            OperationId::CreateEventSourceMapping => {
+                carry_out::<operations::CreateEventSourceMapping, _>(call, |input| {
+                    plane.create_event_source_mapping(who, input)
+                })
+                .await
+            }
+            OperationId::GetEventSourceMapping => {
+                carry_out::<operations::GetEventSourceMapping, _>(call, |input| {
+                    plane.get_event_source_mapping(who, input)
+                })
+                .await
+            }
+            OperationId::UpdateEventSourceMapping => {
+                carry_out::<operations::UpdateEventSourceMapping, _>(call, |input| {
+                    plane.update_event_source_mapping(who, input)
+                })
+                .await
+            }
+            OperationId::DeleteEventSourceMapping => {
+                carry_out::<operations::DeleteEventSourceMapping, _>(call, |input| {
+                    plane.delete_event_source_mapping(who, input)
+                })
+                .await
+            }
+            OperationId::ListEventSourceMappings => {
+                carry_out::<operations::ListEventSourceMappings, _>(call, |input| {
+                    plane.list_event_source_mappings(who, input)
+                })
+                .await
+            }
             OperationId::PutFunctionRecursionConfig => {
                 carry_out::<operations::PutFunctionRecursionConfig, _>(call, |input| {
                     plane.put_function_recursion_config(who, input)

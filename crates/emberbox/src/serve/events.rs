@@ -16,12 +16,11 @@ use delivery::Delivery;
 use domain::Clock;
 use event_queue::EventQueue;
 use event_queue::sqlite::SqliteQueue;
-use frontend::sync_path::SyncPath;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
 
 use super::{STOP_LIMIT, settings};
-use crate::adapters::{Attempts, EventSettings, Events, Functions, Records, Timelines};
+use crate::adapters::{Attempts, Direct, EventSettings, Events, Records, Timelines};
 use crate::config::{Config, EventEngine};
 
 /// The queue and its pollers, running.
@@ -39,19 +38,14 @@ impl Asynchronous {
         config: &Config,
         dir: &Path,
         control_plane: &ControlPlane,
-        sync_path: SyncPath,
-        clock: Arc<dyn Clock>,
+        direct: Direct,
         registry: &mut Registry,
     ) -> Result<Self> {
+        let clock = Arc::clone(&direct.clock);
         let queue = open(config, dir, &clock).await?;
         let timelines = Arc::new(Timelines::default());
-        let attempts = Attempts {
-            functions: Functions(control_plane.clone()),
-            sync_path,
-            clock: Arc::clone(&clock),
-            timelines: Arc::clone(&timelines),
-        };
-        let records = Arc::new(Records::new(Functions(control_plane.clone()), Arc::clone(&clock)));
+        let attempts = Attempts { direct: direct.clone(), timelines: Arc::clone(&timelines) };
+        let records = Arc::new(Records::new(direct));
         let metrics = pollers::Metrics::default();
         metrics.register(registry);
         let pollers = pollers::Service::new(

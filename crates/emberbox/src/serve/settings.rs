@@ -101,6 +101,18 @@ pub fn pollers(config: &Config) -> pollers::Config {
     pollers::Config { in_flight: concurrency, per_function: concurrency, ..pollers::Config::default() }
 }
 
+/// For the queues of event source mappings.
+pub fn queues(config: &Config) -> event_sources::SqsConfig {
+    event_sources::SqsConfig {
+        endpoint: config.events.sqs_endpoint.clone(),
+        credentials: config.events.credentials.as_ref().map(|given| event_sources::SqsCredentials {
+            access_key_id: given.access_key_id.clone(),
+            secret_access_key: given.secret_access_key.clone(),
+            session_token: given.session_token.clone(),
+        }),
+    }
+}
+
 /// For the delivery of records and dead letters.
 pub fn delivery(config: &Config) -> delivery::DeliveryConfig {
     let events = &config.events;
