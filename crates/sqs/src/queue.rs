@@ -173,11 +173,6 @@ impl Queue {
         self.messages.get(&seq)
     }
 
-    /// All messages, by number.
-    pub(crate) fn seqs(&self) -> impl Iterator<Item = Seq> + '_ {
-        self.messages.keys().copied()
-    }
-
     /// Puts a message in: a new one, one from another queue, or one that was kept.
     pub(crate) fn insert(&mut self, seq: Seq, meta: Meta) {
         self.ages.insert((meta.sent, seq));
