@@ -187,7 +187,7 @@ mod tests {
             loop {
                 match batcher.next(secs(now)) {
                     Next::Receive { max, wait } => {
-                        prop_assert!(max >= 1 && max <= 10 && wait >= secs(1) && wait <= secs(20));
+                        prop_assert!((1..=10).contains(&max) && (secs(1)..=secs(20)).contains(&wait));
                         if source.peek().is_none() && batcher.items.is_empty() {
                             break;
                         }

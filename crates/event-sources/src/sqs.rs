@@ -1,6 +1,7 @@
 //! SQS, or whatever speaks its protocol, by the AWS SDK.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -26,8 +27,8 @@ const NO_QUEUE: (&str, &str) = ("AWS.SimpleQueueService.NonExistentQueue", "The 
 
 /// Until a connection stands.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Until an answer is there: more than the longest wait for messages.
-const ANSWER: Duration = Duration::from_secs(30);
+/// Until an answer is there, beside the wait for messages.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Where the queues are.
 #[derive(Clone, Debug, Default)]
@@ -117,7 +118,7 @@ impl SqsQueues {
     fn connect(&self, region: &str, credentials: SqsCredentials) -> Client {
         let SqsCredentials { access_key_id, secret_access_key, session_token } = credentials;
         let credentials = Credentials::new(access_key_id, secret_access_key, session_token, None, "emberbox");
-        let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT).operation_attempt_timeout(ANSWER).build();
+        let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT).build();
         let mut config = aws_sdk_sqs::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new(region.to_owned()))
@@ -134,10 +135,34 @@ impl SqsQueues {
             return Ok(url.clone());
         }
         let request = client.get_queue_url().queue_name(&queue.name).queue_owner_aws_account_id(queue.account.as_str());
-        let answer = request.send().await.map_err(|error| self.failed(operation, queue, &error))?;
+        let answer = self.answer(operation, queue, Duration::ZERO, request.send()).await?;
         let url = answer.queue_url.unwrap_or_default();
         self.urls.lock().insert(queue.clone(), url.clone());
         Ok(url)
+    }
+
+    /// What the service answers within `wait` and the time that any answer may take.
+    async fn answer<T, E, R>(
+        &self,
+        operation: &'static str,
+        queue: &QueueArn,
+        wait: Duration,
+        request: impl Future<Output = Result<T, SdkError<E, R>>>,
+    ) -> Result<T, SourceError>
+    where
+        E: std::error::Error + ProvideErrorMetadata + 'static,
+        R: std::fmt::Debug,
+    {
+        let limit = wait + ANSWER;
+        match tokio::time::timeout(limit, request).await {
+            Ok(answer) => answer.map_err(|error| self.failed(operation, queue, &error)),
+            Err(_) => Err(SourceError {
+                operation,
+                queue: queue.to_string(),
+                code: None,
+                message: format!("it takes longer than {} s", limit.as_secs()),
+            }),
+        }
     }
 
     fn failed<E, R>(&self, operation: &'static str, queue: &QueueArn, error: &SdkError<E, R>) -> SourceError
@@ -167,7 +192,7 @@ impl QueueSource for SqsQueues {
         let url = self.url(&client, queue, OPERATION).await?;
         let request =
             client.get_queue_attributes().queue_url(url).attribute_names(QueueAttributeName::VisibilityTimeout);
-        let answer = request.send().await.map_err(|error| self.failed(OPERATION, queue, &error))?;
+        let answer = self.answer(OPERATION, queue, Duration::ZERO, request.send()).await?;
         let seconds = answer.attributes().and_then(|all| all.get(&QueueAttributeName::VisibilityTimeout));
         seconds.and_then(|text| text.parse().ok()).map(Duration::from_secs).ok_or_else(|| SourceError {
             operation: OPERATION,
@@ -188,7 +213,7 @@ impl QueueSource for SqsQueues {
             .wait_time_seconds(i32::try_from(wait.as_secs()).unwrap_or(i32::MAX))
             .message_system_attribute_names(MessageSystemAttributeName::All)
             .message_attribute_names("All");
-        let answer = request.send().await.map_err(|error| self.failed(OPERATION, queue, &error))?;
+        let answer = self.answer(OPERATION, queue, wait, request.send()).await?;
         Ok(answer.messages.unwrap_or_default().into_iter().map(message).collect())
     }
 
@@ -201,7 +226,7 @@ impl QueueSource for SqsQueues {
             let entry = DeleteMessageBatchRequestEntry::builder().id(i.to_string()).receipt_handle(receipt).build();
             request = request.entries(entry.expect("id and receipt handle are set"));
         }
-        let answer = request.send().await.map_err(|error| self.failed(OPERATION, queue, &error))?;
+        let answer = self.answer(OPERATION, queue, Duration::ZERO, request.send()).await?;
         let left = answer.failed.iter().filter_map(|entry| receipts.get(entry.id.parse::<usize>().ok()?));
         Ok(left.cloned().collect())
     }
@@ -223,7 +248,7 @@ impl QueueSource for SqsQueues {
                 .visibility_timeout(i32::try_from(timeout.as_secs()).unwrap_or(i32::MAX));
             request = request.entries(entry.build().expect("id and receipt handle are set"));
         }
-        request.send().await.map_err(|error| self.failed(OPERATION, queue, &error))?;
+        self.answer(OPERATION, queue, Duration::ZERO, request.send()).await?;
         Ok(())
     }
 }
@@ -244,5 +269,53 @@ fn message(message: aws_sdk_sqs::types::Message) -> Message {
         md5_of_attributes: message.md5_of_message_attributes,
         attributes: attributes.map(|(name, value)| (name.as_str().to_owned(), value)).collect(),
         message_attributes: message_attributes.map(|(name, value)| (name, attribute(value))).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue() -> QueueArn {
+        QueueArn::parse("arn:aws:sqs:us-east-1:000000000000:q").unwrap()
+    }
+
+    /// Time is paused, so that it goes on only when all there is to do is to wait.
+    #[tokio::test(start_paused = true)]
+    async fn an_endpoint_that_says_nothing_is_given_up() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = Some(format!("http://{}", silent.local_addr().unwrap()));
+        let queues = SqsQueues::new(SqsConfig { endpoint, credentials: None });
+        let start = tokio::time::Instant::now();
+        let error = queues.receive(&queue(), 10, Duration::from_secs(20)).await.unwrap_err();
+        assert!(start.elapsed() <= Duration::from_secs(31), "{:?}", start.elapsed());
+        assert_eq!((error.operation, error.code.as_deref()), ("ReceiveMessage", None));
+    }
+
+    #[tokio::test]
+    async fn nobody_listens() {
+        let queues = SqsQueues::new(SqsConfig { endpoint: Some("http://127.0.0.1:1".into()), credentials: None });
+        let error = queues.visibility_timeout(&queue()).await.unwrap_err().to_string();
+        assert!(error.starts_with("Error occurred while ReceiveMessage from arn:aws:sqs:"), "{error}");
+        assert!(error.contains("Connection refused"), "{error}");
+    }
+
+    #[test]
+    fn credentials_fall_back_to_the_account_for_a_server_of_ones_own() {
+        let account = AccountId::parse("123456789012").unwrap();
+        let given = SqsCredentials {
+            access_key_id: "AKIA".into(),
+            secret_access_key: "secret".into(),
+            session_token: Some("token".into()),
+        };
+        let key = |config: &SqsConfig| config.credentials_for(&account).map(|credentials| credentials.access_key_id);
+        let mut config = SqsConfig::default();
+        assert_eq!(key(&config), None, "AWS wants real ones");
+        config.endpoint = Some("http://h".into());
+        assert_eq!(key(&config).as_deref(), Some("123456789012"));
+        config.credentials = Some(given);
+        assert_eq!(key(&config).as_deref(), Some("AKIA"));
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("secret") && !shown.contains("token"), "{shown}");
     }
 }

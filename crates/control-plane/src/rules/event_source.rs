@@ -411,3 +411,72 @@ pub(crate) fn check_visibility(visibility: Duration, timeout: u32) -> Result<(),
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use domain::AccountId;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn new(enabled: Option<bool>) -> EventSourceRecord {
+        let function = FunctionArn { region: "us-east-1".into(), account: AccountId::local(), name: "f".into() };
+        let request = CreateEventSourceMappingRequest {
+            event_source_arn: Some("arn:aws:sqs:us-east-1:000000000000:q".into()),
+            enabled,
+            ..Default::default()
+        };
+        EventSourceRecord::create(&request, (function, None), "u".into(), 1.0).unwrap()
+    }
+
+    fn state(record: &EventSourceRecord) -> String {
+        record.view(None).state.unwrap()
+    }
+
+    #[test]
+    fn nothing_is_updated_while_a_change_is_under_way() {
+        let mut record = new(None);
+        let error = record.update(&UpdateEventSourceMappingRequest::default(), None, 2.0).unwrap_err();
+        assert_eq!(error.code, ErrorCode::ResourceInUseException);
+        assert_eq!(error.message, "Cannot update the event source mapping because it is in use.");
+        record.delete(2.0).unwrap();
+        let error = record.delete(3.0).unwrap_err();
+        assert_eq!(error.message, "Cannot delete the event source mapping because it is in use.");
+    }
+
+    proptest! {
+        /// Whatever is asked for, a refused update changes nothing that is served, a mapping in transition ends where the
+        /// user wants it, and only what is enabled is served.
+        #[test]
+        fn states_follow_what_the_user_wants(
+            enabled in any::<Option<bool>>(),
+            updates in prop::collection::vec((any::<Option<bool>>(), prop::option::of(1..40i32), prop::option::of(0..3i32)), 0..8),
+        ) {
+            let mut record = new(enabled);
+            prop_assert_eq!(state(&record), "Creating");
+            prop_assert!(record.served().is_none());
+            for (enabled, batch_size, maximum_batching_window_in_seconds) in updates {
+                record.transition = None;
+                prop_assert_eq!(state(&record), if record.enabled { "Enabled" } else { "Disabled" });
+                let before = record.clone();
+                let request = UpdateEventSourceMappingRequest {
+                    enabled, batch_size, maximum_batching_window_in_seconds, ..Default::default()
+                };
+                let mut after = before.clone();
+                if after.update(&request, None, 2.0).is_ok() {
+                    let expected = match (before.enabled, enabled.unwrap_or(before.enabled)) {
+                        (true, false) => "Disabling",
+                        (false, true) => "Enabling",
+                        _ => "Updating",
+                    };
+                    prop_assert_eq!(state(&after), expected);
+                    prop_assert_eq!(after.served().is_some(), after.enabled);
+                    prop_assert!(after.batch_size <= 10 || after.batching_window > 0);
+                    record = after;
+                }
+                let stored: EventSourceRecord = serde_json::from_slice(&serde_json::to_vec(&record).unwrap()).unwrap();
+                prop_assert_eq!(&stored, &record);
+            }
+        }
+    }
+}

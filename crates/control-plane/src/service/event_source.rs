@@ -149,11 +149,14 @@ impl ControlPlane {
     ) -> Result<EventSourceMappingConfiguration, ApiError> {
         let inner = &self.inner;
         let key = caller_key(caller, &request.uuid);
-        inner.event_sources.get(&key).ok_or_else(missing)?;
+        let stored = inner.event_sources.get(&key).ok_or_else(missing)?;
         let function = match &request.function_name {
             Some(name) => Some(inner.mapped_function(caller, "UpdateEventSourceMapping", name)?),
             None => None,
         };
+        if let Some((function, qualifier)) = function.clone() {
+            inner.check_source(&EventSourceRecord { function, qualifier, ..stored.mapping.clone() }).await?;
+        }
         let rule = |mapping: &mut EventSourceRecord| {
             mapping.update(&request, function.clone(), inner.unix_time())?;
             match inner.event_sources.twin(mapping) {

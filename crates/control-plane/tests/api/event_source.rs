@@ -225,7 +225,14 @@ async fn the_queue_itself_is_asked() {
         InvalidParameterValueException,
         "Queue visibility timeout: 2 seconds is less than Function timeout: 3 seconds",
     );
-    world.mapped(create("f", QUEUE)).await;
+    let uuid = world.mapped(create("f", QUEUE)).await;
+    world.plane.create_function(&me(), CreateFunctionRequest { timeout: Some(60), ..function("slow") }).await.unwrap();
+    let request = UpdateEventSourceMappingRequest { function_name: Some("slow".into()), ..update(&uuid) };
+    refused(
+        world.remap(request).await,
+        InvalidParameterValueException,
+        "Queue visibility timeout: 30 seconds is less than Function timeout: 60 seconds",
+    );
 }
 
 #[tokio::test]

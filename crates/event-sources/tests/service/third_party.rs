@@ -11,9 +11,7 @@ use domain::QueueArn;
 use event_sources::{Config, Metrics, QueueSource as _, Service, SqsConfig, SqsQueues};
 use serde_json::json;
 
-use support::*;
-
-mod support;
+use crate::support::*;
 
 /// A process that ends with its test.
 struct Moto {

@@ -6,9 +6,7 @@ use std::time::Duration;
 use event_sources::{Attribute, InvokeError};
 use serde_json::{Value, json};
 
-use support::*;
-
-mod support;
+use crate::support::*;
 
 #[tokio::test(start_paused = true)]
 async fn messages_are_delivered_as_aws_does_and_deleted() {

@@ -1,5 +1,4 @@
 //! A queue service, a function and a control plane in memory.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
