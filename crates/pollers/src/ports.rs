@@ -26,7 +26,7 @@ pub struct Attempt {
 #[async_trait]
 pub trait Invoker: Send + Sync + 'static {
     /// Never waits longer than the function's time limit and the time of its `Init`; never panics for a function's
-    /// sake. For the timeline the event says when it was accepted and when it was taken from the queue
+    /// sake. Dropped unfinished only if it outlasts a [`crate::Service::stop`]. For the timeline the event says when it was accepted and when it was taken from the queue
     /// ([`AsyncEvent::waited`]) and which attempt this is ([`AsyncEvent::attempt`]). Its trace header has this
     /// invocation counted in its lineage already and is to be passed on as it is.
     async fn invoke(&self, event: &AsyncEvent) -> Attempt;

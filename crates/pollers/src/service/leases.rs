@@ -1,6 +1,6 @@
 //! The leases that this process has: kept until they are settled, settled in groups.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -28,10 +28,16 @@ pub(super) struct Leases {
 
 struct State {
     /// Events that are prefetched or run.
-    held: HashMap<LeaseId, QueueName>,
+    held: HashMap<LeaseId, Held>,
     /// Events that are done with.
     acks: Vec<LeaseId>,
     prolonged_at: SystemTime,
+}
+
+struct Held {
+    queue: QueueName,
+    /// When the lease ends, unless it is prolonged.
+    until: SystemTime,
 }
 
 impl Leases {
@@ -48,7 +54,9 @@ impl Leases {
     }
 
     pub(super) fn add(&self, leases: &[Lease]) {
-        self.state.lock().held.extend(leases.iter().map(|lease| (lease.id, lease.queue.clone())));
+        let until = self.clock.wall() + self.lease;
+        let held = |lease: &Lease| (lease.id, Held { queue: lease.queue.clone(), until });
+        self.state.lock().held.extend(leases.iter().map(held));
     }
 
     pub(super) fn idle(&self) -> bool {
@@ -58,7 +66,7 @@ impl Leases {
 
     /// Whether the event is still this process's, as far as is known.
     pub(super) fn holds(&self, lease: LeaseId) -> bool {
-        self.state.lock().held.contains_key(&lease)
+        self.state.lock().held.get(&lease).is_some_and(|held| self.clock.wall() < held.until)
     }
 
     /// Lets the lease end by itself, if it is not settled.
@@ -155,10 +163,16 @@ impl Leases {
         for group in leases.chunks(GROUP) {
             match self.queue.extend(group, self.lease).await {
                 Ok(extended) => {
-                    let extended: std::collections::HashSet<LeaseId> = extended.into_iter().collect();
+                    let extended: HashSet<LeaseId> = extended.into_iter().collect();
                     let mut state = self.state.lock();
-                    for lease in group.iter().filter(|lease| !extended.contains(lease)) {
-                        over.extend(state.held.remove(lease).map(|queue| (*lease, queue)));
+                    for lease in group {
+                        match (extended.contains(lease), state.held.get_mut(lease)) {
+                            (true, Some(held)) => held.until = now + self.lease,
+                            (false, Some(_)) => {
+                                over.extend(state.held.remove(lease).map(|held| (*lease, held.queue)));
+                            }
+                            (_, None) => {}
+                        }
                     }
                 }
                 Err(error) => {

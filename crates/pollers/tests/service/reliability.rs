@@ -51,9 +51,9 @@ async fn several_services_share_a_queue_without_running_an_event_twice() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_is_prolonged_while_the_attempt_runs() {
-    let config = Config { lease: Duration::from_millis(600), ..Config::default() };
+    let config = Config { lease: Duration::from_millis(1500), ..Config::default() };
     let rig = Rig::new(SystemClock::default(), config).await;
-    rig.world.does("f", Does::Sleep(seconds(2)));
+    rig.world.does("f", Does::Sleep(seconds(4)));
     rig.accept("f").await;
     rig.done("f").await;
     assert_eq!(rig.world.calls("f").len(), 1);
@@ -62,12 +62,14 @@ async fn a_lease_is_prolonged_while_the_attempt_runs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_lease_lets_the_event_run_again_and_settles_nothing() {
     let rig = Rig::new(HandClock::default(), Config::default()).await;
-    rig.world.does("f", Does::Sleep(Duration::from_millis(300)));
+    rig.world.does("f", Does::Wait);
     rig.accept("f").await;
     until("it runs", || rig.world.calls("f").len() == 1).await;
     // As if this process had stood still.
     rig.clock.advance(seconds(61));
     until("it runs again", || rig.world.calls("f").len() == 2).await;
+    rig.world.open(2);
+    until("both end", || rig.world.finished.lock().len() == 2).await;
     let stats = rig.done("f").await;
     assert_eq!(stats.succeeded, 1, "only the attempt that has the lease counts");
 }
@@ -94,7 +96,7 @@ async fn an_invoker_that_panics_costs_its_attempt_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_queue_is_away_nothing_is_lost_or_run_twice() {
     let mut rig = Rig::new(HandClock::default(), Config::default()).await;
-    rig.world.does("works", Does::Sleep(Duration::from_millis(100)));
+    rig.world.does("works", Does::Wait);
     rig.world.does("fails", Does::Throttle);
     for _ in 0..10 {
         rig.accept("works").await;
@@ -104,6 +106,7 @@ async fn while_the_queue_is_away_nothing_is_lost_or_run_twice() {
     rig.stats_until("fails", |stats| stats.retrying == 1).await;
     rig.queue.away.store(true, Ordering::Relaxed);
     assert!(rig.service.accept(rig.event("works")).await.is_err());
+    rig.world.open(10);
     until("they end", || rig.world.finished.lock().len() == 11).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(rig.stats("works").await.depth, 10);

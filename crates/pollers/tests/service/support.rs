@@ -15,6 +15,7 @@ use pollers::{
     AsyncEvent, Attempt, Config, Deliver, DeliveryError, EventConfig, EventStats, Invoker, Message, Metrics, Outcome,
     Service, SettingsSource, Target,
 };
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
@@ -45,6 +46,8 @@ pub enum Does {
     Fail,
     Throttle,
     Sleep(Duration),
+    /// Ends when [`World::open`] is called, once for each.
+    Wait,
     Hang,
     Panic,
 }
@@ -57,7 +60,6 @@ pub struct Call {
 }
 
 /// Everything outside, recorded.
-#[derive(Default)]
 pub struct World {
     /// By function name; [`Does::Succeed`] where nothing is said.
     pub does: Mutex<HashMap<String, Does>>,
@@ -70,6 +72,23 @@ pub struct World {
     /// Answers of the next deliveries, by target; [`Ok`] when there are none.
     pub deliveries: Mutex<HashMap<String, Vec<Fate>>>,
     pub tries: Mutex<usize>,
+    gate: Semaphore,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self {
+            does: Mutex::default(),
+            configs: Mutex::default(),
+            gone: Mutex::default(),
+            calls: Mutex::default(),
+            finished: Mutex::default(),
+            delivered: Mutex::default(),
+            deliveries: Mutex::default(),
+            tries: Mutex::default(),
+            gate: Semaphore::new(0),
+        }
+    }
 }
 
 /// What becomes of a delivery that fails.
@@ -83,6 +102,11 @@ pub enum Fate {
 impl World {
     pub fn does(&self, function: &str, does: Does) {
         self.does.lock().insert(function.into(), does);
+    }
+
+    /// Lets so many waiting attempts end.
+    pub fn open(&self, count: usize) {
+        self.gate.add_permits(count);
     }
 
     pub fn config(&self, function: &str, config: EventConfig) {
@@ -121,6 +145,10 @@ impl Invoker for World {
             Does::Throttle => answer(Outcome::Throttled, 429, r#"{"message":"Rate Exceeded."}"#, None),
             Does::Sleep(time) => {
                 tokio::time::sleep(time).await;
+                answer(Outcome::Success, 200, "null", None)
+            }
+            Does::Wait => {
+                self.gate.acquire().await.expect("never closed").forget();
                 answer(Outcome::Success, 200, "null", None)
             }
             Does::Hang => std::future::pending().await,
