@@ -166,6 +166,15 @@ async fn foreign_newer_and_damaged_files() {
     sql(&newer, "INSERT INTO migrations VALUES (99, '')");
     assert!(refused(&newer).await.contains("use the newer Emberbox"));
 
+    // An event without a body is neither handed out nor dropped.
+    let bodiless = make("bodiless").await;
+    sql(&bodiless, "DELETE FROM bodies WHERE seq = 5");
+    let engine = open(&bodiless, &clock).await;
+    let error = engine.lease(10, LEASE, Duration::ZERO).await.unwrap_err();
+    assert!(matches!(error, QueueError::Damaged(_)) && error.to_string().contains("restore it"), "{error}");
+    assert_eq!(engine.depth(&queue("a")).await.unwrap().ready, 3000);
+    engine.close().await;
+
     let other = make("other").await;
     sql(&other, "PRAGMA application_id = 1");
     assert!(refused(&other).await.contains("another program"));
