@@ -3,14 +3,14 @@
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use aws_sdk_sqs::types::{MessageAttributeValue, QueueAttributeName};
+use aws_sdk_sqs::types::MessageAttributeValue;
 use domain::QueueArn;
-use event_sources::{Config, Metrics, QueueSource as _, Service, SqsConfig, SqsQueues};
+use event_sources::QueueSource as _;
 use serde_json::json;
 
+use crate::client::*;
 use crate::support::*;
 
 /// A process that ends with its test.
@@ -56,70 +56,13 @@ impl Moto {
     }
 
     fn client(&self) -> aws_sdk_sqs::Client {
-        let credentials = aws_credential_types::Credentials::new("000000000000", "test", None, None, "test");
-        aws_sdk_sqs::Client::from_conf(
-            aws_sdk_sqs::Config::builder()
-                .behavior_version_latest()
-                .region(aws_sdk_sqs::config::Region::new("us-east-1"))
-                .credentials_provider(credentials)
-                .endpoint_url(&self.url)
-                .build(),
-        )
+        client(&self.url)
     }
 
     /// A queue whose messages are hidden for two seconds.
     async fn queue(&self, name: &str) -> String {
-        self.queue_hiding(name, 2).await
+        create_queue(&self.client(), name, 2).await
     }
-
-    async fn queue_hiding(&self, name: &str, seconds: u32) -> String {
-        let mut request = self
-            .client()
-            .create_queue()
-            .queue_name(name)
-            .attributes(QueueAttributeName::VisibilityTimeout, seconds.to_string());
-        if name.ends_with(".fifo") {
-            request = request.attributes(QueueAttributeName::FifoQueue, "true");
-        }
-        request.send().await.expect("created").queue_url.expect("a URL")
-    }
-
-    fn queues(&self) -> Arc<SqsQueues> {
-        Arc::new(SqsQueues::new(SqsConfig { endpoint: Some(self.url.clone()), credentials: None }))
-    }
-}
-
-/// The service with these queues; returns what it works with.
-fn serve(queues: Arc<SqsQueues>, mapping: Mapping) -> (Arc<Service>, Arc<Table>, Arc<Function>) {
-    let (mappings, function) = (Arc::new(Table::default()), Arc::new(Function::default()));
-    mappings.set(vec![mapping]);
-    let service = Arc::new(Service::new(
-        Config::default(),
-        queues,
-        mappings.clone(),
-        function.clone(),
-        Arc::new(domain::SystemClock::default()),
-        Metrics::default(),
-    ));
-    let running = service.clone();
-    tokio::spawn(async move { running.run().await });
-    (service, mappings, function)
-}
-
-async fn until(condition: impl AsyncFn() -> bool) {
-    let start = Instant::now();
-    while !condition().await {
-        assert!(start.elapsed() < Duration::from_secs(60), "the condition should hold in the end");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-async fn left(sqs: &aws_sdk_sqs::Client, url: &str) -> u32 {
-    let names =
-        [QueueAttributeName::ApproximateNumberOfMessages, QueueAttributeName::ApproximateNumberOfMessagesNotVisible];
-    let request = sqs.get_queue_attributes().queue_url(url).set_attribute_names(Some(names.to_vec()));
-    let attributes = request.send().await.expect("attributes").attributes.unwrap_or_default();
-    attributes.values().map(|n| n.parse::<u32>().expect("a number")).sum()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,7 +79,7 @@ async fn a_standard_queue() {
         .expect("complete");
     sqs.send_message().queue_url(&url).message_body("b").message_attributes("b", bytes).send().await.expect("sent");
 
-    let (service, _, function) = serve(moto.queues(), mapping("m"));
+    let (service, _, function) = serve(queues(&moto.url), mapping("m"));
     // The first time all fails.
     function.on(|call| {
         let records = call.event["Records"].as_array().unwrap();
@@ -177,7 +120,7 @@ async fn a_fifo_queue() {
         request.message_group_id(["a", "b", "c"][i % 3]).send().await.expect("sent");
     }
     let fifo = Mapping { source: sqs_source("q.fifo"), batch_size: 4, ..mapping("m") };
-    let (service, _, function) = serve(moto.queues(), fifo);
+    let (service, _, function) = serve(queues(&moto.url), fifo);
     until(async || left(&sqs, &url).await == 0).await;
     let bodies: Vec<usize> = function.bodies().concat().iter().map(|body| body.parse().unwrap()).collect();
     assert_eq!(bodies.len(), 30);
@@ -191,15 +134,11 @@ async fn a_fifo_queue() {
     service.stop(Duration::from_secs(10)).await;
 }
 
-fn sqs_source(queue: &str) -> domain::EventSource {
-    sqs(&format!("arn:aws:sqs:us-east-1:000000000000:{queue}"), None)
-}
-
 /// The words of AWS for a queue that is not there; and one that comes, and a server that goes and comes back.
 #[tokio::test(flavor = "multi_thread")]
 async fn queues_and_servers_come_and_go() {
     let Some(moto) = Moto::start(0) else { return };
-    let queues = moto.queues();
+    let queues = queues(&moto.url);
     let arn = QueueArn::parse(QUEUE).unwrap();
     let error = queues.visibility_timeout(&arn).await.expect_err("there is none");
     assert_eq!(
@@ -229,7 +168,8 @@ async fn queues_and_servers_come_and_go() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backlog_in_large_batches() {
     let Some(moto) = Moto::start(0) else { return };
-    let (sqs, url) = (moto.client(), moto.queue_hiding("q", 15).await);
+    let sqs = moto.client();
+    let url = create_queue(&sqs, "q", 15).await;
     for tens in 0..20 {
         let mut request = sqs.send_message_batch().queue_url(&url);
         for i in 0..10 {
@@ -244,7 +184,7 @@ async fn a_backlog_in_large_batches() {
         report_batch_item_failures: true,
         ..mapping("m")
     };
-    let (service, _, function) = serve(moto.queues(), gathering);
+    let (service, _, function) = serve(queues(&moto.url), gathering);
     function.on(|call| {
         let records = call.event["Records"].as_array().unwrap();
         let first = |r: &&serde_json::Value| r["attributes"]["ApproximateReceiveCount"] == "1";
