@@ -421,3 +421,61 @@ def test_a_retry_has_the_same_request_id(emberbox, retried):
     assert time.monotonic() - began >= 59
     assert len(wait_until(lambda: lines(emberbox, name, f"END RequestId: {request_id}"))) == 2
     wait_until(lambda: stats(emberbox, name)["succeeded"] == 1, what="it is counted")
+
+
+def test_the_embedded_queues_serve_as_source_destination_and_dead_letter_queue(emberbox, client, function):
+    """Without any configuration; an account of one's own, as everywhere."""
+    sqs = emberbox.client("sqs")
+    suffix = uuid.uuid4().hex[:8]
+    urls = {part: sqs.create_queue(QueueName=f"{part}-{suffix}")["QueueUrl"] for part in ("source", "ok", "dead")}
+    queue = lambda part: f"arn:aws:sqs:us-east-1:000000000000:{part}-{suffix}"
+
+    def received(part):
+        return sqs.receive_message(
+            QueueUrl=urls[part], WaitTimeSeconds=10, MessageAttributeNames=["All"]
+        ).get("Messages", [])
+
+    code = "def handler(event, context):\n    if 'fail' in event: raise ValueError('no')\n    return len(event['Records'])\n"
+    name = function(code, DeadLetterConfig={"TargetArn": queue("dead")})
+    client.put_function_event_invoke_config(
+        FunctionName=name, MaximumRetryAttempts=0, DestinationConfig={"OnSuccess": {"Destination": queue("ok")}}
+    )
+    client.create_event_source_mapping(FunctionName=name, EventSourceArn=queue("source"))
+    sqs.send_message(QueueUrl=urls["source"], MessageBody="hello")
+    empty = lambda: sqs.get_queue_attributes(
+        QueueUrl=urls["source"], AttributeNames=["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+    )["Attributes"]
+    wait_until(lambda: set(empty().values()) == {"0"}, 60, "the message to be taken and deleted")
+    request_id = send(client, name, {"Records": [1, 2]})
+    [record] = received("ok")
+    record = json.loads(record["Body"])
+    assert (record["requestContext"]["requestId"], record["responsePayload"]) == (request_id, 2)
+    request_id = send(client, name, {"fail": 1})
+    [letter] = received("dead")
+    assert letter["MessageAttributes"]["RequestID"]["StringValue"] == request_id
+    assert json.loads(letter["Body"]) == {"fail": 1}
+    sqs.change_message_visibility(QueueUrl=urls["dead"], ReceiptHandle=letter["ReceiptHandle"], VisibilityTimeout=0)
+    client.update_function_code(FunctionName=name, ZipFile=zip_bytes({"index.py": NOTE}))
+    wait_active(client, name)
+    assert json.loads(cli("events", name, "redrive", "--json", endpoint=emberbox.endpoint).stdout) == [
+        {"queue": queue("dead"), "redriven": 1, "left": 0}
+    ]
+    ran(emberbox, name, "{'fail': 1}")
+
+
+def test_a_client_that_polls_a_queue_does_not_hold_up_the_end(emberbox):
+    with running() as server:
+        sqs = server.client("sqs")
+        url = sqs.create_queue(QueueName="q")["QueueUrl"]
+
+        def poll():
+            with pytest.raises((botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError)):
+                sqs.receive_message(QueueUrl=url, WaitTimeSeconds=20)
+
+        polling = threading.Thread(target=poll)
+        polling.start()
+        time.sleep(0.5)
+        began = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - began < 10
+        polling.join()

@@ -8,6 +8,7 @@ mod functions;
 mod logs;
 mod packages;
 mod runtimes;
+mod sqs;
 
 pub use direct::Direct;
 pub use event_sources::{Mappings, Queues, SourceInvoker};
@@ -16,3 +17,4 @@ pub use functions::Functions;
 pub use logs::Logs;
 pub use packages::Code;
 pub use runtimes::{Catalog, Logged};
+pub use sqs::Sqs;

@@ -189,7 +189,7 @@ pub struct Events {
     pub engine: EventEngine,
     /// With the engine `postgres`.
     pub postgres_url: Option<String>,
-    /// Of queues that are destinations or get dead letters.
+    /// Of queues that are event sources or destinations or get dead letters; `aws`: AWS; default: Emberbox itself.
     pub sqs_endpoint: Option<String>,
     /// Of topics.
     pub sns_endpoint: Option<String>,

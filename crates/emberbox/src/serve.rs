@@ -9,8 +9,9 @@
 //!  5 worker manager                              3 worker manager: sandboxes go down, extensions are told
 //!  6 worker (and the manager is told of it)      4 worker: what is left of them; logs are written out
 //!  7 followers: retired versions, upkeep         5 followers
-//!  8 event queue, pollers, event sources         2 running events and batches finish; 6 event queue: closed
-//!  9 frontend, listening                         1 frontend: accepts nothing new, running requests finish
+//!  8 address and port, SQS queues                  (freed by the frontend; polling clients are sent away)
+//!  9 event queue, pollers, event sources         2 running events and batches finish; 6 event queue: closed
+//! 10 frontend, answering                         1 frontend: accepts nothing new, running requests finish
 //! ```
 //!
 //! A part starts after those that it calls, and stops before them. What takes long (the userland of the sandboxes, the
@@ -53,6 +54,7 @@ pub struct Emberbox {
     frontend: JoinHandle<()>,
     asynchronous: Asynchronous,
     event_sources: EventSources,
+    queues: sqs::SqsService,
     followers: Vec<JoinHandle<()>>,
     manager: worker_manager::Manager,
     worker: worker::Service,
@@ -116,6 +118,10 @@ impl Emberbox {
             tokio::spawn(prepare(runtimes)),
         ];
 
+        let listener = frontend::Listener::bind(settings::frontend(&config, dir)?).await?;
+        let endpoint = listener.endpoint();
+        let queues = sqs::SqsService::open(dir.join("queues.db"), Arc::clone(&clock)).await?;
+
         let frontend_metrics = frontend::Metrics::register(&mut registry);
         let sync_path = SyncPath::new(Arc::new(manager.clone()), Arc::clone(&clock), frontend_metrics.clone());
         let direct = adapters::Direct {
@@ -123,8 +129,11 @@ impl Emberbox {
             sync_path: sync_path.clone(),
             clock: Arc::clone(&clock),
         };
-        let asynchronous = Asynchronous::start(&config, dir, &control_plane, direct.clone(), &mut registry).await?;
-        let event_sources = EventSources::start(&config, &control_plane, direct, &mut registry);
+        let delivery = settings::delivery(&config, &endpoint);
+        let asynchronous =
+            Asynchronous::start(&config, dir, &control_plane, direct.clone(), delivery, &mut registry).await?;
+        let sources = settings::queues(&config, &endpoint);
+        let event_sources = EventSources::start(sources, &control_plane, direct, &mut registry);
 
         let deps = frontend::Deps {
             functions: Arc::new(adapters::Functions(control_plane)),
@@ -132,12 +141,12 @@ impl Emberbox {
             events: Arc::new(asynchronous.port()),
             code: Arc::new(adapters::Code(packages)),
             logs: Arc::new(adapters::Logs(logs)),
+            sqs: Arc::new(adapters::Sqs(queues.clone())),
             clock,
             metrics: frontend_metrics,
             registry: Arc::new(registry),
         };
-        let server = frontend::Server::bind(settings::frontend(&config, dir)?, deps).await?;
-        let endpoint = server.endpoint();
+        let server = frontend::Server::new(listener, deps);
         let (stop_frontend, stopped) = oneshot::channel();
         let frontend = tokio::spawn(server.run(async move {
             // An error means that the sender is gone, and so is everything else.
@@ -149,6 +158,7 @@ impl Emberbox {
             frontend,
             asynchronous,
             event_sources,
+            queues,
             followers,
             manager,
             worker,
@@ -167,8 +177,10 @@ impl Emberbox {
     pub async fn stop(self, hurry: impl Future<Output = ()>) {
         let gentle = async {
             let _ = self.stop_frontend.send(());
-            // Each may take the whole limit, and none waits for another.
-            let _ = tokio::join!(self.frontend, self.asynchronous.stop(), self.event_sources.stop());
+            // Each may take the whole limit, and none waits for another. Clients that poll queues are sent away, or they
+            // would hold up the rest.
+            let _ =
+                tokio::join!(self.queues.close(), self.frontend, self.asynchronous.stop(), self.event_sources.stop(),);
             self.manager.stop(STOP_LIMIT).await;
             self.worker.stop().await;
         };
@@ -179,6 +191,7 @@ impl Emberbox {
         for follower in self.followers {
             follower.abort();
         }
+        self.queues.close().await;
         self.asynchronous.close().await;
         self.store.close().await;
         self.engine.stop().await;

@@ -6,6 +6,7 @@
 //!               ├──────► operations                 management, by the control plane
 //!               ├──────► invoke, sync_path          invocations: run at once, or put on the queue
 //!               ├──────► events_api                 how queued events are doing
+//!               ├──────► (sqs)                      queues, by the part of that name
 //!               ├──────► logs_api, code_url         reading logs, downloading code
 //!               └──────► metrics
 //! ```
@@ -30,5 +31,5 @@ pub use auth::Identity;
 pub use config::{CodeUrlKey, Config, Credential, Limits, TlsFiles};
 pub use invoke::{draw_fraction, new_trace};
 pub use metrics::Metrics;
-pub use server::{BindError, Server};
+pub use server::{BindError, Listener, Server};
 pub use service::Deps;

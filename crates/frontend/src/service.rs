@@ -22,7 +22,7 @@ use crate::body::{self, ReadError};
 use crate::code_url::{self, CodeUrls};
 use crate::config::{Config, Limits};
 use crate::metrics::Metrics;
-use crate::ports::{Call, Code, Events, Functions, Logs};
+use crate::ports::{Call, Code, Events, Functions, Logs, Sqs};
 use crate::sigv4::{SigError, SignedParts};
 use crate::sync_path::SyncPath;
 use crate::{events_api, invoke, logs_api, loopback};
@@ -37,6 +37,8 @@ const ROOM: usize = 64 << 10;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 const TARGET: &str = "x-amz-target";
+/// What the target of SQS's operations begins with.
+const SQS_TARGET: &[u8] = b"AmazonSQS.";
 
 /// The parts that the Frontend works with.
 pub struct Deps {
@@ -50,6 +52,8 @@ pub struct Deps {
     pub code: Arc<dyn Code>,
     /// Logs for reading.
     pub logs: Arc<dyn Logs>,
+    /// Queues.
+    pub sqs: Arc<dyn Sqs>,
     /// Time; the clock that the other parts' timelines are made with.
     pub clock: Arc<dyn Clock>,
     /// Made by [`Metrics::register`].
@@ -69,6 +73,7 @@ pub struct Service {
     pub(crate) tasks: TaskTracker,
     code: Arc<dyn Code>,
     logs: Arc<dyn Logs>,
+    sqs: Arc<dyn Sqs>,
     registry: Arc<Registry>,
     authenticator: Authenticator,
     code_urls: CodeUrls,
@@ -101,6 +106,7 @@ impl Service {
             tasks: TaskTracker::new(),
             code: deps.code,
             logs: deps.logs,
+            sqs: deps.sqs,
             registry: deps.registry,
             authenticator: Authenticator::new(config),
             code_urls: CodeUrls::new(config.code_url_key.clone()),
@@ -171,10 +177,30 @@ impl Service {
         if path.starts_with(events_api::PREFIX) {
             return self.event_stats(exchange, body).await;
         }
-        if exchange.parts.headers.contains_key(TARGET) {
-            return self.logs(exchange, body).await;
+        match exchange.parts.headers.get(TARGET) {
+            Some(target) if target.as_bytes().starts_with(SQS_TARGET) => self.sqs(exchange, body).await,
+            Some(_) => self.logs(exchange, body).await,
+            None => self.lambda(exchange, body).await,
         }
-        self.lambda(exchange, body).await
+    }
+
+    async fn sqs<B>(&self, exchange: &mut Exchange, body: B) -> Result<Response<Bytes>, ApiError>
+    where
+        B: Body<Data = Bytes> + Unpin + Send + 'static,
+        B::Error: std::fmt::Display + Send,
+    {
+        let parts = &exchange.parts;
+        let signed = SignedParts::of(parts);
+        let admitted = self.authenticator.admit(&signed, "sqs", self.clock.wall()).map_err(denied)?;
+        let target = parts.headers.get(TARGET).and_then(|target| target.to_str().ok()).unwrap_or_default();
+        exchange.operation = self.sqs.label(target);
+        let too_large = || {
+            let message = format!("Request must be smaller than {BODY_LIMIT} bytes for SQS");
+            ApiError::new(ErrorCode::RequestEntityTooLargeException, message)
+        };
+        let body = self.body(parts, body, BODY_LIMIT, too_large).await?;
+        let caller = admitted.prove(&signed, &body).map_err(denied)?;
+        Ok(self.sqs.answer(&caller, &self.endpoint(parts), target, body).await)
     }
 
     fn check_loopback(&self, exchange: &Exchange) -> Result<(), ApiError> {

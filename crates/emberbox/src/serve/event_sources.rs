@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use ::event_sources::{Metrics, Service, SqsQueues};
+use ::event_sources::{Metrics, Service, SqsConfig, SqsQueues};
 use control_plane::ControlPlane;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
 
-use super::{STOP_LIMIT, settings};
+use super::STOP_LIMIT;
 use crate::adapters::{Direct, Mappings, Queues, SourceInvoker};
-use crate::config::Config;
 
 /// The pollers of event sources, running.
 pub struct EventSources {
@@ -19,8 +18,8 @@ pub struct EventSources {
 
 impl EventSources {
     /// Serves the mappings that there are, and follows their changes.
-    pub fn start(config: &Config, control_plane: &ControlPlane, direct: Direct, registry: &mut Registry) -> Self {
-        let queues = Arc::new(SqsQueues::new(settings::queues(config)));
+    pub fn start(queues: SqsConfig, control_plane: &ControlPlane, direct: Direct, registry: &mut Registry) -> Self {
+        let queues = Arc::new(SqsQueues::new(queues));
         control_plane.check_event_sources_with(Arc::new(Queues(Arc::clone(&queues))));
         let clock = Arc::clone(&direct.clock);
         let service = Arc::new(Service::new(

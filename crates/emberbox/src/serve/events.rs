@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use control_plane::ControlPlane;
-use delivery::Delivery;
+use delivery::{Delivery, DeliveryConfig};
 use domain::Clock;
 use event_queue::EventQueue;
 use event_queue::sqlite::SqliteQueue;
@@ -39,6 +39,7 @@ impl Asynchronous {
         dir: &Path,
         control_plane: &ControlPlane,
         direct: Direct,
+        delivery: DeliveryConfig,
         registry: &mut Registry,
     ) -> Result<Self> {
         let clock = Arc::clone(&direct.clock);
@@ -53,7 +54,7 @@ impl Asynchronous {
             Arc::clone(&queue),
             Arc::new(attempts),
             Arc::new(EventSettings(control_plane.clone())),
-            Arc::new(Delivery::new(settings::delivery(config), Arc::clone(&records) as _)),
+            Arc::new(Delivery::new(delivery, Arc::clone(&records) as _)),
             Arc::clone(&clock),
             metrics,
         );

@@ -11,7 +11,7 @@ use domain::WorkerId;
 use frontend::CodeUrlKey;
 use sandbox::process::{Egress, Network, ProcessConfig};
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, FunctionCredentials};
 
 /// For the sandbox engine.
 pub fn sandbox(config: &Config, dir: &Path) -> ProcessConfig {
@@ -101,27 +101,49 @@ pub fn pollers(config: &Config) -> pollers::Config {
     pollers::Config { in_flight: concurrency, per_function: concurrency, ..pollers::Config::default() }
 }
 
-/// For the queues of event source mappings.
-pub fn queues(config: &Config) -> event_sources::SqsConfig {
+/// For event source mappings. `own`: where Emberbox itself listens.
+pub fn queues(config: &Config, own: &str) -> event_sources::SqsConfig {
+    let (endpoint, credentials) = sqs(config, own);
     event_sources::SqsConfig {
-        endpoint: config.events.sqs_endpoint.clone(),
-        credentials: config.events.credentials.as_ref().map(|given| event_sources::SqsCredentials {
-            access_key_id: given.access_key_id.clone(),
-            secret_access_key: given.secret_access_key.clone(),
-            session_token: given.session_token.clone(),
+        endpoint,
+        credentials: credentials.map(|given| event_sources::SqsCredentials {
+            access_key_id: given.access_key_id,
+            secret_access_key: given.secret_access_key,
+            session_token: given.session_token,
         }),
     }
 }
 
-/// For the delivery of records and dead letters.
-pub fn delivery(config: &Config) -> delivery::DeliveryConfig {
+/// Where SQS is (AWS's own where there is no URL), and what to sign with.
+fn sqs(config: &Config, own: &str) -> (Option<String>, Option<FunctionCredentials>) {
     let events = &config.events;
-    let credentials = events.credentials.as_ref().map(|given| delivery::Credentials {
+    match events.sqs_endpoint.as_deref() {
+        Some("aws") => (None, events.credentials.clone()),
+        Some(url) => (Some(url.to_owned()), events.credentials.clone()),
+        None => {
+            let first = config.credentials.first().map(|first| FunctionCredentials {
+                access_key_id: first.access_key_id.clone(),
+                secret_access_key: first.secret_access_key.clone(),
+                session_token: None,
+            });
+            (Some(own.to_owned()), first)
+        }
+    }
+}
+
+/// For the delivery of records and dead letters. `own`: where Emberbox itself listens.
+pub fn delivery(config: &Config, own: &str) -> delivery::DeliveryConfig {
+    let events = &config.events;
+    let credentials = |given: &FunctionCredentials| delivery::Credentials {
         access_key: given.access_key_id.clone(),
         secret_key: given.secret_access_key.clone(),
         session_token: given.session_token.clone(),
-    });
-    let endpoint = |url: &Option<String>| delivery::Endpoint { url: url.clone(), credentials: credentials.clone() };
+    };
+    let endpoint = |url: &Option<String>| delivery::Endpoint {
+        url: url.clone(),
+        credentials: events.credentials.as_ref().map(credentials),
+    };
+    let (sqs_url, sqs_credentials) = sqs(config, own);
     let s3 = match (&events.s3_endpoint, &config.s3) {
         (None, Some(s3)) => delivery::Endpoint {
             url: Some(s3.endpoint.clone()),
@@ -134,7 +156,7 @@ pub fn delivery(config: &Config) -> delivery::DeliveryConfig {
         (url, _) => endpoint(url),
     };
     delivery::DeliveryConfig {
-        sqs: endpoint(&events.sqs_endpoint),
+        sqs: delivery::Endpoint { url: sqs_url, credentials: sqs_credentials.as_ref().map(credentials) },
         sns: endpoint(&events.sns_endpoint),
         eventbridge: endpoint(&events.eventbridge_endpoint),
         s3,
@@ -210,6 +232,18 @@ mod tests {
         assert_ne!(key.0, [0; 32]);
         fs::write(&path, "short").unwrap();
         assert!(code_url_key(&path).unwrap_err().to_string().contains("remove it"));
+    }
+
+    #[test]
+    fn queues_are_our_own_unless_it_is_said_where() {
+        let own = "http://127.0.0.1:4566";
+        let mut config = Config::default();
+        assert_eq!(queues(&config, own).endpoint.as_deref(), Some(own));
+        assert_eq!(delivery(&config, own).sqs, delivery::Endpoint::at(own));
+        config.events.sqs_endpoint = Some("http://127.0.0.1:9324".into());
+        assert_eq!(queues(&config, own).endpoint.as_deref(), Some("http://127.0.0.1:9324"));
+        config.events.sqs_endpoint = Some("aws".into());
+        assert_eq!(delivery(&config, own).sqs, delivery::Endpoint::default());
     }
 
     #[test]

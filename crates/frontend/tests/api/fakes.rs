@@ -17,10 +17,10 @@ use domain::{
 };
 use frontend::ports::{
     Call, Code, Event, EventStats, EventTimeline, Events, Functions, LogEvent, LogGroup, LogPage, LogQuery, LogStream,
-    Logs, LogsError, Target,
+    Logs, LogsError, Sqs, Target,
 };
 use frontend::sync_path::SyncPath;
-use frontend::{CodeUrlKey, Config, Deps, Identity, Metrics, Server};
+use frontend::{CodeUrlKey, Config, Deps, Identity, Listener, Metrics, Server};
 use http::Response;
 use lambda_api::{ApiError, ErrorCode, OperationId};
 use prometheus_client::registry::Registry;
@@ -77,8 +77,9 @@ pub async fn start() -> Running {
 
 pub async fn start_with(config: Config) -> Running {
     let state = Arc::new(State::default());
-    let server = Server::bind(config, deps(&state)).await.unwrap();
-    let address = server.local_addr();
+    let listener = Listener::bind(config).await.unwrap();
+    let address = listener.local_addr();
+    let server = Server::new(listener, deps(&state));
     let (stop, stopped) = oneshot::channel();
     let task = tokio::spawn(server.run(async {
         let _ = stopped.await;
@@ -96,6 +97,7 @@ pub fn deps(state: &Arc<State>) -> Deps {
         sync_path: SyncPath::new(Arc::clone(&parts) as _, Arc::clone(&clock), metrics.clone()),
         events: Arc::clone(&parts) as _,
         code: Arc::clone(&parts) as _,
+        sqs: Arc::clone(&parts) as _,
         logs: parts,
         clock,
         metrics,
@@ -257,6 +259,19 @@ impl Events for Parts {
         let events = self.state.events.lock().unwrap();
         let event = events.iter().find(|event| event.function == *function && event.request_id == request_id)?;
         event.timeline.map(|_| EventTimeline { json: "[]".into(), attempts: 1 })
+    }
+}
+
+/// Says what it was asked.
+#[async_trait]
+impl Sqs for Parts {
+    fn label(&self, target: &str) -> &'static str {
+        if target == "AmazonSQS.ListQueues" { "ListQueues" } else { "SQS" }
+    }
+
+    async fn answer(&self, caller: &Identity, endpoint: &str, target: &str, body: Bytes) -> Response<Bytes> {
+        let asked = format!("{} {} {endpoint} {target} {}", caller.account, caller.region, body.len());
+        Response::new(asked.into())
     }
 }
 
