@@ -1,5 +1,6 @@
 //! Serves SQS on a port of the system's choice, for trying it with boto3 or the AWS CLI: `cargo run -p sqs --example serve -- FILE`.
-//! Prints its endpoint. Signatures are not checked: every caller is account 123456789012 in the region that it names.
+//! Prints its endpoint. Signatures are not checked: the account is the
+//! access key if that has twelve digits, else 000000000000.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -37,9 +38,11 @@ async fn answer(service: SqsService, request: Request<Incoming>) -> Result<Respo
     let header =
         |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
     let (target, host, authorization) = (header("x-amz-target"), header("host"), header("authorization"));
-    // Credential=<key>/<date>/<region>/sqs/aws4_request
-    let region = authorization.split('/').nth(2).unwrap_or("us-east-1").to_owned();
+    // AWS4-HMAC-SHA256 Credential=<key>/<date>/<region>/sqs/aws4_request, …
+    let mut scope = authorization.split_once("Credential=").map_or("", |(_, scope)| scope).split('/');
+    let account = scope.next().filter(|key| key.len() == 12).unwrap_or("000000000000");
+    let region = scope.nth(1).unwrap_or("us-east-1");
     let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    let response = service.handle("123456789012", &region, &format!("http://{host}"), &target, body).await;
+    let response = service.handle(account, region, &format!("http://{host}"), &target, body).await;
     Ok(response.map(Full::new))
 }
