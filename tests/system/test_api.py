@@ -341,7 +341,6 @@ def test_dead_letter_config(client, function):
     queue = f"arn:aws:sqs:us-east-1:{ACCOUNT}:dead"
     name = function(ECHO, DeadLetterConfig={"TargetArn": queue})
     assert client.get_function_configuration(FunctionName=name)["DeadLetterConfig"] == {"TargetArn": queue}
-    # recorded: test_dead_letter_queue
     client.update_function_configuration(FunctionName=name, DeadLetterConfig={"TargetArn": ""})
     wait_active(client, name)
     assert "DeadLetterConfig" not in client.get_function_configuration(FunctionName=name)

@@ -285,6 +285,11 @@ impl Config {
         if config.events.engine == EventEngine::Postgres && config.events.postgres_url.is_none() {
             return Err(anyhow!("events.engine is postgres, but events.postgres_url is missing; say where it is"));
         }
+        if config.events.engine == EventEngine::Sqs && config.events.sqs_endpoint.is_none() {
+            return Err(anyhow!(
+                "events.engine is sqs, but events.sqs_endpoint is missing; say where it is, or \"aws\""
+            ));
+        }
         let overcommit = config.limits.memory_overcommit;
         if !(0.1..=100.0).contains(&overcommit) {
             return Err(anyhow!("limits.memory_overcommit is {overcommit}; set a number from 0.1 to 100"));
@@ -341,6 +346,7 @@ mod tests {
             ),
             ("[events]\nengine = 'kafka'", vec!["line 2", "sqlite", "postgres"]),
             ("[events]\nengine = 'postgres'", vec!["events.postgres_url"]),
+            ("[events]\nengine = 'sqs'", vec!["events.sqs_endpoint"]),
             ("[limits]\nsandboxes = 0", vec!["limits.sandboxes", "at least 1"]),
             ("[limits]\nmemory_overcommit = nan", vec!["memory_overcommit", "from 0.1"]),
         ] {

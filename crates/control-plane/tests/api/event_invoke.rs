@@ -103,7 +103,7 @@ async fn the_life_of_an_event_invoke_config() {
     assert_eq!(plane.event_settings(&arn("f"), Some("live")).unwrap().maximum_retry_attempts, 2, "the default");
 }
 
-/// Recorded: test_lambda_eventinvokeconfig_exceptions.
+/// The messages are AWS's own.
 #[tokio::test]
 async fn event_invoke_configs_that_are_refused() {
     let world = World::new().await;

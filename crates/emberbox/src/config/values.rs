@@ -35,6 +35,8 @@ pub enum EventEngine {
     Sqlite,
     /// A database, which several servers may share.
     Postgres,
+    /// Queues of SQS, which several servers may share.
+    Sqs,
 }
 
 /// A duration such as `90s`.

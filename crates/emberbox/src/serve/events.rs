@@ -84,6 +84,7 @@ async fn open(config: &Config, dir: &Path, clock: &Arc<dyn Clock>) -> Result<Arc
     match config.events.engine {
         EventEngine::Sqlite => Ok(Arc::new(SqliteQueue::open(dir.join("events.db"), Arc::clone(clock)).await?)),
         EventEngine::Postgres => open_postgres(config).await,
+        EventEngine::Sqs => open_sqs(config, clock).await,
     }
 }
 
@@ -96,8 +97,24 @@ async fn open_postgres(config: &Config) -> Result<Arc<dyn EventQueue>> {
 
 #[cfg(not(feature = "postgres"))]
 async fn open_postgres(_: &Config) -> Result<Arc<dyn EventQueue>> {
+    built_without("postgres")
+}
+
+#[cfg(feature = "sqs")]
+async fn open_sqs(config: &Config, clock: &Arc<dyn Clock>) -> Result<Arc<dyn EventQueue>> {
+    use event_queue::sqs::{Settings, SqsQueue};
+    Ok(Arc::new(SqsQueue::connect(&settings::event_queue(config), Settings::default(), Arc::clone(clock)).await?))
+}
+
+#[cfg(not(feature = "sqs"))]
+async fn open_sqs(_: &Config, _: &Arc<dyn Clock>) -> Result<Arc<dyn EventQueue>> {
+    built_without("sqs")
+}
+
+#[cfg(not(all(feature = "postgres", feature = "sqs")))]
+fn built_without(engine: &str) -> Result<Arc<dyn EventQueue>> {
     anyhow::bail!(
-        "events.engine is postgres, but this Emberbox was built without it; build it with `cargo build --release -p \
-         emberbox --features postgres`, or set the engine to sqlite"
+        "events.engine is {engine}, but this Emberbox was built without it; build it with `cargo build --release -p \
+         emberbox --features {engine}`, or set the engine to sqlite"
     )
 }

@@ -114,6 +114,36 @@ pub fn queues(config: &Config, own: &str) -> event_sources::SqsConfig {
     }
 }
 
+/// For the event queue in SQS.
+#[cfg(feature = "sqs")]
+pub fn event_queue(config: &Config) -> aws_sdk_sqs::Config {
+    use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region};
+
+    let env = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let from_env = || {
+        Some(FunctionCredentials {
+            access_key_id: env("AWS_ACCESS_KEY_ID")?,
+            secret_access_key: env("AWS_SECRET_ACCESS_KEY")?,
+            session_token: env("AWS_SESSION_TOKEN"),
+        })
+    };
+    // Servers that check no signatures take the key for the account.
+    let by_account = || FunctionCredentials {
+        access_key_id: domain::AccountId::local().to_string(),
+        secret_access_key: "unchecked".into(),
+        session_token: None,
+    };
+    let given = config.events.credentials.clone().or_else(from_env).unwrap_or_else(by_account);
+    let credentials =
+        Credentials::new(given.access_key_id, given.secret_access_key, given.session_token, None, "emberbox");
+    let mut sdk = aws_sdk_sqs::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new(config.region.clone()))
+        .credentials_provider(credentials);
+    sdk.set_endpoint_url(config.events.sqs_endpoint.clone().filter(|url| url != "aws"));
+    sdk.build()
+}
+
 /// Where SQS is (AWS's own where there is no URL), and what to sign with.
 fn sqs(config: &Config, own: &str) -> (Option<String>, Option<FunctionCredentials>) {
     let events = &config.events;
