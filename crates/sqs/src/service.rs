@@ -72,7 +72,8 @@ impl SqsService {
         response
     }
 
-    /// Closes the file. Receives that wait, and all later calls, get an error.
+    /// Closes the file. Receives that wait end without messages; all later calls get an error. To be called first when a
+    /// server drains its connections, or long polls keep them for 20 seconds.
     pub async fn close(&self) {
         self.store.close().await;
     }

@@ -381,3 +381,32 @@ async fn a_file_is_used_by_one_service_and_checked() {
     let error = open(&folder, &sqs.clock).await.unwrap_err();
     assert!(error.to_string().contains("move the file away"), "{error}");
 }
+
+#[tokio::test]
+async fn a_failed_write_is_told_and_leaves_nothing_behind() {
+    let sqs = Sqs::new().await;
+    let url = sqs.queue("q", json!({})).await;
+    // As a failing disk would: the next write of a content fails after the message's row is written.
+    let other = rusqlite::Connection::open(sqs.folder.path().join("sqs.db")).unwrap();
+    other.execute_batch("ALTER TABLE contents RENAME TO elsewhere").unwrap();
+    let (waiting, code) = tokio::join!(
+        biased;
+        sqs.call("ReceiveMessage", json!({"QueueUrl": url, "WaitTimeSeconds": 20})),
+        sqs.code("SendMessage", json!({"QueueUrl": url, "MessageBody": "lost"})),
+    );
+    assert_eq!((waiting.unwrap_err().0, code), ("InternalFailure".to_owned(), "InternalFailure".to_owned()));
+    other.execute_batch("ALTER TABLE elsewhere RENAME TO contents").unwrap();
+    assert_eq!(sqs.counts(&url).await, (0, 0, 0));
+    sqs.send(&url, "kept").await;
+    assert_eq!(bodies(&sqs.receive(&url).await), ["kept"]);
+}
+
+#[tokio::test]
+async fn closing_ends_the_waits() {
+    let sqs = Sqs::new().await;
+    let url = sqs.queue("q", json!({})).await;
+    let request = json!({"QueueUrl": url, "WaitTimeSeconds": 20});
+    let (received, ()) = tokio::join!(biased; sqs.ok("ReceiveMessage", request), sqs.service.close());
+    assert_eq!(received, json!({}));
+    assert_eq!(sqs.code("ListQueues", json!({})).await, "InternalFailure");
+}

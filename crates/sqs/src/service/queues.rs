@@ -56,16 +56,13 @@ impl SqsService {
         caller: &Caller,
         input: GetQueueUrlRequest,
     ) -> Result<GetQueueUrlResult, ApiError> {
-        let mut key = caller.named(&input.queue_name);
-        if let Some(owner) = input.queue_owner_aws_account_id
-            && owner != key.account
-        {
-            // Nobody has access to queues of other accounts, and AWS does not tell whether there is one.
-            key.account = owner;
+        // Nobody has access to queues of other accounts, and AWS does not tell whether there is one.
+        if input.queue_owner_aws_account_id.is_some_and(|owner| owner != caller.account) {
             return Err(no_such_queue());
         }
+        let key = caller.named(&input.queue_name);
         let url = caller.url(&key);
-        self.with_queue(key, |_, _| Ok(())).await?;
+        self.with_queue(key, |_| ()).await?;
         Ok(GetQueueUrlResult { queue_url: Some(url) })
     }
 
@@ -218,7 +215,7 @@ impl SqsService {
         caller: &Caller,
         input: ListQueueTagsRequest,
     ) -> Result<ListQueueTagsResult, ApiError> {
-        let tags = self.with_queue(caller.key(&input.queue_url)?, |entry, _| Ok(entry.tags.clone())).await?;
+        let tags = self.with_queue(caller.key(&input.queue_url)?, |entry| entry.tags.clone()).await?;
         Ok(ListQueueTagsResult { tags: (!tags.is_empty()).then_some(tags) })
     }
 
@@ -241,16 +238,12 @@ impl SqsService {
     }
 
     /// Looks at a queue.
-    pub(super) async fn with_queue<T: Send + 'static>(
+    async fn with_queue<T: Send + 'static>(
         &self,
         key: QueueKey,
-        look: impl FnOnce(&Entry, Millis) -> Result<T, ApiError> + Send + 'static,
+        look: impl FnOnce(&Entry) -> T + Send + 'static,
     ) -> Result<T, ApiError> {
-        self.store
-            .apply(false, move |state, _, now| {
-                Ok(state.get(&key).ok_or_else(no_such_queue).and_then(|entry| look(entry, now)))
-            })
-            .await
+        self.store.apply(false, move |state, _, _| Ok(state.get(&key).map(look).ok_or_else(no_such_queue))).await
     }
 }
 

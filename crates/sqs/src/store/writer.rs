@@ -129,7 +129,7 @@ impl Store {
         answer.await.map_err(|_| gone())?
     }
 
-    /// Closes the file; receives that wait get an error.
+    /// Closes the file; receives that wait end without messages.
     pub(crate) async fn close(&self) {
         let (done, closed) = oneshot::channel();
         // Either the writer answers, or it is gone already.
@@ -210,6 +210,9 @@ impl Writer {
             }
             self.serve(group, durable);
         }
+        for parked in self.parked.drain(..) {
+            let _ = parked.receive.done.send(Ok(Vec::new()));
+        }
         if let Some(Err((_, error))) = self.connection.take().map(Connection::close) {
             tracing::warn!(path = %self.path.display(), %error, "close message store");
         }
@@ -257,8 +260,11 @@ impl Writer {
                     }
                 }
             }
-            // Their senders are dropped with the group, and the callers see that.
-            Err(error) => tracing::error!(path = %self.path.display(), %error, "write message store"),
+            // Their senders are dropped, and the callers see that; of those who wait as well, or they would be tried forever.
+            Err(error) => {
+                tracing::error!(path = %self.path.display(), %error, "write message store");
+                self.parked.clear();
+            }
         }
         // Nobody will work on what a caller who is gone has received.
         unclaimed.retain(|(_, received)| !received.is_empty());
@@ -277,6 +283,10 @@ impl Writer {
     }
 
     fn write(&mut self, group: Vec<Apply>, durable: bool, now: Millis) -> rusqlite::Result<Outcome> {
+        let sweep = self.sweep_at <= Instant::now();
+        if sweep {
+            self.sweep_at = Instant::now() + SWEEP;
+        }
         let connection = match self.connection.take() {
             Some(connection) => connection,
             None => {
@@ -296,8 +306,7 @@ impl Writer {
         for apply in group {
             outcome.replies.push(apply(&mut self.state, &transaction, now)?);
         }
-        if self.sweep_at <= Instant::now() {
-            self.sweep_at = Instant::now() + SWEEP;
+        if sweep {
             self.state.sweep(&transaction, now)?;
         }
         for parked in std::mem::take(&mut self.parked) {
