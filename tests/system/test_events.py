@@ -479,3 +479,56 @@ def test_a_client_that_polls_a_queue_does_not_hold_up_the_end(emberbox):
         assert server.stop() == 0
         assert time.monotonic() - began < 10
         polling.join()
+
+
+def test_own_queues_are_called_with_the_first_credential(function):
+    config = '[[credentials]]\naccess_key_id = "AK"\nsecret_access_key = "SK"\naccount = "123456789012"\n'
+    with running(config=config) as server:
+        client, sqs = (server.client(service, account="AK", secret="SK") for service in ("lambda", "sqs"))
+        url = sqs.create_queue(QueueName="ok")["QueueUrl"]
+        name = function(ECHO, on=client)
+        client.put_function_event_invoke_config(
+            FunctionName=name, DestinationConfig={"OnSuccess": {"Destination": "arn:aws:sqs:us-east-1:123456789012:ok"}}
+        )
+        request_id = send(client, name, {"n": 1})
+        [message] = sqs.receive_message(QueueUrl=url, WaitTimeSeconds=10)["Messages"]
+        assert json.loads(message["Body"])["requestContext"]["requestId"] == request_id
+        stranger = server.client("sqs", account="AK", secret="wrong")
+        fails("InvalidSignatureException", stranger.list_queues, None, 403)
+        out = cli("events", name, "--json", endpoint=server.endpoint, keys=("AK", "SK")).stdout
+        assert json.loads(out)["succeeded"] == 1
+        assert cli("events", name, endpoint=server.endpoint, keys=("AK", "no"), check=False).returncode != 0
+
+
+@pytest.mark.needs("mount")
+def test_a_full_disk_costs_no_event_that_was_accepted(function, tmp_path):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", tmp_path], check=True)
+    try:
+        server = Emberbox(data_dir=tmp_path).start()
+        client = server.client()
+        name = function("def handler(event, context):\n    return len(event)\n", on=client)
+        accepted, refused = 0, 0
+        payload = b'"' + b"x" * 200_000 + b'"'
+        for fill in (True, False):
+            ballast = tmp_path / "ballast"
+            if fill:
+                with open(ballast, "wb") as file, pytest.raises(OSError):
+                    while True:
+                        file.write(bytes(1 << 16))
+                        file.flush()
+            for _ in range(20):
+                try:
+                    accepted += send(client, name, payload) is not None
+                except botocore.exceptions.ClientError as error:
+                    assert error.response["Error"]["Code"] == "ServiceException", error.response
+                    assert "full" in error.response["Error"]["Message"], error.response
+                    refused += 1
+            if fill:
+                assert refused > 0
+                ballast.unlink()
+                refused = 0
+        assert refused == 0, "there is room again"
+        wait_until(lambda: stats(server, name)["succeeded"] == accepted, 60, f"{accepted} events to run")
+        assert server.stop() == 0
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)

@@ -140,7 +140,10 @@ impl Service {
         let (parts, body) = request.into_parts();
         let mut exchange = Exchange { parts, peer, id: RequestId(Uuid::new_v4()), operation: "Unknown" };
         let answer = self.answer(&mut exchange, body).await;
-        let mut response = answer.unwrap_or_else(|error| error.to_response());
+        let mut response = answer.unwrap_or_else(|error| match exchange.parts.headers.contains_key(TARGET) {
+            true => json_refusal(&error),
+            false => error.to_response(),
+        });
         let mut id = Uuid::encode_buffer();
         let id = exchange.id.0.as_hyphenated().encode_lower(&mut id);
         response.headers_mut().insert(REQUEST_ID, HeaderValue::from_str(id).expect("a UUID is a valid header value"));
@@ -386,6 +389,12 @@ fn too_large(operation: OperationId) -> ApiError {
         other => (ErrorCode::RequestEntityTooLargeException, other.name()),
     };
     ApiError::new(code, format!("Request must be smaller than {} bytes for the {name} operation", limit(operation)))
+}
+
+/// An error as services of the AWS JSON protocol tell it: with its name in the body.
+fn json_refusal(error: &ApiError) -> Response<Bytes> {
+    let body = serde_json::json!({ "__type": error.code.name(), "message": error.message });
+    error.to_response().map(|_| body.to_string().into())
 }
 
 fn denied(error: SigError) -> ApiError {
