@@ -15,7 +15,9 @@ const ATTEMPTS: usize = 3;
 
 /// Runs functions, and counts and logs how that went. Cheap to clone.
 #[derive(Clone)]
-pub struct SyncPath {
+pub struct SyncPath(Arc<Parts>);
+
+struct Parts {
     manager: Arc<dyn WorkerManager>,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
@@ -57,7 +59,7 @@ pub enum Failure {
 impl SyncPath {
     /// `clock` is that of the other parts' timelines; `metrics` are the Frontend's.
     pub fn new(manager: Arc<dyn WorkerManager>, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
-        Self { manager, clock, metrics }
+        Self(Arc::new(Parts { manager, clock, metrics }))
     }
 
     /// Runs an invocation to its end, counts and logs it. A warm one touches no disk, no database and no lock that it
@@ -66,12 +68,12 @@ impl SyncPath {
     /// # Errors
     /// The function did not run. One that failed is an outcome.
     pub async fn run(&self, invocation: Invocation) -> Result<Done, Failure> {
-        let metrics = &self.metrics;
+        let metrics = &self.0.metrics;
         metrics.in_flight.inc();
         let ran = self.attempts(&invocation).await;
         metrics.in_flight.dec();
         let (mut outcome, lease_timeline, cold) = ran.inspect_err(|failure| self.log_failure(&invocation, failure))?;
-        let latency = self.clock.monotonic().saturating_sub(invocation.begun);
+        let latency = self.0.clock.monotonic().saturating_sub(invocation.begun);
         if cold { &metrics.cold } else { &metrics.warm }.observe(latency);
         let failed = outcome.function_error.is_some();
         if failed {
@@ -99,7 +101,7 @@ impl SyncPath {
     async fn attempts(&self, invocation: &Invocation) -> Result<(InvokeOutcome, Timeline, bool), Failure> {
         let mut attempt = 1;
         loop {
-            let failed = match self.manager.assign(invocation.assign.clone()).await {
+            let failed = match self.0.manager.assign(invocation.assign.clone()).await {
                 Err(AssignError::Worker(error)) => error,
                 Err(error) => return Err(Failure::Assign(error)),
                 // From here on the worker ends the lease. Nothing is awaited in between, so none is left unused.
@@ -119,7 +121,7 @@ impl SyncPath {
     fn log_failure(&self, invocation: &Invocation, failure: &Failure) {
         let (request_id, function) = (invocation.request.request_id, &invocation.assign.version.name);
         match failure {
-            Failure::Assign(AssignError::Throttled(reason)) => self.metrics.throttled(reason.as_str()),
+            Failure::Assign(AssignError::Throttled(reason)) => self.0.metrics.throttled(reason.as_str()),
             Failure::Assign(AssignError::NoCapacity(cause)) => {
                 tracing::warn!(%request_id, function, cause, "no worker has room");
             }
