@@ -1,7 +1,6 @@
 //! How fast events are accepted durably, against a bare SQLite writer that groups alike, and how fast they are leased
 //! and acknowledged. The two run on the same disk one after the other, in rounds that alternate.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,14 +8,14 @@ use bytes::Bytes;
 use domain::SystemClock;
 use event_queue::sqlite::SqliteQueue;
 use event_queue::{Entry, EventQueue, QueueName};
-use rusqlite::{Connection, params};
-use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
+
+#[path = "bare/writer.rs"]
+mod bare_writer;
 
 const CALLERS: u32 = 64;
 const EVENTS: u32 = 100_000;
 const BODY: usize = 512;
-const GROUP: usize = 256;
 const ROUNDS: u32 = 3;
 
 #[tokio::main(worker_threads = 2)]
@@ -24,7 +23,8 @@ async fn main() {
     // In the working directory: a temporary one may be memory.
     let dir = tempfile::tempdir_in(".").expect("a directory");
     for round in 0..ROUNDS {
-        let bare = bare(&dir.path().join(format!("bare{round}.db"))).await;
+        let path = dir.path().join(format!("bare{round}.db"));
+        let bare = bare_writer::rate(&path, CALLERS, EVENTS, &[7; BODY]).await;
         let engine = SqliteQueue::open(dir.path().join(format!("{round}.db")), Arc::new(SystemClock::default())).await;
         let engine = Arc::new(engine.expect("opens"));
         let ours = enqueue(&engine).await;
@@ -112,50 +112,4 @@ async fn drain(engine: &Arc<SqliteQueue>) -> f64 {
         poller.await.expect("no panic");
     }
     rate(start)
-}
-
-/// One table, one insert per event, as many callers, the same groups and syncs.
-async fn bare(path: &Path) -> f64 {
-    let mut connection = Connection::open(path).expect("opens");
-    connection
-        .execute_batch(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
-             CREATE TABLE events (id BLOB PRIMARY KEY, body BLOB NOT NULL)",
-        )
-        .expect("runs");
-    let (requests, mut received) = mpsc::channel::<(Uuid, Vec<u8>, oneshot::Sender<()>)>(1024);
-    let writer = std::thread::spawn(move || {
-        let mut group = Vec::with_capacity(GROUP);
-        while received.blocking_recv_many(&mut group, GROUP) > 0 {
-            let transaction = connection.transaction().expect("begins");
-            for (id, body, _) in &group {
-                let mut insert = transaction.prepare_cached("INSERT INTO events VALUES (?, ?)").expect("prepares");
-                insert.execute(params![&id.as_bytes()[..], body]).expect("inserts");
-            }
-            transaction.commit().expect("commits");
-            for (_, _, done) in group.drain(..) {
-                let _ = done.send(());
-            }
-        }
-    });
-    let start = Instant::now();
-    let callers: Vec<_> = (0..CALLERS)
-        .map(|_| {
-            let requests = requests.clone();
-            tokio::spawn(async move {
-                for _ in 0..EVENTS / CALLERS {
-                    let (done, answer) = oneshot::channel();
-                    requests.send((Uuid::new_v4(), vec![7; BODY], done)).await.expect("the writer is there");
-                    answer.await.expect("an answer");
-                }
-            })
-        })
-        .collect();
-    for caller in callers {
-        caller.await.expect("no panic");
-    }
-    let rate = rate(start);
-    drop(requests);
-    writer.join().expect("no panic");
-    rate
 }
