@@ -12,6 +12,7 @@ import time
 import urllib.request
 import uuid
 
+import boto3
 import botocore.exceptions
 import pytest
 
@@ -480,26 +481,88 @@ def test_a_client_that_polls_a_queue_does_not_hold_up_the_end():
         assert "Messages" not in answers[0]
 
 
-def test_own_queues_are_called_with_the_first_credential(function):
-    config = '[[credentials]]\naccess_key_id = "AK"\nsecret_access_key = "SK"\naccount = "123456789012"\n'
+def test_each_account_has_queues_of_its_own(function):
+    """Emberbox's own queues need no configuration, and no account gets at another's by a mapping or a destination."""
+    accounts = {"A": "111111111111", "B": "222222222222"}
+    config = "".join(
+        f'[[credentials]]\naccess_key_id = "{key}K"\nsecret_access_key = "{key}S"\naccount = "{account}"\n'
+        for key, account in accounts.items()
+    )
     with running(config=config) as server:
-        client, sqs = (server.client(service, account="AK", secret="SK") for service in ("lambda", "sqs"))
-        url = sqs.create_queue(QueueName="ok")["QueueUrl"]
-        name = function(ECHO, on=client)
-        client.put_function_event_invoke_config(
-            FunctionName=name, DestinationConfig={"OnSuccess": {"Destination": "arn:aws:sqs:us-east-1:123456789012:ok"}}
+        def of(key, service):
+            return server.client(service, account=key + "K", secret=key + "S")
+
+        urls = {
+            (key, name): of(key, "sqs").create_queue(QueueName=name)["QueueUrl"]
+            for key in accounts for name in ("source", "ok")
+        }
+        lambda_, sqs = of("B", "lambda"), of("B", "sqs")
+        name = function(NOTE, on=lambda_)
+        queue = lambda key, name: f"arn:aws:sqs:us-east-1:{accounts[key]}:{name}"
+        fails(
+            "InvalidParameterValueException", lambda_.create_event_source_mapping,
+            "Error occurred while ReceiveMessage. SQS Error Code: AWS.SimpleQueueService.NonExistentQueue. SQS Error "
+            "Message: The specified queue does not exist.", 400, FunctionName=name, EventSourceArn=queue("A", "source"),
         )
-        request_id = send(client, name, {"n": 1})
-        [message] = sqs.receive_message(QueueUrl=url, WaitTimeSeconds=10)["Messages"]
-        assert json.loads(message["Body"])["requestContext"]["requestId"] == request_id
-        stranger = server.client("sqs", account="AK", secret="wrong")
-        fails("InvalidSignatureException", stranger.list_queues, None, 403)
-        out = cli("events", name, "--json", endpoint=server.endpoint, keys=("AK", "SK")).stdout
-        assert json.loads(out)["succeeded"] == 1
-        assert cli("events", name, endpoint=server.endpoint, keys=("AK", "no"), check=False).returncode != 0
+        lambda_.create_event_source_mapping(FunctionName=name, EventSourceArn=queue("B", "source"))
+        sqs.send_message(QueueUrl=urls["B", "source"], MessageBody="mine")
+
+        def told(text):
+            groups = of("B", "logs").filter_log_events(logGroupName=f"/aws/lambda/{name}", filterPattern=f'"{text}"')
+            return groups["events"]
+
+        wait_until(lambda: sum(stats_of(sqs, urls["B", "source"])) == 0, 30, "the message to be taken")
+        assert told("mine")
+        for key, arrives in (("A", False), ("B", True)):
+            lambda_.put_function_event_invoke_config(
+                FunctionName=name, DestinationConfig={"OnSuccess": {"Destination": queue(key, "ok")}}
+            )
+            request_id = send(lambda_, name)
+            found = of(key, "sqs").receive_message(QueueUrl=urls[key, "ok"], WaitTimeSeconds=10 if arrives else 3)
+            records = bodies(found.get("Messages", []))
+            assert [record["requestContext"]["requestId"] for record in records] == [request_id] * arrives
+        fails("InvalidSignatureException", server.client("sqs", account="AK", secret="BS").list_queues, None, 403)
+        fails("AccessDenied", sqs.receive_message, None, 403, QueueUrl=urls["A", "ok"])
+        fails("AWS.SimpleQueueService.NonExistentQueue", sqs.get_queue_url, None, 400, QueueName="ok", QueueOwnerAWSAccountId=accounts["A"])
+        out = cli("events", name, "--json", endpoint=server.endpoint, keys=("BK", "BS")).stdout
+        assert json.loads(out)["received"] == 2
+        for keys in (("AK", "AS"), ("BK", "no")):
+            assert cli("events", name, endpoint=server.endpoint, keys=keys, check=False).returncode != 0
 
 
-@pytest.mark.needs("mount")
+def stats_of(sqs, url):
+    """Messages of a queue that are visible, and in flight."""
+    names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+    return [int(n) for n in sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)["Attributes"].values()]
+
+
+def test_own_queues_need_no_certificate_that_anybody_trusts(function, tmp_path):
+    """As with HTTPS in general, the certificate may be for another name than the address that Emberbox listens on."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(cert)],
+        check=True, capture_output=True,
+    )
+    with running(config=f'[tls]\ncert = "{cert}"\nkey = "{key}"\n') as server:
+        server.endpoint = server.endpoint.replace("127.0.0.1", "localhost")
+        client, sqs = (
+            boto3.client(
+                service, endpoint_url=server.endpoint, region_name="us-east-1", verify=str(cert),
+                aws_access_key_id="000000000000", aws_secret_access_key="test",
+            )
+            for service in ("lambda", "sqs")
+        )
+        url = sqs.create_queue(QueueName="ok")["QueueUrl"]
+        name = function(NOTE, on=client)
+        client.put_function_event_invoke_config(
+            FunctionName=name, DestinationConfig={"OnSuccess": {"Destination": "arn:aws:sqs:us-east-1:000000000000:ok"}}
+        )
+        request_id = send(client, name)
+        [record] = bodies(sqs.receive_message(QueueUrl=url, WaitTimeSeconds=20)["Messages"])
+        assert record["requestContext"]["requestId"] == request_id
+
+
 def test_a_full_disk_costs_no_event_that_was_accepted(function, tmp_path):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", tmp_path], check=True)
     try:

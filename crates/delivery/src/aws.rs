@@ -40,17 +40,23 @@ impl Aws {
         }
     }
 
-    /// Sends to a queue. `trace` becomes the system attribute that the queue's consumer continues.
+    /// Sends to a queue, for a function of `account`. `trace` becomes the system attribute that the queue's consumer
+    /// continues.
     pub async fn send_message(
         &self,
+        account: &str,
         target: &Target,
         queue: &str,
         text: &Text<'_>,
         trace: Option<&str>,
     ) -> Result<(), Failure> {
         let call = call("sqs:SendMessage", &self.config.sqs, "events.sqs_endpoint");
-        let connection = self.connection(&call, &self.config.sqs, &target.region, &target.account)?;
-        let client = self.sqs.get(&connection, || clients::sqs(&connection));
+        let connection = match &self.config.sqs_client {
+            None => self.connection(&call, &self.config.sqs, &target.region, &target.account)?,
+            Some(_) => self.connected(&self.config.sqs, &target.region, Credentials::of_account(account)),
+        };
+        let http = self.config.sqs_client.as_ref();
+        let client = self.sqs.get(&connection, || clients::sqs(&connection, http));
         let queue = Queue { region: target.region.clone(), account: target.account.clone(), name: queue.to_owned() };
         if let Some(url) = self.queues.known(&queue) {
             match queues::send(&client, &url, text, trace).await {
@@ -148,7 +154,11 @@ impl Aws {
                 call.action, call.setting
             ))
         })?;
-        Ok(Connection {
+        Ok(self.connected(endpoint, region, credentials))
+    }
+
+    fn connected(&self, endpoint: &Endpoint, region: &str, credentials: Credentials) -> Connection {
+        Connection {
             url: endpoint.url.clone(),
             region: region.to_owned(),
             credentials,
@@ -156,7 +166,7 @@ impl Aws {
             call_timeout: self.config.call_timeout,
             // leaves time for a second try
             attempt_timeout: self.config.call_timeout.mul_f32(0.6).max(Duration::from_millis(1)),
-        })
+        }
     }
 }
 

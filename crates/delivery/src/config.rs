@@ -3,11 +3,16 @@
 use std::fmt;
 use std::time::Duration;
 
+use aws_sdk_sqs::config::SharedHttpClient;
+
 /// Settings of [`crate::Delivery`].
 #[derive(Clone, Debug)]
 pub struct DeliveryConfig {
     /// Of queues.
     pub sqs: Endpoint,
+    /// Takes the place of the network for queues, with a URL in `sqs` for the error messages. It is told the account of the
+    /// function as access key id, whatever credentials there are.
+    pub sqs_client: Option<SharedHttpClient>,
     /// Of topics.
     pub sns: Endpoint,
     /// Of event buses.
@@ -25,6 +30,7 @@ impl Default for DeliveryConfig {
     fn default() -> Self {
         Self {
             sqs: Endpoint::default(),
+            sqs_client: None,
             sns: Endpoint::default(),
             eventbridge: Endpoint::default(),
             s3: Endpoint::default(),
@@ -64,6 +70,11 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
+    /// For a server that checks no signatures, which takes the key for the account.
+    pub(crate) fn of_account(account: &str) -> Self {
+        Self { access_key: account.to_owned(), secret_key: "unchecked".to_owned(), session_token: None }
+    }
+
     /// Those in the environment.
     pub(crate) fn from_env() -> Option<Self> {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
@@ -84,13 +95,7 @@ impl Endpoint {
     /// Its own credentials, else `environment`, else for a server of one's own the account; see
     /// [`Endpoint::credentials`].
     pub(crate) fn credentials_for(&self, account: &str, environment: Option<&Credentials>) -> Option<Credentials> {
-        let by_account = || {
-            self.url.as_ref().map(|_| Credentials {
-                access_key: account.to_owned(),
-                secret_key: "unchecked".to_owned(),
-                session_token: None,
-            })
-        };
+        let by_account = || self.url.as_ref().map(|_| Credentials::of_account(account));
         self.credentials.as_ref().or(environment).cloned().or_else(by_account)
     }
 }

@@ -56,7 +56,10 @@ impl Delivery {
             (Service::Sqs(name) | Service::Sns(name), _) if name.ends_with(".fifo") => Err(Failure::refused(
                 "Lambda sends to standard queues and topics only, and this one is FIFO; configure a standard one",
             )),
-            (Service::Sqs(queue), _) => self.aws.send_message(target, queue, &message::text(message), trace).await,
+            (Service::Sqs(queue), _) => {
+                let account = event.account().as_str();
+                self.aws.send_message(account, target, queue, &message::text(message), trace).await
+            }
             (Service::Sns(_), _) => self.aws.publish(target, &message::text(message), trace).await,
             (_, Message::DeadLetter { .. }) => Err(Failure::refused(
                 "a dead letter goes to an SQS queue or SNS topic; correct DeadLetterConfig, or use OnFailure for this target",

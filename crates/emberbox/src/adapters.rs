@@ -17,4 +17,4 @@ pub use functions::Functions;
 pub use logs::Logs;
 pub use packages::Code;
 pub use runtimes::{Catalog, Logged};
-pub use sqs::Sqs;
+pub use sqs::{OwnQueues, Sqs};

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use domain::{Clock, SystemClock, VersionKey, WorkerManager};
 use event_sources::EventSources;
 use events::Asynchronous;
@@ -129,10 +130,12 @@ impl Emberbox {
             sync_path: sync_path.clone(),
             clock: Arc::clone(&clock),
         };
-        let delivery = settings::delivery(&config, &endpoint);
+        let client = SharedHttpClient::new(adapters::OwnQueues(queues.clone()));
+        let own_queues = settings::OwnQueues { endpoint: endpoint.clone(), client };
+        let delivery = settings::delivery(&config, &own_queues);
         let asynchronous =
             Asynchronous::start(&config, dir, &control_plane, direct.clone(), delivery, &mut registry).await?;
-        let sources = settings::queues(&config, &endpoint);
+        let sources = settings::queues(&config, &own_queues);
         let event_sources = EventSources::start(sources, &control_plane, direct, &mut registry);
 
         let deps = frontend::Deps {

@@ -10,7 +10,7 @@
 //!
 //! # For the process that wires the parts
 //! ```ignore
-//! let queues = Arc::new(SqsQueues::new(SqsConfig { endpoint, credentials }));
+//! let queues = Arc::new(SqsQueues::new(SqsConfig { endpoint, credentials, http_client: None }));
 //! let service = Arc::new(Service::new(Config::default(), queues, mappings, invoker, clock, metrics));
 //! tokio::spawn({ let service = service.clone(); async move { service.run().await } });
 //! …

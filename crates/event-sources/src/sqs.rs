@@ -9,7 +9,7 @@ use aws_credential_types::Credentials;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
-use aws_sdk_sqs::config::{BehaviorVersion, Region};
+use aws_sdk_sqs::config::{BehaviorVersion, Region, SharedHttpClient};
 use aws_sdk_sqs::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::types::{
     ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, MessageSystemAttributeName,
@@ -39,6 +39,9 @@ pub struct SqsConfig {
     /// there are none either, an `endpoint` gets the queue's account as access key id, which is how servers that check no
     /// signatures tell accounts apart.
     pub credentials: Option<SqsCredentials>,
+    /// Takes the place of the network, with an `endpoint` for the error messages. It is told the queue's account as access
+    /// key id, whatever credentials there are.
+    pub http_client: Option<SharedHttpClient>,
 }
 
 /// An access key.
@@ -78,7 +81,8 @@ impl SqsConfig {
                 session_token: None,
             })
         };
-        self.credentials.clone().or_else(by_account)
+        let given = self.credentials.clone().filter(|_| self.http_client.is_none());
+        given.or_else(by_account)
     }
 }
 
@@ -127,6 +131,7 @@ impl SqsQueues {
             // The pollers back off by themselves, and say why.
             .retry_config(RetryConfig::disabled());
         config.set_endpoint_url(self.config.endpoint.clone());
+        config.set_http_client(self.config.http_client.clone());
         Client::from_conf(config.build())
     }
 
@@ -285,7 +290,7 @@ mod tests {
     async fn an_endpoint_that_says_nothing_is_given_up() {
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = Some(format!("http://{}", silent.local_addr().unwrap()));
-        let queues = SqsQueues::new(SqsConfig { endpoint, credentials: None });
+        let queues = SqsQueues::new(SqsConfig { endpoint, ..SqsConfig::default() });
         let start = tokio::time::Instant::now();
         let error = queues.receive(&queue(), 10, Duration::from_secs(20)).await.unwrap_err();
         assert!(start.elapsed() <= Duration::from_secs(31), "{:?}", start.elapsed());
@@ -294,7 +299,7 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_listens() {
-        let queues = SqsQueues::new(SqsConfig { endpoint: Some("http://127.0.0.1:1".into()), credentials: None });
+        let queues = SqsQueues::new(SqsConfig { endpoint: Some("http://127.0.0.1:1".into()), ..SqsConfig::default() });
         let error = queues.visibility_timeout(&queue()).await.unwrap_err().to_string();
         assert!(error.starts_with("Error occurred while ReceiveMessage from arn:aws:sqs:"), "{error}");
         assert!(error.contains("Connection refused"), "{error}");

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use domain::{EventSourceMapping, FunctionArn, FunctionRef, QueueArn};
+use domain::{AccountId, EventSourceMapping, FunctionArn, FunctionRef, QueueArn};
 use lambda_api::ApiError;
 use lambda_api::types::{
     CreateEventSourceMappingRequest, DeleteEventSourceMappingRequest, EventSourceMappingConfiguration,
@@ -32,12 +32,12 @@ pub(super) const EVENT_SOURCE: &str = "event-source-mapping";
 /// Looks at a queue before a mapping to it is accepted.
 #[async_trait]
 pub trait EventSourceCheck: Send + Sync + 'static {
-    /// The queue's visibility timeout.
+    /// The queue's visibility timeout, for a function of `account`.
     ///
     /// # Errors
     /// It cannot be read from; the text goes to the caller, e.g. `Error occurred while ReceiveMessage. SQS Error Code:
     /// AWS.SimpleQueueService.NonExistentQueue. SQS Error Message: The specified queue does not exist.`
-    async fn visibility_timeout(&self, queue: &QueueArn) -> Result<Duration, String>;
+    async fn visibility_timeout(&self, account: &AccountId, queue: &QueueArn) -> Result<Duration, String>;
 }
 
 /// All mappings, as the store has them.
@@ -215,7 +215,7 @@ impl Inner {
     async fn check_source(&self, mapping: &EventSourceRecord) -> Result<(), ApiError> {
         let Some(check) = self.event_sources.check.get() else { return Ok(()) };
         let Source::Sqs { queue, .. } = &mapping.source;
-        let visibility = check.visibility_timeout(queue).await.map_err(invalid)?;
+        let visibility = check.visibility_timeout(&mapping.function.account, queue).await.map_err(invalid)?;
         let entry = self.catalog.function(&function_key(&mapping.function)).ok_or_else(no_function)?;
         let version = entry.function.version(mapping.qualifier.as_deref()).map_err(|_| no_function())?;
         check_visibility(visibility, version.settings.timeout)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use control_plane::EventSourceCheck;
-use domain::{EventSource, QueueArn};
+use domain::{AccountId, EventSource, QueueArn};
 use lambda_api::ErrorCode::*;
 use lambda_api::types::*;
 use serde_json::json as j;
@@ -200,7 +200,7 @@ struct Check;
 
 #[async_trait]
 impl EventSourceCheck for Check {
-    async fn visibility_timeout(&self, queue: &QueueArn) -> Result<Duration, String> {
+    async fn visibility_timeout(&self, _: &AccountId, queue: &QueueArn) -> Result<Duration, String> {
         match queue.name.as_str() {
             "gone" => Err(NO_QUEUE.into()),
             "short" => Ok(Duration::from_secs(2)),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
-use aws_sdk_sqs::config::{BehaviorVersion, Region};
+use aws_sdk_sqs::config::{BehaviorVersion, Region, SharedHttpClient};
 use parking_lot::Mutex;
 
 use crate::config::Credentials;
@@ -67,7 +67,7 @@ impl<C: Clone> PerRegion<C> {
 
 /// The SDK's crates have a builder each, of the same shape.
 macro_rules! client {
-    ($sdk:ident, $connection:expr) => {{
+    ($sdk:ident, $connection:expr, $http:expr) => {{
         let mut config = $sdk::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new($connection.region.clone()))
@@ -75,18 +75,20 @@ macro_rules! client {
             .timeout_config($connection.timeouts())
             .retry_config(Connection::retries());
         config.set_endpoint_url($connection.url.clone());
+        config.set_http_client($http);
         $sdk::Client::from_conf(config.build())
     }};
 }
 
-pub(super) fn sqs(connection: &Connection) -> aws_sdk_sqs::Client {
-    client!(aws_sdk_sqs, connection)
+/// `http` takes the place of the network.
+pub(super) fn sqs(connection: &Connection, http: Option<&SharedHttpClient>) -> aws_sdk_sqs::Client {
+    client!(aws_sdk_sqs, connection, http.cloned())
 }
 
 pub(super) fn sns(connection: &Connection) -> aws_sdk_sns::Client {
-    client!(aws_sdk_sns, connection)
+    client!(aws_sdk_sns, connection, None)
 }
 
 pub(super) fn eventbridge(connection: &Connection) -> aws_sdk_eventbridge::Client {
-    client!(aws_sdk_eventbridge, connection)
+    client!(aws_sdk_eventbridge, connection, None)
 }

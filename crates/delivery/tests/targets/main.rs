@@ -44,6 +44,7 @@ fn delivery(url: &str, functions: &Arc<Functions>) -> Delivery {
     let endpoint = || Endpoint::at(url);
     let config = DeliveryConfig {
         sqs: endpoint(),
+        sqs_client: None,
         sns: endpoint(),
         eventbridge: endpoint(),
         s3: endpoint(),

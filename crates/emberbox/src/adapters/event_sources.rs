@@ -1,13 +1,17 @@
 //! Event source mappings: what their pollers need from the control plane and the synchronous path, and what the control
 //! plane needs from the queues.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::event_sources::{InvokeError, QueueSource, SqsQueues};
 use async_trait::async_trait;
 use bytes::Bytes;
 use control_plane::ControlPlane;
-use domain::{AssignRequest, EventSourceMapping, InvokeRequest, LogType, QueueArn, RequestId, Step, Timeline, lineage};
+use domain::{
+    AccountId, AssignRequest, EventSource, EventSourceMapping, InvokeRequest, LogType, QueueArn, RequestId, Step,
+    Timeline, lineage,
+};
 use frontend::sync_path::Invocation;
 use lambda_api::ErrorCode;
 use tokio::sync::watch;
@@ -15,30 +19,53 @@ use uuid::Uuid;
 
 use super::Direct;
 
+/// What a mapping to another account's queue is told, as if there were no such queue.
+const NO_QUEUE: &str = "Error occurred while ReceiveMessage. SQS Error Code: AWS.SimpleQueueService.NonExistentQueue. SQS \
+                        Error Message: The specified queue does not exist.";
+
 /// The control plane, for the pollers of event sources.
-pub struct Mappings(pub ControlPlane);
+pub struct Mappings {
+    /// Has the mappings.
+    pub control_plane: ControlPlane,
+    /// The queues are Emberbox's own, which no account shares with another.
+    pub own_queues: bool,
+}
 
 impl ::event_sources::Mappings for Mappings {
     fn served(&self) -> Vec<EventSourceMapping> {
-        self.0.served_event_sources()
+        let mut served = self.control_plane.served_event_sources();
+        // One may have been made while the queues were elsewhere.
+        served.retain(|mapping| {
+            let EventSource::Sqs { queue, .. } = &mapping.source else { return true };
+            !self.own_queues || queue.account == mapping.function.account
+        });
+        served
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
-        self.0.event_source_changes()
+        self.control_plane.event_source_changes()
     }
 
     fn report(&self, uuid: &str, problem: Option<String>) {
-        self.0.report_event_source(uuid, problem);
+        self.control_plane.report_event_source(uuid, problem);
     }
 }
 
 /// The queues, for the control plane.
-pub struct Queues(pub std::sync::Arc<SqsQueues>);
+pub struct Queues {
+    /// Where they are.
+    pub queues: Arc<SqsQueues>,
+    /// They are Emberbox's own, which no account shares with another.
+    pub own: bool,
+}
 
 #[async_trait]
 impl control_plane::EventSourceCheck for Queues {
-    async fn visibility_timeout(&self, queue: &QueueArn) -> Result<Duration, String> {
-        self.0.visibility_timeout(queue).await.map_err(|error| error.to_string())
+    async fn visibility_timeout(&self, account: &AccountId, queue: &QueueArn) -> Result<Duration, String> {
+        if self.own && queue.account != *account {
+            return Err(NO_QUEUE.to_owned());
+        }
+        self.queues.visibility_timeout(queue).await.map_err(|error| error.to_string())
     }
 }
 

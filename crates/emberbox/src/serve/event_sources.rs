@@ -19,13 +19,14 @@ pub struct EventSources {
 impl EventSources {
     /// Serves the mappings that there are, and follows their changes.
     pub fn start(queues: SqsConfig, control_plane: &ControlPlane, direct: Direct, registry: &mut Registry) -> Self {
+        let own = queues.http_client.is_some();
         let queues = Arc::new(SqsQueues::new(queues));
-        control_plane.check_event_sources_with(Arc::new(Queues(Arc::clone(&queues))));
+        control_plane.check_event_sources_with(Arc::new(Queues { queues: Arc::clone(&queues), own }));
         let clock = Arc::clone(&direct.clock);
         let service = Arc::new(Service::new(
             event_sources::Config::default(),
             queues,
-            Arc::new(Mappings(control_plane.clone())),
+            Arc::new(Mappings { control_plane: control_plane.clone(), own_queues: own }),
             Arc::new(SourceInvoker(direct)),
             clock,
             Metrics::register(registry),

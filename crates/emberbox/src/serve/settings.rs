@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use domain::WorkerId;
 use frontend::CodeUrlKey;
 use sandbox::process::{Egress, Network, ProcessConfig};
@@ -101,16 +102,25 @@ pub fn pollers(config: &Config) -> pollers::Config {
     pollers::Config { in_flight: concurrency, per_function: concurrency, ..pollers::Config::default() }
 }
 
-/// For event source mappings. `own`: where Emberbox itself listens.
-pub fn queues(config: &Config, own: &str) -> event_sources::SqsConfig {
-    let (endpoint, credentials) = sqs(config, own);
+/// Emberbox's own queues, which are used unless there are others.
+pub struct OwnQueues {
+    /// As clients know it.
+    pub endpoint: String,
+    /// The way to them.
+    pub client: SharedHttpClient,
+}
+
+/// For event source mappings.
+pub fn queues(config: &Config, own: &OwnQueues) -> event_sources::SqsConfig {
+    let (endpoint, http_client) = sqs(config, own);
     event_sources::SqsConfig {
         endpoint,
-        credentials: credentials.map(|given| event_sources::SqsCredentials {
-            access_key_id: given.access_key_id,
-            secret_access_key: given.secret_access_key,
-            session_token: given.session_token,
+        credentials: config.events.credentials.as_ref().map(|given| event_sources::SqsCredentials {
+            access_key_id: given.access_key_id.clone(),
+            secret_access_key: given.secret_access_key.clone(),
+            session_token: given.session_token.clone(),
         }),
+        http_client,
     }
 }
 
@@ -144,25 +154,17 @@ pub fn event_queue(config: &Config) -> aws_sdk_sqs::Config {
     sdk.build()
 }
 
-/// Where SQS is (AWS's own where there is no URL), and what to sign with.
-fn sqs(config: &Config, own: &str) -> (Option<String>, Option<FunctionCredentials>) {
-    let events = &config.events;
-    match events.sqs_endpoint.as_deref() {
-        Some("aws") => (None, events.credentials.clone()),
-        Some(url) => (Some(url.to_owned()), events.credentials.clone()),
-        None => {
-            let first = config.credentials.first().map(|first| FunctionCredentials {
-                access_key_id: first.access_key_id.clone(),
-                secret_access_key: first.secret_access_key.clone(),
-                session_token: None,
-            });
-            (Some(own.to_owned()), first)
-        }
+/// Where SQS is (AWS's own where there is no URL), and the way there if it is not the network.
+fn sqs(config: &Config, own: &OwnQueues) -> (Option<String>, Option<SharedHttpClient>) {
+    match config.events.sqs_endpoint.as_deref() {
+        Some("aws") => (None, None),
+        Some(url) => (Some(url.to_owned()), None),
+        None => (Some(own.endpoint.clone()), Some(own.client.clone())),
     }
 }
 
-/// For the delivery of records and dead letters. `own`: where Emberbox itself listens.
-pub fn delivery(config: &Config, own: &str) -> delivery::DeliveryConfig {
+/// For the delivery of records and dead letters.
+pub fn delivery(config: &Config, own: &OwnQueues) -> delivery::DeliveryConfig {
     let events = &config.events;
     let credentials = |given: &FunctionCredentials| delivery::Credentials {
         access_key: given.access_key_id.clone(),
@@ -173,7 +175,7 @@ pub fn delivery(config: &Config, own: &str) -> delivery::DeliveryConfig {
         url: url.clone(),
         credentials: events.credentials.as_ref().map(credentials),
     };
-    let (sqs_url, sqs_credentials) = sqs(config, own);
+    let (sqs_url, sqs_client) = sqs(config, own);
     let s3 = match (&events.s3_endpoint, &config.s3) {
         (None, Some(s3)) => delivery::Endpoint {
             url: Some(s3.endpoint.clone()),
@@ -186,7 +188,8 @@ pub fn delivery(config: &Config, own: &str) -> delivery::DeliveryConfig {
         (url, _) => endpoint(url),
     };
     delivery::DeliveryConfig {
-        sqs: delivery::Endpoint { url: sqs_url, credentials: sqs_credentials.as_ref().map(credentials) },
+        sqs: endpoint(&sqs_url),
+        sqs_client,
         sns: endpoint(&events.sns_endpoint),
         eventbridge: endpoint(&events.eventbridge_endpoint),
         s3,
@@ -264,16 +267,26 @@ mod tests {
         assert!(code_url_key(&path).unwrap_err().to_string().contains("remove it"));
     }
 
-    #[test]
-    fn queues_are_our_own_unless_it_is_said_where() {
+    #[tokio::test]
+    async fn queues_are_our_own_unless_it_is_said_where() {
+        let dir = tempfile::tempdir().unwrap();
+        let service =
+            sqs::SqsService::open(dir.path().join("queues.db"), Arc::new(domain::SystemClock::default())).await;
         let own = "http://127.0.0.1:4566";
-        let mut config = Config::default();
-        assert_eq!(queues(&config, own).endpoint.as_deref(), Some(own));
-        assert_eq!(delivery(&config, own).sqs, delivery::Endpoint::at(own));
-        config.events.sqs_endpoint = Some("http://127.0.0.1:9324".into());
-        assert_eq!(queues(&config, own).endpoint.as_deref(), Some("http://127.0.0.1:9324"));
-        config.events.sqs_endpoint = Some("aws".into());
-        assert_eq!(delivery(&config, own).sqs, delivery::Endpoint::default());
+        let client = SharedHttpClient::new(crate::adapters::OwnQueues(service.unwrap()));
+        let own_queues = OwnQueues { endpoint: own.to_owned(), client };
+        let seen = |sqs_endpoint: Option<&str>| {
+            let mut config = Config::default();
+            config.events.sqs_endpoint = sqs_endpoint.map(str::to_owned);
+            let (queues, delivery) = (queues(&config, &own_queues), delivery(&config, &own_queues));
+            assert_eq!(queues.endpoint, delivery.sqs.url);
+            assert_eq!(queues.http_client.is_some(), delivery.sqs_client.is_some());
+            (queues.endpoint, queues.http_client.is_some())
+        };
+        assert_eq!(seen(None), (Some(own.to_owned()), true));
+        let other = "http://127.0.0.1:9324";
+        assert_eq!(seen(Some(other)), (Some(other.to_owned()), false));
+        assert_eq!(seen(Some("aws")), (None, false));
     }
 
     #[test]

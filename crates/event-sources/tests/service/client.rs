@@ -32,7 +32,7 @@ pub async fn create_queue(sqs: &aws_sdk_sqs::Client, name: &str, seconds: u32) -
 }
 
 pub fn queues(url: &str) -> Arc<SqsQueues> {
-    Arc::new(SqsQueues::new(SqsConfig { endpoint: Some(url.to_owned()), credentials: None }))
+    Arc::new(SqsQueues::new(SqsConfig { endpoint: Some(url.to_owned()), ..SqsConfig::default() }))
 }
 
 /// The service with these queues; returns what it works with.
