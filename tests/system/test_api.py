@@ -286,16 +286,64 @@ def test_what_is_not_built_says_so(client, function):
     for call, kwargs in (
         (client.publish_layer_version, {"LayerName": "l", "Content": {"ZipFile": b"x"}}),
         (client.create_function_url_config, {"FunctionName": name, "AuthType": "NONE"}),
-        (client.list_event_source_mappings, {}),
     ):
         with pytest.raises(botocore.exceptions.ClientError) as caught:
             call(**kwargs)
         response = caught.value.response
         assert response["ResponseMetadata"]["HTTPStatusCode"] == 501, response
         assert caught.value.operation_name in response["Error"]["Message"]
-    with pytest.raises(botocore.exceptions.ClientError) as caught:
-        client.invoke(FunctionName=name, InvocationType="Event")
-    assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 501
+
+
+def test_event_invoke_config_has_the_recorded_shape(client, function):
+    """recorded: test_lambda_eventinvokeconfig_lifecycle, test_ops_on_nonexisting_version"""
+    name = function(ECHO)
+    base = {"DestinationConfig", "FunctionArn", "LastModified"}
+    put = client.put_function_event_invoke_config(FunctionName=name, MaximumRetryAttempts=0)
+    assert members(put) == base | {"MaximumRetryAttempts"} and put["FunctionArn"] == arn(name, "$LATEST")
+    assert put["DestinationConfig"] == {"OnSuccess": {}, "OnFailure": {}}
+    put = client.put_function_event_invoke_config(FunctionName=name, MaximumEventAgeInSeconds=60)
+    assert members(put) == base | {"MaximumEventAgeInSeconds"}, "it replaces"
+    updated = client.update_function_event_invoke_config(FunctionName=name, MaximumRetryAttempts=1)
+    assert members(updated) == base | {"MaximumEventAgeInSeconds", "MaximumRetryAttempts"}, "it merges"
+    for kwargs in ({}, {"Qualifier": "$LATEST"}):
+        got = client.get_function_event_invoke_config(FunctionName=name, **kwargs)
+        assert got["MaximumEventAgeInSeconds"] == 60 and got["LastModified"] == updated["LastModified"]
+    assert len(client.list_function_event_invoke_configs(FunctionName=name)["FunctionEventInvokeConfigs"]) == 1
+    for missing in ("1221", "nope"):
+        fails(
+            "ResourceNotFoundException", client.get_function_event_invoke_config,
+            f"The function {arn(name, missing)} doesn't have an EventInvokeConfig", 404,
+            FunctionName=name, Qualifier=missing,
+        )
+    fails(
+        "InvalidParameterValueException", client.put_function_event_invoke_config,
+        "You must specify at least one of error handling or destination setting.", 400, FunctionName=name,
+    )
+    deleted = client.delete_function_event_invoke_config(FunctionName=name)
+    assert deleted["ResponseMetadata"]["HTTPStatusCode"] == 204
+    assert client.list_function_event_invoke_configs(FunctionName=name)["FunctionEventInvokeConfigs"] == []
+
+
+def test_recursion_config(client, function):
+    name = function(ECHO)
+    assert client.get_function_recursion_config(FunctionName=name)["RecursiveLoop"] == "Terminate"
+    assert client.put_function_recursion_config(FunctionName=name, RecursiveLoop="Allow")["RecursiveLoop"] == "Allow"
+    assert client.get_function_recursion_config(FunctionName=name)["RecursiveLoop"] == "Allow"
+    # recorded: test_put_function_recursion_config_invalid_value
+    fails(
+        "ValidationException", client.put_function_recursion_config,
+        "1 validation error detected: Value 'InvalidValue' at 'recursiveLoop' failed to satisfy constraint: Member must "
+        "satisfy enum value set: [Terminate, Allow]", 400, FunctionName=name, RecursiveLoop="InvalidValue",
+    )
+
+
+def test_dead_letter_config(client, function):
+    queue = f"arn:aws:sqs:us-east-1:{ACCOUNT}:dead"
+    name = function(ECHO, DeadLetterConfig={"TargetArn": queue})
+    assert client.get_function_configuration(FunctionName=name)["DeadLetterConfig"] == {"TargetArn": queue}
+    client.update_function_configuration(FunctionName=name, DeadLetterConfig={"TargetArn": ""})
+    wait_active(client, name)
+    assert "DeadLetterConfig" not in client.get_function_configuration(FunctionName=name)
 
 
 def test_delete_version(client, function):

@@ -11,8 +11,10 @@ import pytest
 from conftest import BINARY, REPO, invoke, wait_until
 
 
-def cli(*args, endpoint=None, check=True, input=None):
+def cli(*args, endpoint=None, check=True, input=None, keys=None):
     env = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
+    if keys:
+        env["AWS_ACCESS_KEY_ID"], env["AWS_SECRET_ACCESS_KEY"] = keys
     if endpoint:
         env["AWS_ENDPOINT_URL_LAMBDA"] = endpoint
     out = subprocess.run([str(BINARY), *map(str, args)], capture_output=True, text=True, env=env, input=input, timeout=300)

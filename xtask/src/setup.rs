@@ -68,7 +68,7 @@ pub fn python_environment(root: &Path, requirements: &Path) -> Result<PathBuf> {
     if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
         return Ok(venv.join("bin"));
     }
-    println!("Installing the tests' clients (boto3, AWS CLI, pytest) into {}", venv.display());
+    println!("Installing the tests' clients and servers (boto3, AWS CLI, pytest, moto) into {}", venv.display());
     run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
     run(Command::new(venv.join("bin/python"))
         .args(["-m", "pip", "install", "-q", "--disable-pip-version-check", "-r"])

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: set-up and every test, in the order in which failures are cheapest to find.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -26,6 +26,7 @@ pub struct Args {
 pub fn main(root: &Path, args: &Args) -> Result<()> {
     let mut steps = Steps::default();
     steps.run("set-up: Debian packages", setup::debian_packages)?;
+    steps.run("set-up: third parties' clients and servers", || python(root).map(drop))?;
     if !args.system {
         steps.run("formatting", || run(cargo(root).args(["fmt", "--all", "--check"])))?;
         steps.run("wire model is the one that the generator makes", || crate::codegen::check(root))?;
@@ -41,11 +42,16 @@ pub fn main(root: &Path, args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// What the whole-system suite runs in, and has the servers that some crates' tests want.
+fn python(root: &Path) -> Result<PathBuf> {
+    setup::python_environment(root, &root.join("tests/system/requirements.txt"))
+}
+
 fn system(root: &Path, filter: Option<&str>) -> Result<()> {
     run(cargo(root).args(["build", "--quiet", "-p", "emberbox"]))?;
     build_examples(root)?;
-    let bin = setup::python_environment(root, &root.join("tests/system/requirements.txt"))?;
     setup::node_packages(root, &root.join("tests/system/package.json"))?;
+    let bin = python(root)?;
     let emberbox = root.join("target/debug/emberbox");
     // Installed once and shared by the suite's servers: each would need a minute to install its own.
     for runtime in installable(&emberbox, &root.join("target/system"))? {

@@ -37,7 +37,8 @@ pub struct Emberbox {
 impl Emberbox {
     /// Starts it with an empty data directory that shares the installed runtimes.
     pub async fn start(setup: &Setup) -> Result<Self> {
-        let data = TempDir::with_prefix("emberbox-bench-").context("make a data directory")?;
+        // Where files outlive a reboot: what is below /tmp may be memory, which would flatter the event queue.
+        let data = TempDir::with_prefix_in("emberbox-bench-", "/var/tmp").context("make a data directory")?;
         for shared in ["runtimes", "roots"] {
             let installed = std::path::absolute(setup.runtimes.join(shared))?;
             fs::create_dir_all(&installed).with_context(|| format!("make {}", installed.display()))?;
@@ -86,9 +87,29 @@ impl Emberbox {
 
     /// Changes the function's environment, so that its next invocation needs a new sandbox.
     pub async fn force_cold(&mut self, name: &str, number: u32) -> Result<()> {
-        let request = json!({ "Environment": { "Variables": { "NUMBER": number.to_string() } } });
-        self.call(Method::PUT, &format!("/2015-03-31/functions/{name}/configuration"), Some(request)).await?;
+        self.configure(name, json!({ "Environment": { "Variables": { "NUMBER": number.to_string() } } })).await
+    }
+
+    /// Changes some of the function's configuration, as UpdateFunctionConfiguration takes it.
+    pub async fn configure(&mut self, name: &str, settings: Value) -> Result<()> {
+        self.call(Method::PUT, &format!("/2015-03-31/functions/{name}/configuration"), Some(settings)).await?;
         self.wait_ready(name).await
+    }
+
+    /// Sandboxes that the function may have at most.
+    pub async fn reserve_concurrency(&mut self, name: &str, sandboxes: usize) -> Result<()> {
+        let request = json!({ "ReservedConcurrentExecutions": sandboxes });
+        self.call(Method::PUT, &format!("/2017-10-31/functions/{name}/concurrency"), Some(request)).await.map(drop)
+    }
+
+    /// How the function's events are doing: `depth`, `inFlight`, `succeeded`, …
+    pub async fn events(&mut self, name: &str) -> Result<Value> {
+        self.call(Method::GET, &format!("/_emberbox/events/{name}"), None).await
+    }
+
+    /// What is known of an event that was accepted with `X-Emberbox-Timeline`: `attempts`, `timeline`.
+    pub async fn event(&mut self, name: &str, request_id: &str) -> Result<Value> {
+        self.call(Method::GET, &format!("/_emberbox/events/{name}/{request_id}"), None).await
     }
 
     async fn wait_ready(&mut self, name: &str) -> Result<()> {
@@ -116,6 +137,11 @@ impl Emberbox {
         serde_json::from_slice(&body).with_context(|| format!("{method} {path}: no JSON: {text}"))
     }
 
+    /// Its data directory.
+    pub fn data(&self) -> &Path {
+        self.data.path()
+    }
+
     /// The server's process.
     pub fn pid(&self) -> u32 {
         self.server.id()
@@ -141,6 +167,11 @@ impl Package {
         let program = fs::read(bootstrap)
             .with_context(|| format!("read {}; `cargo xtask bench` builds it", bootstrap.display()))?;
         Self::new("provided.al2023", "bootstrap", "bootstrap", &program)
+    }
+
+    /// This program, which is a function too: see [`crate::function`].
+    pub fn own() -> Result<Self> {
+        Self::rust(&std::env::current_exe().context("find this program")?)
     }
 
     /// The Python echo function.

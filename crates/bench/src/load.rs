@@ -16,13 +16,22 @@ use tokio::net::TcpStream;
 /// An answer that takes longer than this is an error.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Where requests go. Every answer must be the event itself.
+/// Where requests go. Every answer must be the event itself, or 202 for one that is only accepted.
 #[derive(Clone, Debug)]
 pub struct Target {
     /// Loopback.
     pub address: SocketAddr,
     /// Path of the POST.
     pub path: String,
+}
+
+/// How the function is invoked.
+#[derive(Clone, Copy)]
+pub enum Kind {
+    /// The answer is the function's.
+    RequestResponse,
+    /// The answer says that the event is kept.
+    Event,
 }
 
 /// The event that every echo function is sent: small, so that the path and not the copy is measured.
@@ -105,18 +114,45 @@ impl Connection {
 
     /// One request, and its whole answer.
     pub async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<(http::response::Parts, Bytes)> {
+        let exchange = self.exchange(method, path, &[], body);
+        tokio::time::timeout(PATIENCE, exchange).await.with_context(|| format!("{path} took over {PATIENCE:?}"))?
+    }
+
+    /// As [`Connection::send`], with headers, and however long the answer takes.
+    pub async fn exchange(
+        &mut self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<(http::response::Parts, Bytes)> {
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, &self.host)
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body))?;
-        let exchange = async {
-            self.sender.ready().await?;
-            let (parts, body) = self.sender.send_request(request).await?.into_parts();
-            anyhow::Ok((parts, body.collect().await?.to_bytes()))
-        };
-        tokio::time::timeout(PATIENCE, exchange).await.with_context(|| format!("{path} took over {PATIENCE:?}"))?
+            .header(header::CONTENT_TYPE, "application/json");
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        self.sender.ready().await?;
+        let (parts, body) = self.sender.send_request(request.body(Full::new(body))?).await?.into_parts();
+        Ok((parts, body.collect().await?.to_bytes()))
+    }
+
+    /// Sends the event; the answer must be what this kind of invocation has.
+    pub async fn invoke(&mut self, path: &str, kind: Kind) -> Result<()> {
+        match kind {
+            Kind::RequestResponse => self.echo(path).await,
+            Kind::Event => self.accept(path, Bytes::from_static(EVENT.as_bytes()), &[]).await.map(drop),
+        }
+    }
+
+    /// Sends an event for later; its request id.
+    pub async fn accept(&mut self, path: &str, event: Bytes, headers: &[(&str, &str)]) -> Result<String> {
+        let headers = [&[("X-Amz-Invocation-Type", "Event")], headers].concat();
+        let exchange = self.exchange(Method::POST, path, &headers, event);
+        let (parts, body) = tokio::time::timeout(PATIENCE, exchange).await.context("no 202 in time")??;
+        ensure!(parts.status == StatusCode::ACCEPTED, "{}: {}", parts.status, String::from_utf8_lossy(&body));
+        let id = parts.headers.get("x-amzn-RequestId").context("the answer has no request id")?;
+        Ok(id.to_str()?.to_owned())
     }
 
     /// Sends the event; the answer must be the event.
@@ -135,8 +171,13 @@ fn same_json(body: &[u8]) -> bool {
             .is_ok_and(|v| v == serde_json::from_str::<serde_json::Value>(EVENT).expect("it is JSON"))
 }
 
-/// `connections` clients at once.
+/// `connections` clients at once that wait for the function.
 pub async fn closed_loop(target: &Target, connections: usize, until: Until) -> Result<Outcome> {
+    closed_loop_of(Kind::RequestResponse, target, connections, until).await
+}
+
+/// `connections` clients at once.
+pub async fn closed_loop_of(kind: Kind, target: &Target, connections: usize, until: Until) -> Result<Outcome> {
     let clients = try_join_all((0..connections).map(|_| Connection::open(target.address))).await?;
     let each = until.requests.div_ceil(connections as u64);
     let started = Instant::now();
@@ -147,7 +188,7 @@ pub async fn closed_loop(target: &Target, connections: usize, until: Until) -> R
             if sent - started >= until.time {
                 break;
             }
-            match connection.echo(&target.path).await {
+            match connection.invoke(&target.path, kind).await {
                 Ok(()) => outcome.latencies.saturating_record(sent.elapsed().as_nanos() as u64),
                 Err(error) => {
                     outcome.errors += 1;
@@ -155,6 +196,29 @@ pub async fn closed_loop(target: &Target, connections: usize, until: Until) -> R
                     connection = Connection::open(target.address).await?;
                 }
             }
+        }
+        anyhow::Ok(outcome)
+    });
+    let mut all = Outcome::default();
+    for outcome in try_join_all(clients).await? {
+        all.add(outcome);
+    }
+    all.busy = started.elapsed();
+    Ok(all)
+}
+
+/// Events that are sent at an even rate, by turns over `connections`. A latency counts from when the event was to be
+/// sent: that the one before it was late is no excuse.
+pub async fn events_at_rate(target: &Target, connections: usize, rate: f64, events: u64) -> Result<Outcome> {
+    let clients = try_join_all((0..connections).map(|_| Connection::open(target.address))).await?;
+    let started = Instant::now();
+    let clients = clients.into_iter().zip(0_u64..).map(|(mut connection, first)| async move {
+        let mut outcome = Outcome::default();
+        for number in (first..events).step_by(connections) {
+            let due = started + Duration::from_secs_f64(number as f64 / rate);
+            tokio::time::sleep_until(due.into()).await;
+            connection.invoke(&target.path, Kind::Event).await?;
+            outcome.latencies.saturating_record(due.elapsed().as_nanos() as u64);
         }
         anyhow::Ok(outcome)
     });

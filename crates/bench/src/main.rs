@@ -4,7 +4,8 @@
 //! * [`bare`]: the reference server, which hands each request to a runtime process with nothing between.
 //! * [`rie`]: AWS's Runtime Interface Emulator.
 //! * [`emberbox`]: the server under test, through its public API.
-//! * [`warm`], [`throughput`], [`cold`], [`density`]: what is measured, and what is promised of it.
+//! * [`function`]: an echo that can be told to wait.
+//! * [`warm`], [`throughput`], [`cold`], [`density`], [`events`]: what is measured, and what is promised of it.
 //!
 //! `cargo xtask bench` builds and fetches what this needs and runs it. Everything talks over loopback.
 #![forbid(unsafe_code)]
@@ -13,6 +14,8 @@ mod bare;
 mod cold;
 mod density;
 mod emberbox;
+mod events;
+mod function;
 mod load;
 mod process;
 mod references;
@@ -98,9 +101,14 @@ enum Section {
     Cold,
     /// 200 sandboxes, memory
     Density,
+    /// Asynchronous invocation
+    Events,
 }
 
 fn main() -> Result<ExitCode> {
+    if let Ok(runtime_api) = std::env::var("AWS_LAMBDA_RUNTIME_API") {
+        return generator()?.block_on(function::run(&runtime_api)).map(|()| ExitCode::SUCCESS);
+    }
     match Cli::parse().command {
         Command::Bare { listen, threads } => bare::serve(listen, threads).map(|()| ExitCode::SUCCESS),
         Command::Run(setup) => generator()?.block_on(run(&setup)),
@@ -128,6 +136,9 @@ async fn run(setup: &Setup) -> Result<ExitCode> {
     }
     if wanted(Section::Cold) {
         cold::measure(setup, &mut table).await?;
+    }
+    if wanted(Section::Events) {
+        events::measure(setup, &mut table).await?;
     }
     table.print(setup.json);
     Ok(if table.kept() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

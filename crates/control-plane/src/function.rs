@@ -77,6 +77,8 @@ impl Function {
             aliases: BTreeMap::new(),
             policies: BTreeMap::new(),
             tags: new.tags,
+            event_invoke: BTreeMap::new(),
+            recursion_allowed: false,
         };
         Self { arn: new.arn, record, versions: BTreeMap::new() }
     }
@@ -188,6 +190,7 @@ impl Function {
         }
         self.versions.remove(&number);
         self.record.policies.remove(&name);
+        self.record.event_invoke.remove(&name);
         Ok(())
     }
 
@@ -384,6 +387,7 @@ pub(crate) mod tests {
             tracing_active: false,
             logging,
             architecture: "x86_64".into(),
+            dead_letter: None,
         };
         New { arn, settings, code: code(0), tags: BTreeMap::new(), next_version: 1 }
     }

@@ -29,4 +29,4 @@ mod service;
 mod view;
 
 pub use name::Caller;
-pub use service::{Config, ControlPlane, Error, Resolved, RuntimeCatalog};
+pub use service::{Config, ControlPlane, Error, EventSettings, EventSourceCheck, Resolved, RuntimeCatalog};

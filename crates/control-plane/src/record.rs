@@ -64,6 +64,27 @@ pub(crate) struct FunctionRecord {
     /// By qualifier; that of the function itself under `$LATEST`.
     pub policies: BTreeMap<String, Policy>,
     pub tags: BTreeMap<String, String>,
+    /// Settings of asynchronous invocation by qualifier; those of the function itself under `$LATEST`.
+    #[serde(default)]
+    pub event_invoke: BTreeMap<String, EventInvoke>,
+    /// `RecursiveLoop` is `Allow`.
+    #[serde(default)]
+    pub recursion_allowed: bool,
+}
+
+/// A FunctionEventInvokeConfig: what is not given has AWS's default.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct EventInvoke {
+    /// Seconds since 1970.
+    pub last_modified: f64,
+    /// `MaximumRetryAttempts`: 0 to 2.
+    pub retries: Option<u32>,
+    /// `MaximumEventAgeInSeconds`: 60 to 21,600.
+    pub max_age: Option<u32>,
+    /// ARN of the OnSuccess destination.
+    pub on_success: Option<String>,
+    /// ARN of the OnFailure destination.
+    pub on_failure: Option<String>,
 }
 
 /// A version that was made from a state of `$LATEST`.
@@ -118,6 +139,9 @@ pub(crate) struct Settings {
     pub logging: LoggingSettings,
     /// `x86_64` or `arm64`.
     pub architecture: String,
+    /// ARN of the queue or topic that `DeadLetterConfig` names.
+    #[serde(default)]
+    pub dead_letter: Option<String>,
 }
 
 /// Whether a version can run.

@@ -4,6 +4,8 @@ pub(crate) mod alias;
 pub(crate) mod code;
 pub(crate) mod concurrency;
 pub(crate) mod environment;
+pub(crate) mod event_invoke;
+pub(crate) mod event_source;
 pub(crate) mod policy;
 pub(crate) mod settings;
 pub(crate) mod tags;

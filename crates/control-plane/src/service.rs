@@ -19,12 +19,17 @@ use crate::function::{Function, Stamp};
 use crate::record::{FUNCTION, VERSION, function_key, to_bytes, version_key};
 
 mod background;
+mod event_invoke;
+mod event_source;
 mod functions;
 mod invoke;
 mod limits;
 mod policies;
 mod versions;
 
+pub use event_invoke::EventSettings;
+pub use event_source::EventSourceCheck;
+use event_source::EventSources;
 pub use invoke::Resolved;
 
 /// Changes of different functions go on at the same time; those of one, and few that share a stripe, in turn.
@@ -90,6 +95,7 @@ struct Inner {
     runtimes: Arc<dyn RuntimeCatalog>,
     clock: Arc<dyn Clock>,
     catalog: Catalog,
+    event_sources: EventSources,
     /// The last commit that the catalog has followed.
     applied: watch::Sender<u64>,
     retired: broadcast::Sender<VersionKey>,
@@ -133,6 +139,7 @@ impl ControlPlane {
             runtimes,
             clock,
             catalog: Catalog::new(),
+            event_sources: EventSources::default(),
             applied: watch::Sender::new(0),
             retired: broadcast::Sender::new(RETIRED_CAPACITY),
             hasher: RandomState::new(),

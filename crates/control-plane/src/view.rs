@@ -2,7 +2,7 @@
 
 use domain::{FunctionArn, LogFormat};
 use lambda_api::types::{
-    Architecture, EnvironmentResponse, EphemeralStorage, FunctionConfiguration, LastUpdateStatus,
+    Architecture, DeadLetterConfig, EnvironmentResponse, EphemeralStorage, FunctionConfiguration, LastUpdateStatus,
     LastUpdateStatusReasonCode, LogFormat as WireLogFormat, LoggingConfig, PackageType, Runtime, RuntimeVersionConfig,
     SnapStartApplyOn, SnapStartOptimizationStatus, SnapStartResponse, State as WireState, StateReasonCode,
     TracingConfigResponse, TracingMode,
@@ -62,6 +62,7 @@ pub(crate) fn listed(arn: &FunctionArn, qualifier: Option<&str>, version: &Versi
         last_modified: Some(version.last_modified.clone()),
         code_sha256: Some(version.code.sha256.clone()),
         version: Some(version.name()),
+        dead_letter_config: settings.dead_letter.clone().map(|arn| DeadLetterConfig { target_arn: Some(arn) }),
         environment: settings
             .environment
             .clone()

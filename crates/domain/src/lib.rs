@@ -6,14 +6,17 @@
 
 pub mod arn;
 pub mod clock;
+pub mod event_source;
 pub mod function;
 pub mod ids;
 pub mod invoke;
+pub mod lineage;
 pub mod ports;
 pub mod timeline;
 
 pub use arn::{FunctionArn, FunctionRef};
 pub use clock::{Clock, SystemClock};
+pub use event_source::{EventSource, EventSourceMapping, QueueArn};
 pub use function::{CodeRef, FunctionVersion, LogFormat, LoggingSettings, VersionKey};
 pub use ids::{AccountId, RequestId, SandboxId, WorkerId};
 pub use invoke::{InvokeOutcome, InvokeRequest, LogType};

@@ -4,12 +4,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// A step of the synchronous path, in the order of ARCHITECTURE.md.
+/// A step of an invocation, in the order of ARCHITECTURE.md.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
     /// The Frontend has read the whole request.
     Received,
+    /// The event of an asynchronous invocation is durable.
+    Queued,
+    /// It was taken from the queue (note: which attempt).
+    Dequeued,
     /// The Worker Manager gave a lease (note: `warm` or `cold`).
     Assigned,
     /// Placement named a worker (note: worker and reason).

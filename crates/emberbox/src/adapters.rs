@@ -1,12 +1,20 @@
 //! Where one part's words meet another's: each part states what it needs as a trait of its own, and these few types
 //! implement it over the part that has it. No decisions here.
 
+mod direct;
+mod event_sources;
+mod events;
 mod functions;
 mod logs;
 mod packages;
 mod runtimes;
+mod sqs;
 
+pub use direct::Direct;
+pub use event_sources::{Mappings, Queues, SourceInvoker};
+pub use events::{Attempts, EventSettings, Events, Records, Timelines};
 pub use functions::Functions;
 pub use logs::Logs;
 pub use packages::Code;
 pub use runtimes::{Catalog, Logged};
+pub use sqs::{OwnQueues, Sqs};

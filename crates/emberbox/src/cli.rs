@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueHint};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::units::parse_duration;
 
@@ -47,6 +47,8 @@ pub enum Command {
     Invoke(Invoke),
     /// Show what a function wrote, and how its invocations went
     Logs(Logs),
+    /// Show how a function's queued events are doing, or run those that failed once more
+    Events(Events),
     /// List the functions
     Functions(Functions),
     /// Delete a function, with all its versions and aliases
@@ -172,8 +174,8 @@ pub struct Invoke {
     /// Show the invocation's log (its last 4 KB)
     #[arg(long)]
     pub tail: bool,
-    /// Queue the event and do not wait for the answer
-    #[arg(long, conflicts_with_all = ["tail", "timeline"])]
+    /// Queue the event and do not wait for the answer; with --timeline, wait for its first attempt
+    #[arg(long, conflicts_with = "tail")]
     pub event: bool,
     /// Version or alias
     #[arg(long)]
@@ -208,6 +210,46 @@ pub struct Logs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub target: Target,
+}
+
+/// `emberbox events`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  emberbox events hello                           the queue now
+  emberbox events hello --follow                  and whenever it changes, until Ctrl-C
+  emberbox events hello redrive                   run failed events once more
+
+redrive takes messages out of the SQS queues that are the function's dead-letter queue and OnFailure destination, queues
+the events in them again, and only then deletes the messages. If it is interrupted, what it did not finish stays in the
+queue. In a dead-letter queue that several functions share, it cannot tell whose events they are.")]
+pub struct Events {
+    /// Name of the function
+    pub name: String,
+    /// What to do instead of showing the queue
+    pub action: Option<EventsAction>,
+    /// Keep printing whenever something changes
+    #[arg(long, short, conflicts_with = "action")]
+    pub follow: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Version or alias whose OnFailure destination is meant, and that the events of a dead-letter queue are for
+    #[arg(long, requires = "action")]
+    pub qualifier: Option<String>,
+    /// URL of SQS [default: $AWS_ENDPOINT_URL_SQS, or as for Lambda]
+    #[arg(long, value_name = "URL", value_hint = ValueHint::Url, requires = "action")]
+    pub sqs_endpoint: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub target: Target,
+}
+
+/// Of `emberbox events`.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventsAction {
+    /// Queue failed events again
+    Redrive,
 }
 
 /// `emberbox functions`

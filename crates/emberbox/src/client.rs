@@ -57,6 +57,12 @@ impl Client {
         Ok(Self { transport: Transport::new()?, target })
     }
 
+    /// With another endpoint for SQS.
+    pub fn with_sqs_endpoint(mut self, url: &str) -> Result<Self> {
+        self.target.sqs_endpoint = target::parse_endpoint(url)?;
+        Ok(self)
+    }
+
     /// The endpoint of Lambda's API, for messages.
     pub fn endpoint(&self) -> &Uri {
         &self.target.endpoint
@@ -79,6 +85,26 @@ impl Client {
         decoded::<Op>(response)
     }
 
+    /// Calls an operation of a service that speaks JSON; `target` is `<service>.<operation>`.
+    pub async fn call_json(
+        &self,
+        service: Service,
+        version: &str,
+        target: &str,
+        body: &serde_json::Value,
+    ) -> Result<serde_json::Value> {
+        let request = Request::post("/")
+            .header("content-type", format!("application/x-amz-json-{version}"))
+            .header("x-amz-target", target)
+            .body(Bytes::from(body.to_string()))
+            .context("make the request")?;
+        let response = self.send(service, request, None).await?;
+        if response.body().is_empty() {
+            return Ok(serde_json::Value::Null);
+        }
+        serde_json::from_slice(response.body()).with_context(|| format!("read the answer of {target}"))
+    }
+
     /// Calls an operation with a large input, whose upload is shown.
     pub async fn upload<Op: Operation>(&self, input: &Op::Input, progress: &ProgressBar) -> Result<Op::Output> {
         let request = encode_request::<Op>(input);
@@ -98,6 +124,7 @@ impl Client {
         let base = match service {
             Service::Lambda => &self.target.endpoint,
             Service::Logs => &self.target.logs_endpoint,
+            Service::Sqs => &self.target.sqs_endpoint,
         };
         let (mut parts, body) = request.into_parts();
         let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());

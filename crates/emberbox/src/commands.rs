@@ -4,6 +4,7 @@ mod delete;
 mod demo;
 mod deploy;
 mod doctor;
+mod events;
 mod functions;
 mod invoke;
 mod logs;
@@ -26,6 +27,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Deploy(args) => client_side(async { deploy::run(&Client::new(&args.target)?, args).await }),
         Command::Invoke(args) => client_side(async { invoke::run(&Client::new(&args.target)?, args).await }),
         Command::Logs(args) => client_side(async { logs::run(&Client::new(&args.target)?, args).await }),
+        Command::Events(args) => client_side(async { events::run(&Client::new(&args.target)?, args).await }),
         Command::Functions(args) => client_side(async { functions::run(&Client::new(&args.target)?, args).await }),
         Command::Delete(args) => client_side(async { delete::run(&Client::new(&args.target)?, args).await }),
         Command::Completions { shell } => {

@@ -13,7 +13,7 @@ use domain::AccountId;
 use sandbox::process::Destination;
 use serde::Deserialize;
 
-pub use values::{Isolation, Network};
+pub use values::{EventEngine, Isolation, Network};
 
 /// Everything that an operator can set.
 #[derive(Deserialize, Debug, Clone, PartialEq)]
@@ -44,6 +44,8 @@ pub struct Config {
     pub runtimes: Runtimes,
     /// What functions write.
     pub logs: Logs,
+    /// Asynchronous invocation.
+    pub events: Events,
 }
 
 /// `[tls]`.
@@ -117,7 +119,7 @@ pub struct Functions {
     pub credentials: Option<FunctionCredentials>,
 }
 
-/// `[functions.credentials]`.
+/// `[functions.credentials]` and `[events.credentials]`.
 #[derive(Deserialize, Clone, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct FunctionCredentials {
@@ -179,6 +181,26 @@ pub struct Logs {
     pub max_size: u64,
 }
 
+/// `[events]`.
+#[derive(Deserialize, Debug, Clone, PartialEq, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Events {
+    /// Where events wait.
+    pub engine: EventEngine,
+    /// With the engine `postgres`.
+    pub postgres_url: Option<String>,
+    /// Of queues that are event sources or destinations or get dead letters; `aws`: AWS; default: Emberbox itself.
+    pub sqs_endpoint: Option<String>,
+    /// Of topics.
+    pub sns_endpoint: Option<String>,
+    /// Of event buses.
+    pub eventbridge_endpoint: Option<String>,
+    /// Of buckets; default: that of `[s3]`.
+    pub s3_endpoint: Option<String>,
+    /// What Emberbox signs its calls to them with.
+    pub credentials: Option<FunctionCredentials>,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -194,6 +216,7 @@ impl Default for Config {
             s3: None,
             runtimes: Runtimes::default(),
             logs: Logs::default(),
+            events: Events::default(),
         }
     }
 }
@@ -259,6 +282,14 @@ impl Config {
                 return Err(anyhow!("credentials number {}: access_key_id `{key}` is there twice; remove one", n + 1));
             }
         }
+        if config.events.engine == EventEngine::Postgres && config.events.postgres_url.is_none() {
+            return Err(anyhow!("events.engine is postgres, but events.postgres_url is missing; say where it is"));
+        }
+        if config.events.engine == EventEngine::Sqs && config.events.sqs_endpoint.is_none() {
+            return Err(anyhow!(
+                "events.engine is sqs, but events.sqs_endpoint is missing; say where it is, or \"aws\""
+            ));
+        }
         let overcommit = config.limits.memory_overcommit;
         if !(0.1..=100.0).contains(&overcommit) {
             return Err(anyhow!("limits.memory_overcommit is {overcommit}; set a number from 0.1 to 100"));
@@ -295,6 +326,7 @@ mod tests {
         assert_eq!(config.credentials.len(), 1);
         assert!(config.data_dir.is_some() && config.functions.endpoint_url.is_some());
         assert!(!config.runtimes.interpreters.is_empty());
+        assert!(config.events.sqs_endpoint.is_some() && config.events.credentials.is_some());
     }
 
     #[test]
@@ -312,6 +344,9 @@ mod tests {
                 "[[credentials]]\naccess_key_id = 'a'\nsecret_access_key = 'b'\naccount = '12'",
                 vec!["line 4", "12 digits"],
             ),
+            ("[events]\nengine = 'kafka'", vec!["line 2", "sqlite", "postgres"]),
+            ("[events]\nengine = 'postgres'", vec!["events.postgres_url"]),
+            ("[events]\nengine = 'sqs'", vec!["events.sqs_endpoint"]),
             ("[limits]\nsandboxes = 0", vec!["limits.sandboxes", "at least 1"]),
             ("[limits]\nmemory_overcommit = nan", vec!["memory_overcommit", "from 0.1"]),
         ] {

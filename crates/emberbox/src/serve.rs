@@ -2,19 +2,23 @@
 //!
 //! ```text
 //!  start                                         stop
-//!  1 data directory, locked                      8 data directory, unlocked
-//!  2 sandbox engine (its helper process)         7 sandbox engine: nothing of it is left on the host
+//!  1 data directory, locked                      9 data directory, unlocked
+//!  2 sandbox engine (its helper process)         8 sandbox engine: nothing of it is left on the host
 //!  3 packages, runtimes, logs                      (files only)
-//!  4 metadata store, control plane               6 metadata store: commits under way, then closed
+//!  4 metadata store, control plane               7 metadata store: commits under way, then closed
 //!  5 worker manager                              3 worker manager: sandboxes go down, extensions are told
 //!  6 worker (and the manager is told of it)      4 worker: what is left of them; logs are written out
 //!  7 followers: retired versions, upkeep         5 followers
-//!  8 frontend, listening                         1 frontend: accepts nothing new, 2 running requests finish
+//!  8 address and port, SQS queues                  (freed by the frontend; polling clients are sent away)
+//!  9 event queue, pollers, event sources         2 running events and batches finish; 6 event queue: closed
+//! 10 frontend, answering                         1 frontend: accepts nothing new, running requests finish
 //! ```
 //!
 //! A part starts after those that it calls, and stops before them. What takes long (the userland of the sandboxes, the
 //! runtime clients) is installed in the background or on first use, so that the API is there at once.
 
+mod event_sources;
+mod events;
 pub mod settings;
 
 use std::future::Future;
@@ -22,8 +26,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use domain::{Clock, SystemClock, VersionKey, WorkerManager};
+use event_sources::EventSources;
+use events::Asynchronous;
 use frontend::BindError;
+use frontend::sync_path::SyncPath;
 use prometheus_client::registry::Registry;
 use runtimes::Runtimes;
 use sandbox::SandboxEngine;
@@ -45,6 +53,9 @@ pub struct Emberbox {
     endpoint: String,
     stop_frontend: oneshot::Sender<()>,
     frontend: JoinHandle<()>,
+    asynchronous: Asynchronous,
+    event_sources: EventSources,
+    queues: sqs::SqsService,
     followers: Vec<JoinHandle<()>>,
     manager: worker_manager::Manager,
     worker: worker::Service,
@@ -108,23 +119,56 @@ impl Emberbox {
             tokio::spawn(prepare(runtimes)),
         ];
 
+        let listener = frontend::Listener::bind(settings::frontend(&config, dir)?).await?;
+        let endpoint = listener.endpoint();
+        let queues = sqs::SqsService::open(dir.join("queues.db"), Arc::clone(&clock)).await?;
+
+        let frontend_metrics = frontend::Metrics::register(&mut registry);
+        let sync_path = SyncPath::new(Arc::new(manager.clone()), Arc::clone(&clock), frontend_metrics.clone());
+        let direct = adapters::Direct {
+            functions: adapters::Functions(control_plane.clone()),
+            sync_path: sync_path.clone(),
+            clock: Arc::clone(&clock),
+        };
+        let client = SharedHttpClient::new(adapters::OwnQueues(queues.clone()));
+        let own_queues = settings::OwnQueues { endpoint: endpoint.clone(), client };
+        let delivery = settings::delivery(&config, &own_queues);
+        let asynchronous =
+            Asynchronous::start(&config, dir, &control_plane, direct.clone(), delivery, &mut registry).await?;
+        let sources = settings::queues(&config, &own_queues);
+        let event_sources = EventSources::start(sources, &control_plane, direct, &mut registry);
+
         let deps = frontend::Deps {
-            functions: Arc::new(adapters::Functions(control_plane.clone())),
-            manager: Arc::new(manager.clone()),
+            functions: Arc::new(adapters::Functions(control_plane)),
+            sync_path,
+            events: Arc::new(asynchronous.port()),
             code: Arc::new(adapters::Code(packages)),
             logs: Arc::new(adapters::Logs(logs)),
+            sqs: Arc::new(adapters::Sqs(queues.clone())),
             clock,
-            metrics: frontend::Metrics::register(&mut registry),
+            metrics: frontend_metrics,
             registry: Arc::new(registry),
         };
-        let server = frontend::Server::bind(settings::frontend(&config, dir)?, deps).await?;
-        let endpoint = server.endpoint();
+        let server = frontend::Server::new(listener, deps);
         let (stop_frontend, stopped) = oneshot::channel();
         let frontend = tokio::spawn(server.run(async move {
             // An error means that the sender is gone, and so is everything else.
             let _ = stopped.await;
         }));
-        Ok(Self { endpoint, stop_frontend, frontend, followers, manager, worker, store, engine, _data: data })
+        Ok(Self {
+            endpoint,
+            stop_frontend,
+            frontend,
+            asynchronous,
+            event_sources,
+            queues,
+            followers,
+            manager,
+            worker,
+            store,
+            engine,
+            _data: data,
+        })
     }
 
     /// e.g. `http://127.0.0.1:4566`.
@@ -136,7 +180,10 @@ impl Emberbox {
     pub async fn stop(self, hurry: impl Future<Output = ()>) {
         let gentle = async {
             let _ = self.stop_frontend.send(());
-            let _ = self.frontend.await;
+            // Each may take the whole limit, and none waits for another. Clients that poll queues are sent away, or they
+            // would hold up the rest.
+            let _ =
+                tokio::join!(self.queues.close(), self.frontend, self.asynchronous.stop(), self.event_sources.stop(),);
             self.manager.stop(STOP_LIMIT).await;
             self.worker.stop().await;
         };
@@ -147,6 +194,8 @@ impl Emberbox {
         for follower in self.followers {
             follower.abort();
         }
+        self.queues.close().await;
+        self.asynchronous.close().await;
         self.store.close().await;
         self.engine.stop().await;
     }

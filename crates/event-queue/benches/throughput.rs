@@ -1,7 +1,6 @@
 //! How fast events are accepted durably, against a bare SQLite writer that groups alike, and how fast they are leased
 //! and acknowledged. The two run on the same disk one after the other, in rounds that alternate.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,15 +8,14 @@ use bytes::Bytes;
 use domain::SystemClock;
 use event_queue::sqlite::SqliteQueue;
 use event_queue::{Entry, EventQueue, QueueName};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection};
-use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
+#[path = "bare/writer.rs"]
+mod bare_writer;
+
 const CALLERS: u32 = 64;
-const EVENTS: u32 = 20_000;
+const EVENTS: u32 = 100_000;
 const BODY: usize = 512;
-const GROUP: usize = 256;
 const ROUNDS: u32 = 3;
 
 #[tokio::main(worker_threads = 2)]
@@ -25,16 +23,20 @@ async fn main() {
     // In the working directory: a temporary one may be memory.
     let dir = tempfile::tempdir_in(".").expect("a directory");
     for round in 0..ROUNDS {
-        let bare = bare(&dir.path().join(format!("bare{round}.db"))).await;
+        let path = dir.path().join(format!("bare{round}.db"));
+        let bare = bare_writer::rate(&path, CALLERS, EVENTS, &[7; BODY]).await;
         let engine = SqliteQueue::open(dir.path().join(format!("{round}.db")), Arc::new(SystemClock::default())).await;
         let engine = Arc::new(engine.expect("opens"));
         let ours = enqueue(&engine).await;
         let drained = drain(&engine).await;
+        let latency = at_rate(&engine, ours / 2.0).await;
         engine.close().await;
         println!(
             "bare writer {bare:.0}/s, enqueue {ours:.0}/s ({:.0} %), lease and ack {drained:.0}/s",
             100.0 * ours / bare
         );
+        let [p50, p99, worst] = latency;
+        println!("  an enqueue at {:.0}/s: p50 {p50:?}, p99 {p99:?}, worst {worst:?}", ours / 2.0);
     }
 }
 
@@ -63,6 +65,33 @@ async fn enqueue(engine: &Arc<SqliteQueue>) -> f64 {
     rate(start)
 }
 
+/// Median, 99th percentile and worst of single enqueues that start at an even rate, whether or not those before are
+/// done.
+async fn at_rate(engine: &Arc<SqliteQueue>, rate: f64) -> [Duration; 3] {
+    let start = tokio::time::Instant::now();
+    let mut calls = Vec::new();
+    for number in 0..EVENTS {
+        let due = start + Duration::from_secs_f64(f64::from(number) / rate);
+        if due > tokio::time::Instant::now() {
+            tokio::time::sleep_until(due).await;
+        }
+        let engine = Arc::clone(engine);
+        calls.push(tokio::spawn(async move {
+            let queue = QueueName(format!("f{}", number % 8).into());
+            let entry = Entry { queue, id: Uuid::new_v4(), body: vec![7; BODY].into(), delay: Duration::ZERO };
+            engine.enqueue(vec![entry]).await.expect("accepted");
+            // From when it was to start: a late start is no excuse.
+            due.elapsed()
+        }));
+    }
+    let mut times = Vec::new();
+    for call in calls {
+        times.push(call.await.expect("no panic"));
+    }
+    times.sort();
+    [times[times.len() / 2], times[times.len() * 99 / 100], times[times.len() - 1]]
+}
+
 async fn drain(engine: &Arc<SqliteQueue>) -> f64 {
     let start = Instant::now();
     let pollers: Vec<_> = (0..8)
@@ -83,58 +112,4 @@ async fn drain(engine: &Arc<SqliteQueue>) -> f64 {
         poller.await.expect("no panic");
     }
     rate(start)
-}
-
-/// One table, one insert per event, as many callers, the same groups and syncs.
-async fn bare(path: &Path) -> f64 {
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .disable_statement_logging();
-    let mut connection = options.connect().await.expect("opens");
-    run(&mut connection, "CREATE TABLE events (id BLOB PRIMARY KEY, body BLOB NOT NULL)").await;
-    let (requests, mut received) = mpsc::channel::<(Uuid, Vec<u8>, oneshot::Sender<()>)>(1024);
-    let writer = tokio::spawn(async move {
-        let mut group = Vec::with_capacity(GROUP);
-        while received.recv_many(&mut group, GROUP).await > 0 {
-            run(&mut connection, "BEGIN IMMEDIATE").await;
-            let mut waiting = Vec::with_capacity(GROUP);
-            for (id, body, done) in group.drain(..) {
-                let insert = sqlx::query("INSERT INTO events VALUES (?, ?)").bind(id.as_bytes().to_vec()).bind(body);
-                insert.execute(&mut connection).await.expect("inserts");
-                waiting.push(done);
-            }
-            run(&mut connection, "COMMIT").await;
-            for done in waiting {
-                let _ = done.send(());
-            }
-        }
-        connection.close().await.expect("closes");
-    });
-    let start = Instant::now();
-    let callers: Vec<_> = (0..CALLERS)
-        .map(|_| {
-            let requests = requests.clone();
-            tokio::spawn(async move {
-                for _ in 0..EVENTS / CALLERS {
-                    let (done, answer) = oneshot::channel();
-                    requests.send((Uuid::new_v4(), vec![7; BODY], done)).await.expect("the writer is there");
-                    answer.await.expect("an answer");
-                }
-            })
-        })
-        .collect();
-    for caller in callers {
-        caller.await.expect("no panic");
-    }
-    let rate = rate(start);
-    drop(requests);
-    writer.await.expect("no panic");
-    rate
-}
-
-async fn run(connection: &mut SqliteConnection, sql: &'static str) {
-    sqlx::query(sql).execute(connection).await.expect("runs");
 }

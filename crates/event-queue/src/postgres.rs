@@ -2,11 +2,11 @@
 //!
 //! - Leases take rows with `FOR UPDATE SKIP LOCKED`; a lease is over when its time has come or another has the event.
 //! - Waiting calls wake by `NOTIFY`; besides, they look once a second, for delays and leases that end.
-//! - Fairness: each lease call finds the queues that have something ready by skipping through the index, shuffles them
-//!   and takes an even share of each.
+//! - Fairness: each lease call finds the queues that have something ready by skipping through the index, starts behind
+//!   the one that this process has served last, and takes an even share of each: a turn each, as in a ring.
 //! - Time is the server's, so that the processes' clocks need not agree, unless a clock is given.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -50,6 +50,8 @@ pub struct PgQueue {
     pool: PgPool,
     clock: Time,
     woken: Arc<Notify>,
+    /// The queue that was served last.
+    served: Mutex<String>,
     listener: JoinHandle<()>,
 }
 
@@ -73,7 +75,7 @@ impl PgQueue {
         migrate(&pool).await?;
         let woken = Arc::new(Notify::new());
         let listener = tokio::spawn(listen(pool.clone(), Arc::clone(&woken)));
-        Ok(Self { pool, clock: Time(clock), woken, listener })
+        Ok(Self { pool, clock: Time(clock), woken, served: Mutex::default(), listener })
     }
 
     async fn now(&self, connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
@@ -85,6 +87,11 @@ impl PgQueue {
                     .await
             }
         }
+    }
+
+    fn served(&self) -> MutexGuard<'_, String> {
+        // A string is whole even if somebody panicked while it was locked.
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn insert(&self, entries: &[Entry]) -> Result<(), sqlx::Error> {
@@ -113,6 +120,7 @@ impl PgQueue {
     async fn take(&self, most: usize, lease: Duration) -> Result<Vec<Lease>, sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
         let now = self.now(&mut connection).await?;
+        let served = self.served().clone();
         let ready: Vec<String> = sqlx::query_scalar(
             "WITH RECURSIVE names AS (
                  (SELECT queue FROM emberbox_events ORDER BY queue LIMIT 1)
@@ -122,9 +130,10 @@ impl PgQueue {
              )
              SELECT queue FROM names WHERE queue IS NOT NULL
                  AND (SELECT min(due) FROM emberbox_events e WHERE e.queue = names.queue) <= $1
-             ORDER BY random()",
+             ORDER BY queue <= $2 COLLATE \"C\", queue",
         )
         .bind(now)
+        .bind(served)
         .fetch_all(&mut *connection)
         .await?;
         let mut leases = Vec::new();
@@ -134,6 +143,7 @@ impl PgQueue {
                 let wanted = share.min(most - leases.len());
                 if wanted > 0 {
                     leases.extend(take_from(&mut connection, queue, wanted, now, lease).await?);
+                    self.served().clone_from(queue);
                 }
             }
         }

@@ -1,9 +1,11 @@
 //! The engine on PostgreSQL, against a server that the test starts.
 #![cfg(feature = "postgres")]
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use event_queue::postgres::PgQueue;
@@ -90,7 +92,7 @@ async fn conforms_and_survives_a_restart() {
     let Some(server) = server("conforms_and_survives_a_restart") else { return };
     let clock = Arc::new(ManualClock::default());
     let first = server.connect(&clock).await;
-    suite::all(Arc::clone(&first), Arc::clone(&clock)).await;
+    suite::all(Arc::clone(&first), Arc::clone(&clock), suite::EXACT).await;
 
     let second = server.connect(&clock).await;
     first.enqueue((0..10).map(|n| entry("a", n)).collect()).await.unwrap();
@@ -106,6 +108,74 @@ async fn conforms_and_survives_a_restart() {
     assert_eq!(lease_now(&second, 100).await.len(), 11);
     first.close().await;
     second.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarts_under_load_lose_nothing() {
+    let Some(server) = server("restarts_under_load_lose_nothing") else { return };
+    let clock = Arc::new(ManualClock::default());
+    let engine = server.connect(&clock).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let fills: Vec<_> = (0..8u128)
+        .map(|caller| {
+            let (engine, stop) = (Arc::clone(&engine), Arc::clone(&stop));
+            tokio::spawn(async move {
+                let (mut accepted, mut failed) = (BTreeSet::new(), 0);
+                for number in (caller * 1_000_000).. {
+                    if stop.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    match engine.enqueue(vec![entry(&format!("q{caller}"), number)]).await {
+                        Ok(()) => drop(accepted.insert(number)),
+                        Err(error) => {
+                            assert!(error.retryable(), "{error}");
+                            failed += 1;
+                        }
+                    }
+                }
+                (accepted, failed)
+            })
+        })
+        .collect();
+    let drain = {
+        let (engine, stop) = (Arc::clone(&engine), Arc::clone(&stop));
+        tokio::spawn(async move {
+            let mut done = BTreeSet::new();
+            while !stop.load(Ordering::SeqCst) {
+                let Ok(leases) = engine.lease(20, suite::LEASE, Duration::from_millis(100)).await else { continue };
+                // An ack without an answer may have been done or not.
+                done.extend(leases.iter().map(|lease| lease.event.as_u128()));
+                let _ = engine.ack(&leases.iter().map(|lease| lease.id).collect::<Vec<_>>()).await;
+            }
+            done
+        })
+    };
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(server.down());
+        server.up();
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    stop.store(true, Ordering::SeqCst);
+    let (mut accepted, mut failed) = (BTreeSet::new(), 0);
+    for fill in fills {
+        let (more, errors) = fill.await.unwrap();
+        accepted.extend(more);
+        failed += errors;
+    }
+    let mut done = drain.await.unwrap();
+    clock.advance(suite::LEASE);
+    loop {
+        let leases = lease_now(&engine, 1000).await;
+        if leases.is_empty() {
+            break;
+        }
+        done.extend(leases.iter().map(|lease| lease.event.as_u128()));
+    }
+    println!("{} accepted, {failed} refused while the server was away", accepted.len());
+    assert!(accepted.len() > 100 && failed > 0);
+    assert_eq!(accepted.difference(&done).count(), 0);
+    engine.close().await;
 }
 
 #[test]
@@ -138,7 +208,7 @@ async fn child_of_the_crash_test() {
 #[tokio::test]
 async fn kill_minus_nine_loses_nothing_that_was_answered() {
     let Some(server) = server("kill_minus_nine_loses_nothing_that_was_answered") else { return };
-    let seen = suite::crash(&server.url(), 100);
+    let seen = suite::crash(&server.url(), 100, Duration::ZERO);
     // An hour later than the server's time: the leases of the dead are over.
     let clock = Arc::new(ManualClock::at(SystemTime::now() + Duration::from_secs(3600)));
     seen.none_lost(server.connect(&clock).await).await;

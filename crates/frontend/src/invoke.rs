@@ -1,21 +1,18 @@
-//! The synchronous path: resolve → assign → invoke. A warm invocation touches no disk, no database and no lock that it
-//! shares with other functions.
+//! Invoke and InvokeAsync: from the request to the function's answer, or to an event on the queue.
 
+pub mod event;
 mod trace;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use domain::{
-    AssignError, AssignRequest, InvokeOutcome, InvokeRequest, LogType, RequestId, Step, Timeline, WorkerError,
-    WorkerManager,
-};
+use domain::{AssignRequest, InvokeRequest, LogType, RequestId, Step, Timeline, lineage};
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 use lambda_api::types::{InvocationRequest, InvocationType, LogType as WireLogType};
@@ -25,13 +22,16 @@ use uuid::Uuid;
 
 use crate::ports::{Call, Target};
 use crate::service::Service;
+use crate::sync_path::{Done, Invocation, timeline_json};
 
 /// Largest payload, in bytes.
 pub const PAYLOAD_LIMIT: usize = 6_291_456;
 /// Longest client context, in bytes of base64.
 const CLIENT_CONTEXT_LIMIT: usize = 3583;
-/// Sandboxes that are tried when one dies, or its worker stops, before the payload reached the function.
-const ATTEMPTS: usize = 3;
+
+/// AWS's words for a loop.
+const RECURSIVE: &str = "Lambda has detected your function being invoked in a recursive loop with other Amazon Web \
+    Services resources and stopped your function's invocation.";
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 const TRACE_ID: HeaderName = HeaderName::from_static("x-amzn-trace-id");
@@ -52,8 +52,7 @@ pub fn chosen_request_id(headers: &HeaderMap) -> Result<Option<RequestId>, ApiEr
     }
 }
 
-/// Serves one Invoke request. The invocation itself runs in a task of its own, so that it has its one outcome even if
-/// the client goes away. `received`: when the request was read.
+/// Serves one Invoke request. `received`: when the request was read.
 pub async fn invoke(
     service: &Arc<Service>,
     call: Call<'_>,
@@ -63,39 +62,72 @@ pub async fn invoke(
     let headers = call.headers;
     let input = decode::<operations::Invoke>(call.routed, call.query, headers, call.body)?;
     refuse_unimplemented(&input)?;
+    let show_timeline = headers.contains_key(TIMELINE);
+    if input.invocation_type == Some(InvocationType::Event) {
+        let payload = input.payload.unwrap_or_default();
+        let name = event::Name { function: &input.function_name, qualifier: input.qualifier.as_deref() };
+        let timeline = show_timeline.then_some(received);
+        return event::accept(service, call.caller, headers, name, payload, request_id, timeline).await;
+    }
     let client_context = client_context(input.client_context.as_deref())?;
-    let payload = match input.payload {
-        Some(payload) if !payload.is_empty() => payload,
-        _ => Bytes::from_static(b"{}"),
-    };
-    check_json_payload(&payload)?;
+    let payload = payload(input.payload)?;
     let random = Random::draw();
     let target =
         service.functions.resolve(call.caller, &input.function_name, input.qualifier.as_deref(), random.fraction())?;
     if input.invocation_type == Some(InvocationType::DryRun) {
-        let mut response = Response::new(Bytes::new());
-        *response.status_mut() = StatusCode::NO_CONTENT;
-        return Ok(response);
+        return Ok(empty(StatusCode::NO_CONTENT));
     }
-    let Target { version, invoked_arn, limits } = target;
-    let trace_id = trace::trace_id(
-        headers.get(TRACE_ID).and_then(|value| value.to_str().ok()),
-        trace::since_epoch(service.clock.wall()),
-        random.trace(),
-        version.tracing_active,
-    );
+    let trace_id = trace_id(service, headers, &random, target.version.tracing_active);
+    let (trace_id, times) = lineage::hop(&trace_id, &target.version.arn);
+    if lineage::is_loop(times) && !target.recursion_allowed {
+        return Err(ApiError::new(ErrorCode::RecursiveInvocationException, RECURSIVE));
+    }
+    let Target { version, invoked_arn, limits, .. } = target;
     let log_type = if input.log_type == Some(WireLogType::Tail) { LogType::Tail } else { LogType::None };
+    let mut before = Timeline::default();
+    before.mark(Step::Received, received);
+    let executed = Arc::clone(&version);
     let invocation = Invocation {
-        request: InvokeRequest { request_id, payload, invoked_arn, client_context, trace_id, log_type },
+        request: InvokeRequest {
+            request_id,
+            payload,
+            invoked_arn,
+            client_context,
+            trace_id: trace_id.clone(),
+            log_type,
+        },
         assign: AssignRequest { version, limits },
-        received,
-        show_timeline: headers.contains_key(TIMELINE),
+        begun: received,
+        before,
+        show_timeline,
     };
-    let running = Box::pin(invocation.serve(Arc::clone(service)));
-    Detached { running: Some(running), tasks: service.tasks.clone() }.await.unwrap_or_else(|Panicked| {
+    let sync_path = service.sync_path.clone();
+    let running = Box::pin(async move { sync_path.run(invocation).await });
+    let done = Detached { running: Some(running), tasks: service.tasks.clone() }.await.map_err(|Panicked| {
         tracing::error!(%request_id, "invocation failed");
-        Err(ApiError::new(ErrorCode::ServiceException, "Emberbox failed to run the function; its log says why."))
-    })
+        ApiError::new(ErrorCode::ServiceException, "Emberbox failed to run the function; its log says why.")
+    })?;
+    let done = done.map_err(|failure| failure.to_api_error())?;
+    Ok(response(done, &executed.version, &trace_id, show_timeline))
+}
+
+/// The event that the function gets: JSON, `{}` if the caller sent nothing.
+fn payload(sent: Option<Bytes>) -> Result<Bytes, ApiError> {
+    let payload = sent.filter(|sent| !sent.is_empty()).unwrap_or_else(|| Bytes::from_static(b"{}"));
+    check_json_payload(&payload)?;
+    Ok(payload)
+}
+
+/// The trace that the invocation is part of.
+fn trace_id(service: &Service, headers: &HeaderMap, random: &Random, sampled: bool) -> String {
+    let header = headers.get(TRACE_ID).and_then(|value| value.to_str().ok());
+    trace::trace_id(header, trace::since_epoch(service.clock.wall()), random.trace(), sampled)
+}
+
+fn empty(status: StatusCode) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = status;
+    response
 }
 
 /// An invocation, which goes on in a task of its own if its caller goes away. While the caller is there it runs in the
@@ -133,127 +165,29 @@ impl<F: Future<Output: Send> + Send + 'static> Drop for Detached<F> {
     }
 }
 
-/// A valid request to run a function.
-struct Invocation {
-    request: InvokeRequest,
-    assign: AssignRequest,
-    received: Duration,
-    show_timeline: bool,
-}
-
-/// What became of it.
-struct Done {
-    outcome: InvokeOutcome,
-    cold: bool,
-    timeline: Timeline,
-}
-
-enum Failure {
-    Assign(AssignError),
-    Worker(WorkerError),
-}
-
-impl Invocation {
-    /// Runs it to its end, counts and logs it.
-    async fn serve(self, service: Arc<Service>) -> Result<Response<Bytes>, ApiError> {
-        let metrics = &service.metrics;
-        metrics.in_flight.inc();
-        let done = self.run(&*service.manager).await;
-        metrics.in_flight.dec();
-        let mut done = done.map_err(|failure| self.refusal(&service, failure))?;
-        let latency = service.clock.monotonic().saturating_sub(self.received);
-        if done.cold { &metrics.cold } else { &metrics.warm }.observe(latency);
-        let failed = done.outcome.function_error.is_some();
-        if failed {
-            metrics.function_errors.inc();
-        }
-        done.timeline.append(std::mem::take(&mut done.outcome.timeline));
-        let logged = tracing::enabled!(target: "emberbox::invoke", tracing::Level::INFO);
-        let timeline = (self.show_timeline || logged).then(|| timeline_json(self.received, &done.timeline));
-        let version = &self.assign.version;
-        tracing::info!(
-            target: "emberbox::invoke",
-            request_id = %self.request.request_id, account = %version.account, function = version.name,
-            version = version.version, start = if done.cold { "cold" } else { "warm" }, failed,
-            us = latency.as_micros() as u64, timeline,
-        );
-        Ok(self.response(done.outcome, timeline))
+/// The answer of a function, as a response.
+fn response(done: Done, version: &str, trace_id: &str, show_timeline: bool) -> Response<Bytes> {
+    let Done { outcome, timeline } = done;
+    let mut response = Response::new(outcome.payload);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(EXECUTED_VERSION, header_value(version));
+    headers.insert(TRACE_ID, header_value(trace_id));
+    if let Some(error) = outcome.function_error {
+        headers.insert(FUNCTION_ERROR, HeaderValue::from_static(error));
     }
-
-    /// Gets a sandbox and sends it the payload; with another one if the first was lost before the function saw it.
-    async fn run(&self, manager: &dyn WorkerManager) -> Result<Done, Failure> {
-        let mut attempt = 1;
-        loop {
-            let failed = match manager.assign(self.assign.clone()).await {
-                Err(AssignError::Worker(error)) => error,
-                Err(error) => return Err(Failure::Assign(error)),
-                // From here on the worker ends the lease. Nothing is awaited in between, so none is left unused.
-                Ok(lease) => match lease.worker.invoke(lease.sandbox, self.request.clone()).await {
-                    Ok(outcome) => return Ok(Done { outcome, cold: lease.cold, timeline: lease.timeline }),
-                    Err(error) => error,
-                },
-            };
-            if !failed.retryable() || attempt == ATTEMPTS {
-                return Err(Failure::Worker(failed));
-            }
-            tracing::debug!(request_id = %self.request.request_id, error = %failed, "trying another sandbox");
-            attempt += 1;
-        }
+    if let Some(log) = &outcome.log_tail {
+        headers.insert(LOG_RESULT, header_value(&STANDARD.encode(log)));
     }
-
-    fn response(&self, outcome: InvokeOutcome, timeline: Option<String>) -> Response<Bytes> {
-        let mut response = Response::new(outcome.payload);
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(EXECUTED_VERSION, header_value(&self.assign.version.version));
-        headers.insert(TRACE_ID, header_value(&self.request.trace_id));
-        if let Some(error) = outcome.function_error {
-            headers.insert(FUNCTION_ERROR, HeaderValue::from_static(error));
-        }
-        if let Some(log) = &outcome.log_tail {
-            headers.insert(LOG_RESULT, header_value(&STANDARD.encode(log)));
-        }
-        if let Some(timeline) = timeline.filter(|_| self.show_timeline) {
-            headers.insert(TIMELINE, header_value(&timeline));
-        }
-        response
+    if let Some(timeline) = timeline.filter(|_| show_timeline) {
+        headers.insert(TIMELINE, header_value(&timeline_json(&timeline)));
     }
-
-    /// What the caller of an invocation without outcome gets.
-    fn refusal(&self, service: &Service, failure: Failure) -> ApiError {
-        let (request_id, function) = (self.request.request_id, &self.assign.version.name);
-        match failure {
-            Failure::Assign(AssignError::Throttled(reason)) => {
-                service.metrics.throttled(reason.as_str());
-                ApiError::new(ErrorCode::TooManyRequestsException, "Rate Exceeded.").with_reason(reason.as_str())
-            }
-            Failure::Assign(AssignError::NoCapacity(cause)) => {
-                tracing::warn!(%request_id, function, cause, "no worker has room");
-                // Not a throttle: no limit that the caller set or could raise was reached, and a 429 would look as if
-                // one was. As a 503 with Retry-After, SDKs and proxies try again.
-                let message = format!("No worker has room for another sandbox: {cause}");
-                ApiError::new(ErrorCode::ServiceUnavailableException, message).with_retry_after(1)
-            }
-            Failure::Worker(error) | Failure::Assign(AssignError::Worker(error)) => {
-                tracing::error!(%request_id, function, %error, "invocation failed");
-                let code = match error {
-                    WorkerError::Package(_) => ErrorCode::InvalidZipFileException,
-                    WorkerError::Runtime(_) => ErrorCode::InvalidRuntimeException,
-                    WorkerError::Sandbox(_) | WorkerError::Gone(_) | WorkerError::Stopping => {
-                        ErrorCode::ServiceException
-                    }
-                };
-                ApiError::new(code, format!("Lambda was unable to run the function: {error}"))
-            }
-        }
-    }
+    response
 }
 
 /// Never a fake success: what would need a part that does not exist yet says so.
 fn refuse_unimplemented(input: &InvocationRequest) -> Result<(), ApiError> {
-    let what = if input.invocation_type == Some(InvocationType::Event) {
-        "Invoke with InvocationType Event"
-    } else if input.durable_execution_name.is_some() {
+    let what = if input.durable_execution_name.is_some() {
         "durable executions"
     } else if input.tenant_id.is_some() {
         "tenant isolation"
@@ -288,23 +222,14 @@ fn header_value(text: &str) -> HeaderValue {
     })
 }
 
-/// `[{"step":"received","us":0},…]`: microseconds since the request was read, in the order of the marks.
-fn timeline_json(received: Duration, timeline: &Timeline) -> String {
-    #[derive(serde::Serialize)]
-    struct Entry<'a> {
-        step: Step,
-        us: u64,
-        #[serde(skip_serializing_if = "str::is_empty")]
-        note: &'a str,
-    }
-    let first = Entry { step: Step::Received, us: 0, note: "" };
-    let marks = timeline.marks.iter().map(|mark| Entry {
-        step: mark.step,
-        us: mark.at.saturating_sub(received).as_micros() as u64,
-        note: &mark.note,
-    });
-    let entries: Vec<_> = std::iter::once(first).chain(marks).collect();
-    serde_json::to_string(&entries).expect("marks always become JSON")
+/// The trace of an invocation that is not the API's: as `header` says, or a new one.
+pub fn new_trace(header: Option<&str>, now: SystemTime, sampled: bool) -> String {
+    trace::trace_id(header, trace::since_epoch(now), Random::draw().trace(), sampled)
+}
+
+/// Decides between the versions of a weighted alias; in `0..1`.
+pub fn draw_fraction() -> f64 {
+    Random::draw().fraction()
 }
 
 /// Random bits of one invocation.
@@ -346,17 +271,6 @@ mod tests {
         let fits = encode(&format!("{{\"k\":\"{}\"}}", "x".repeat(2679)));
         assert_eq!(fits.len(), 3584);
         assert!(client_context(Some(&fits)).unwrap_err().message.contains("3583"));
-    }
-
-    #[test]
-    fn a_timeline_is_compact_json_of_offsets() {
-        let mut timeline = Timeline::default();
-        timeline.note(Step::Assigned, Duration::from_micros(1012), "warm");
-        timeline.mark(Step::Answered, Duration::from_micros(1500));
-        assert_eq!(
-            timeline_json(Duration::from_micros(1000), &timeline),
-            r#"[{"step":"received","us":0},{"step":"assigned","us":12,"note":"warm"},{"step":"answered","us":500}]"#
-        );
     }
 
     #[test]

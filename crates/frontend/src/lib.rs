@@ -4,7 +4,9 @@
 //! ```text
 //! server ──► service ──► auth, sigv4, loopback      who is calling
 //!               ├──────► operations                 management, by the control plane
-//!               ├──────► invoke                     the synchronous path
+//!               ├──────► invoke, sync_path          invocations: run at once, or put on the queue
+//!               ├──────► events_api                 how queued events are doing
+//!               ├──────► (sqs)                      queues, by the part of that name
 //!               ├──────► logs_api, code_url         reading logs, downloading code
 //!               └──────► metrics
 //! ```
@@ -14,6 +16,7 @@ mod auth;
 mod body;
 mod code_url;
 mod config;
+mod events_api;
 mod invoke;
 mod logs_api;
 mod loopback;
@@ -22,9 +25,11 @@ pub mod ports;
 mod server;
 mod service;
 pub mod sigv4;
+pub mod sync_path;
 
 pub use auth::Identity;
 pub use config::{CodeUrlKey, Config, Credential, Limits, TlsFiles};
+pub use invoke::{draw_fraction, new_trace};
 pub use metrics::Metrics;
-pub use server::{BindError, Server};
+pub use server::{BindError, Listener, Server};
 pub use service::Deps;

@@ -2,12 +2,14 @@
 //! cluster a client of theirs does.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use domain::{AccountId, ConcurrencyLimits, FunctionVersion};
+use domain::{AccountId, ConcurrencyLimits, FunctionArn, FunctionVersion, RequestId};
 use http::{HeaderMap, Response};
 use lambda_api::{ApiError, Routed};
+use serde::Serialize;
 
 use crate::auth::Identity;
 
@@ -31,6 +33,82 @@ pub struct Target {
     pub invoked_arn: String,
     /// How many may run at once.
     pub limits: ConcurrencyLimits,
+    /// Whether it may be part of a loop: `RecursiveLoop` is `Allow`.
+    pub recursion_allowed: bool,
+}
+
+impl Target {
+    /// The qualifier that the caller gave.
+    pub fn qualifier(&self) -> Option<&str> {
+        self.invoked_arn.strip_prefix(&*self.version.arn.to_string())?.strip_prefix(':')
+    }
+}
+
+/// Events of asynchronous invocations.
+#[async_trait]
+pub trait Events: Send + Sync + 'static {
+    /// Keeps an event, which then runs as often as its settings say; durable when this returns. The error is the cause,
+    /// in words; the event was not taken.
+    async fn accept(&self, event: Event) -> Result<(), String>;
+    /// How the events of a function are doing.
+    async fn stats(&self, function: &FunctionArn) -> Result<EventStats, String>;
+    /// What happened so far to an event that was accepted with [`Event::timeline`]: as JSON, as that of a synchronous
+    /// invocation. `None` if it is not known, or not any more.
+    fn timeline(&self, function: &FunctionArn, request_id: RequestId) -> Option<EventTimeline>;
+}
+
+/// An event to accept.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Event {
+    /// The function, without qualifier.
+    pub function: FunctionArn,
+    /// Version or alias, if the caller named one.
+    pub qualifier: Option<String>,
+    /// The same over all attempts.
+    pub request_id: RequestId,
+    /// JSON.
+    pub payload: Bytes,
+    /// For `Lambda-Runtime-Trace-Id`, with the caller's lineage.
+    pub trace_id: String,
+    /// Set when the timeline is wanted: when the request was read (monotonic).
+    pub timeline: Option<Duration>,
+}
+
+/// How the events of one function are doing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EventStats {
+    /// Events in the queue: all that follow.
+    pub depth: u64,
+    /// Ready for an attempt.
+    pub waiting: u64,
+    /// Running.
+    pub in_flight: u64,
+    /// Waiting for the time of their next attempt or delivery.
+    pub retrying: u64,
+    /// Age of the oldest one.
+    pub oldest_age_ms: Option<u64>,
+    /// Since the server started: accepted.
+    pub received: u64,
+    /// Since the server started: the function succeeded.
+    pub succeeded: u64,
+    /// Since the server started: given up.
+    pub dropped: u64,
+    /// Since the server started: messages about given up events that a dead-letter queue or destination took.
+    pub dead_lettered: u64,
+    /// Since the server started: failed tries to deliver to a dead-letter queue or destination.
+    pub delivery_errors: u64,
+    /// Since the server started: messages that could not be delivered at all.
+    pub undelivered: u64,
+}
+
+/// The timeline of an event.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EventTimeline {
+    /// `[{"step":"received","us":0},…]`.
+    pub json: String,
+    /// Attempts that ended.
+    pub attempts: u32,
 }
 
 /// A request for an operation, authenticated and read.
@@ -47,6 +125,16 @@ pub struct Call<'a> {
     pub body: Bytes,
     /// Makes the download address of a package from its SHA-256 in base64.
     pub code_url: &'a (dyn Fn(&str) -> Option<String> + Send + Sync),
+}
+
+/// Amazon SQS, for those who have no other. Speaks the AWS JSON protocol.
+#[async_trait]
+pub trait Sqs: Send + Sync + 'static {
+    /// Name of the operation in an `X-Amz-Target`, for metrics; one word for all that are unknown.
+    fn label(&self, target: &str) -> &'static str;
+    /// Answers a request whose signature was checked. `endpoint` is this server as the client addressed it, e.g.
+    /// `http://127.0.0.1:4566`. May take as long as a client polls; what was begun for a client that left is undone.
+    async fn answer(&self, caller: &Identity, endpoint: &str, target: &str, body: Bytes) -> Response<Bytes>;
 }
 
 /// Code packages, for downloads.

@@ -54,23 +54,20 @@ pub enum BindError {
     Tls(String),
 }
 
-/// The public API, listening.
-pub struct Server {
+/// The address of the API, taken: clients that connect wait until there is a [`Server`].
+pub struct Listener {
     listener: TcpListener,
     local_addr: SocketAddr,
     tls: Option<TlsAcceptor>,
-    service: Arc<Service>,
     config: Config,
-    /// Closes the connections that are left at the end.
-    closing: CancellationToken,
 }
 
-impl Server {
-    /// Binds the address; nothing is answered before [`Server::run`].
+impl Listener {
+    /// Binds the address.
     ///
     /// # Errors
     /// [`BindError`], which says what to do.
-    pub async fn bind(config: Config, deps: Deps) -> Result<Self, BindError> {
+    pub async fn bind(config: Config) -> Result<Self, BindError> {
         if config.credentials.is_empty() && !config.listen.ip().is_loopback() {
             return Err(BindError::OpenWithoutCredentials(config.listen));
         }
@@ -78,8 +75,7 @@ impl Server {
         let listen = |e| BindError::Listen(config.listen, e);
         let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
         let local_addr = listener.local_addr().map_err(listen)?;
-        let service = Arc::new(Service::new(&config, local_addr, deps));
-        Ok(Self { listener, local_addr, tls, service, config, closing: CancellationToken::new() })
+        Ok(Self { listener, local_addr, tls, config })
     }
 
     /// Where it listens, with the port that was chosen for port 0.
@@ -90,6 +86,25 @@ impl Server {
     /// e.g. `http://127.0.0.1:4566`.
     pub fn endpoint(&self) -> String {
         format!("{}://{}", if self.tls.is_some() { "https" } else { "http" }, self.local_addr)
+    }
+}
+
+/// The public API, listening.
+pub struct Server {
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    service: Arc<Service>,
+    config: Config,
+    /// Closes the connections that are left at the end.
+    closing: CancellationToken,
+}
+
+impl Server {
+    /// Nothing is answered before [`Server::run`].
+    pub fn new(listener: Listener, deps: Deps) -> Self {
+        let Listener { listener, local_addr, tls, config } = listener;
+        let service = Arc::new(Service::new(&config, local_addr, deps));
+        Self { listener, tls, service, config, closing: CancellationToken::new() }
     }
 
     /// Serves until `shutdown`, then stops accepting, lets requests and invocations in flight finish (for

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use domain::{Clock, RequestId, WorkerManager};
+use domain::{Clock, RequestId};
 use http::header::{CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
@@ -22,9 +22,10 @@ use crate::body::{self, ReadError};
 use crate::code_url::{self, CodeUrls};
 use crate::config::{Config, Limits};
 use crate::metrics::Metrics;
-use crate::ports::{Call, Code, Functions, Logs};
+use crate::ports::{Call, Code, Events, Functions, Logs, Sqs};
 use crate::sigv4::{SigError, SignedParts};
-use crate::{invoke, logs_api, loopback};
+use crate::sync_path::SyncPath;
+use crate::{events_api, invoke, logs_api, loopback};
 
 /// Largest body of CreateFunction and UpdateFunctionCode, in bytes, as recorded from AWS: 50 MB in base64, and a little.
 const CODE_LIMIT: usize = 70_167_211;
@@ -36,17 +37,23 @@ const ROOM: usize = 64 << 10;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 const TARGET: &str = "x-amz-target";
+/// What the target of SQS's operations begins with.
+const SQS_TARGET: &[u8] = b"AmazonSQS.";
 
 /// The parts that the Frontend works with.
 pub struct Deps {
     /// Management, and lookup for invocations.
     pub functions: Arc<dyn Functions>,
-    /// Gives sandboxes.
-    pub manager: Arc<dyn WorkerManager>,
+    /// Runs functions, with the metrics below.
+    pub sync_path: SyncPath,
+    /// Takes events of asynchronous invocations.
+    pub events: Arc<dyn Events>,
     /// Packages for download.
     pub code: Arc<dyn Code>,
     /// Logs for reading.
     pub logs: Arc<dyn Logs>,
+    /// Queues.
+    pub sqs: Arc<dyn Sqs>,
     /// Time; the clock that the other parts' timelines are made with.
     pub clock: Arc<dyn Clock>,
     /// Made by [`Metrics::register`].
@@ -58,13 +65,15 @@ pub struct Deps {
 /// The API, shared by all connections.
 pub struct Service {
     pub(crate) functions: Arc<dyn Functions>,
-    pub(crate) manager: Arc<dyn WorkerManager>,
+    pub(crate) sync_path: SyncPath,
+    pub(crate) events: Arc<dyn Events>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Metrics,
     /// What goes on without its connection.
     pub(crate) tasks: TaskTracker,
     code: Arc<dyn Code>,
     logs: Arc<dyn Logs>,
+    sqs: Arc<dyn Sqs>,
     registry: Arc<Registry>,
     authenticator: Authenticator,
     code_urls: CodeUrls,
@@ -90,12 +99,14 @@ impl Service {
     pub(crate) fn new(config: &Config, local_addr: SocketAddr, deps: Deps) -> Self {
         Self {
             functions: deps.functions,
-            manager: deps.manager,
+            sync_path: deps.sync_path,
+            events: deps.events,
             clock: deps.clock,
             metrics: deps.metrics,
             tasks: TaskTracker::new(),
             code: deps.code,
             logs: deps.logs,
+            sqs: deps.sqs,
             registry: deps.registry,
             authenticator: Authenticator::new(config),
             code_urls: CodeUrls::new(config.code_url_key.clone()),
@@ -129,7 +140,10 @@ impl Service {
         let (parts, body) = request.into_parts();
         let mut exchange = Exchange { parts, peer, id: RequestId(Uuid::new_v4()), operation: "Unknown" };
         let answer = self.answer(&mut exchange, body).await;
-        let mut response = answer.unwrap_or_else(|error| error.to_response());
+        let mut response = answer.unwrap_or_else(|error| match exchange.parts.headers.contains_key(TARGET) {
+            true => json_refusal(&error),
+            false => error.to_response(),
+        });
         let mut id = Uuid::encode_buffer();
         let id = exchange.id.0.as_hyphenated().encode_lower(&mut id);
         response.headers_mut().insert(REQUEST_ID, HeaderValue::from_str(id).expect("a UUID is a valid header value"));
@@ -163,10 +177,33 @@ impl Service {
                 return self.download(&exchange.parts).await;
             }
         }
-        if exchange.parts.headers.contains_key(TARGET) {
-            return self.logs(exchange, body).await;
+        if path.starts_with(events_api::PREFIX) {
+            return self.event_stats(exchange, body).await;
         }
-        self.lambda(exchange, body).await
+        match exchange.parts.headers.get(TARGET) {
+            Some(target) if target.as_bytes().starts_with(SQS_TARGET) => self.sqs(exchange, body).await,
+            Some(_) => self.logs(exchange, body).await,
+            None => self.lambda(exchange, body).await,
+        }
+    }
+
+    async fn sqs<B>(&self, exchange: &mut Exchange, body: B) -> Result<Response<Bytes>, ApiError>
+    where
+        B: Body<Data = Bytes> + Unpin + Send + 'static,
+        B::Error: std::fmt::Display + Send,
+    {
+        let parts = &exchange.parts;
+        let signed = SignedParts::of(parts);
+        let admitted = self.authenticator.admit(&signed, "sqs", self.clock.wall()).map_err(denied)?;
+        let target = parts.headers.get(TARGET).and_then(|target| target.to_str().ok()).unwrap_or_default();
+        exchange.operation = self.sqs.label(target);
+        let too_large = || {
+            let message = format!("Request must be smaller than {BODY_LIMIT} bytes for SQS");
+            ApiError::new(ErrorCode::RequestEntityTooLargeException, message)
+        };
+        let body = self.body(parts, body, BODY_LIMIT, too_large).await?;
+        let caller = admitted.prove(&signed, &body).map_err(denied)?;
+        Ok(self.sqs.answer(&caller, &self.endpoint(parts), target, body).await)
     }
 
     fn check_loopback(&self, exchange: &Exchange) -> Result<(), ApiError> {
@@ -266,10 +303,28 @@ impl Service {
             exchange.id = invoke::chosen_request_id(&parts.headers)?.unwrap_or(exchange.id);
             return invoke::invoke(self, call, exchange.id, received).await;
         }
+        if operation == OperationId::InvokeAsync {
+            return invoke::event::invoke_async(self, call, exchange.id).await;
+        }
         self.functions.manage(call).await.unwrap_or_else(|| {
             let message = format!("Emberbox does not implement {operation} yet.");
             Err(ApiError::new(ErrorCode::NotImplemented, message))
         })
+    }
+
+    /// An operation of Emberbox's own: signed as Lambda's are.
+    async fn event_stats<B>(&self, exchange: &mut Exchange, body: B) -> Result<Response<Bytes>, ApiError>
+    where
+        B: Body<Data = Bytes> + Unpin + Send + 'static,
+        B::Error: std::fmt::Display + Send,
+    {
+        exchange.operation = "EventStats";
+        let signed = SignedParts::of(&exchange.parts);
+        let admitted = self.authenticator.admit(&signed, "lambda", self.clock.wall()).map_err(denied)?;
+        let too_large = || ApiError::new(ErrorCode::RequestEntityTooLargeException, "This operation takes no body.");
+        let body = self.body(&exchange.parts, body, 0, too_large).await?;
+        let caller = admitted.prove(&signed, &body).map_err(denied)?;
+        events_api::answer(self, &caller, &exchange.parts).await
     }
 
     /// Reads the body. A client that sends too much is answered at once, and what it still sends is thrown away.
@@ -334,6 +389,12 @@ fn too_large(operation: OperationId) -> ApiError {
         other => (ErrorCode::RequestEntityTooLargeException, other.name()),
     };
     ApiError::new(code, format!("Request must be smaller than {} bytes for the {name} operation", limit(operation)))
+}
+
+/// An error as services of the AWS JSON protocol tell it: with its name in the body.
+fn json_refusal(error: &ApiError) -> Response<Bytes> {
+    let body = serde_json::json!({ "__type": error.code.name(), "message": error.message });
+    error.to_response().map(|_| body.to_string().into())
 }
 
 fn denied(error: SigError) -> ApiError {

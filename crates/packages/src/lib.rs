@@ -17,7 +17,7 @@ mod s3;
 mod storage;
 
 pub use error::PackageError;
-pub use s3::S3Config;
+pub use s3::{S3Config, S3Error, put_object};
 pub use storage::{Config, Packages, Unpacked};
 
 /// What a package may be at most. The defaults are AWS's quotas, where AWS has one.

@@ -1,4 +1,5 @@
-//! `GetObject` from an S3-compatible endpoint: the one call that Lambda makes for `S3Bucket` and `S3Key`.
+//! `GetObject` and `PutObject` at an S3-compatible endpoint: the two calls that Lambda makes, for `S3Bucket` and `S3Key`
+//! and for a destination that is a bucket.
 
 mod sign;
 
@@ -6,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::{Request, Response, StatusCode, Uri};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use time::OffsetDateTime;
@@ -48,6 +49,27 @@ impl std::fmt::Debug for S3Config {
     }
 }
 
+/// Why S3 did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum S3Error {
+    /// It answered, with an error.
+    #[error("S3 answered {code}: {message}")]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// e.g. `NoSuchBucket`; the status where S3 gives no code.
+        code: String,
+        /// S3's own.
+        message: String,
+    },
+    /// The answer is larger than the caller takes.
+    #[error("S3 answered with more than {0} bytes")]
+    TooLarge(u64),
+    /// It did not answer.
+    #[error("{0}")]
+    Unreachable(String),
+}
+
 /// Reads one object of at most `limit` bytes.
 pub(crate) async fn get_object(
     config: &S3Config,
@@ -58,53 +80,54 @@ pub(crate) async fn get_object(
 ) -> Result<Bytes, PackageError> {
     let unreachable =
         |cause: String| PackageError::S3Unreachable { bucket: bucket.to_owned(), key: key.to_owned(), cause };
-    let (status, body) = match fetch(config, bucket, key, version, limit).await {
-        Ok(answer) => answer,
-        Err(Failure::TooLarge) => return Err(PackageError::UnzippedTooLarge { limit }),
-        Err(Failure::Transport(cause)) => return Err(unreachable(cause)),
-    };
-    if status.is_success() {
-        return Ok(body);
-    }
-    let document = String::from_utf8_lossy(&body);
-    let code = element(&document, "Code").unwrap_or_else(|| status.as_u16().to_string());
-    let message =
-        element(&document, "Message").unwrap_or_else(|| status.canonical_reason().unwrap_or_default().to_owned());
-    match code.as_str() {
-        "AccessDenied" => Err(PackageError::S3AccessDenied { bucket: bucket.to_owned(), key: key.to_owned() }),
-        _ if status.is_server_error() => Err(unreachable(format!("{code}: {message}"))),
-        _ => Err(PackageError::S3 { code, message }),
-    }
+    let query = version.map(|version| format!("versionId={}", sign::encode(version))).unwrap_or_default();
+    call(config, Method::GET, bucket, key, &query, Bytes::new(), limit).await.map_err(|error| match error {
+        S3Error::TooLarge(limit) => PackageError::UnzippedTooLarge { limit },
+        S3Error::Unreachable(cause) => unreachable(cause),
+        S3Error::Refused { code, .. } if code == "AccessDenied" => {
+            PackageError::S3AccessDenied { bucket: bucket.to_owned(), key: key.to_owned() }
+        }
+        S3Error::Refused { status, code, message } if status >= 500 => unreachable(format!("{code}: {message}")),
+        S3Error::Refused { code, message, .. } => PackageError::S3 { code, message },
+    })
 }
 
-enum Failure {
-    TooLarge,
-    Transport(String),
+/// Writes one object, or replaces it.
+pub async fn put_object(config: &S3Config, bucket: &str, key: &str, body: Bytes) -> Result<(), S3Error> {
+    call(config, Method::PUT, bucket, key, "", body, ERROR_LIMIT).await?;
+    Ok(())
 }
 
-async fn fetch(
+/// Sends a request and reads the body of its answer, which is at most `limit` bytes.
+async fn call(
     config: &S3Config,
+    method: Method,
     bucket: &str,
     key: &str,
-    version: Option<&str>,
+    query: &str,
+    body: Bytes,
     limit: u64,
-) -> Result<(StatusCode, Bytes), Failure> {
+) -> Result<Bytes, S3Error> {
     let endpoint = config.endpoint.clone().unwrap_or_else(|| format!("https://s3.{}.amazonaws.com", config.region));
-    let failed = |what: &str, cause: &dyn std::fmt::Display| Failure::Transport(format!("{what} {endpoint}: {cause}"));
+    let failed =
+        |what: &str, cause: &dyn std::fmt::Display| S3Error::Unreachable(format!("{what} {endpoint}: {cause}"));
     let uri: Uri = endpoint.parse().map_err(|e| failed("endpoint", &e))?;
     let (Some(host), Some(authority)) = (uri.host(), uri.authority()) else {
         return Err(failed("endpoint", &"is not of the form http://host:port"));
     };
     let tls = uri.scheme_str() == Some("https");
     let path = format!("{}/{}/{}", uri.path().trim_end_matches('/'), sign::encode(bucket), sign::encode_path(key));
-    let query = version.map(|version| format!("versionId={}", sign::encode(version))).unwrap_or_default();
     let target = if query.is_empty() { path.clone() } else { format!("{path}?{query}") };
-    let signed = sign::headers(config, authority.as_str(), &path, &query, OffsetDateTime::now_utc());
-    let mut request = Request::get(&target).header("host", authority.as_str());
+    let signed = sign::headers(
+        config,
+        &sign::Parts { method: method.as_str(), host: authority.as_str(), path: &path, query, body: &body },
+        OffsetDateTime::now_utc(),
+    );
+    let mut request = Request::builder().method(method).uri(&target).header("host", authority.as_str());
     for (name, value) in &signed {
         request = request.header(*name, value);
     }
-    let request = request.body(Empty::new()).map_err(|e| failed("request to", &e))?;
+    let request = request.body(Full::new(body)).map_err(|e| failed("request to", &e))?;
 
     let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
     let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -122,13 +145,24 @@ async fn fetch(
     let status = response.status();
     let limit = if status.is_success() { limit } else { ERROR_LIMIT };
     let body = read_body(response.into_body(), limit).await?;
-    Ok((status, body))
+    if status.is_success() { Ok(body) } else { Err(refused(status, &body)) }
+}
+
+/// Reads S3's error document.
+fn refused(status: StatusCode, body: &[u8]) -> S3Error {
+    let document = String::from_utf8_lossy(body);
+    S3Error::Refused {
+        status: status.as_u16(),
+        code: element(&document, "Code").unwrap_or_else(|| status.as_u16().to_string()),
+        message: element(&document, "Message")
+            .unwrap_or_else(|| status.canonical_reason().unwrap_or_default().to_owned()),
+    }
 }
 
 /// Sends one request over a connection that ends with its answer.
 async fn send(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    request: Request<Empty<Bytes>>,
+    request: Request<Full<Bytes>>,
 ) -> Result<Response<Incoming>, String> {
     let exchange = async {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -139,16 +173,16 @@ async fn send(
     timeout(PATIENCE, exchange).await.map_err(|e| e.to_string())?.map_err(|e: hyper::Error| e.to_string())
 }
 
-async fn read_body(mut body: Incoming, limit: u64) -> Result<Bytes, Failure> {
+async fn read_body(mut body: Incoming, limit: u64) -> Result<Bytes, S3Error> {
     let mut read = BytesMut::new();
     loop {
         let frame =
-            timeout(PATIENCE, body.frame()).await.map_err(|e| Failure::Transport(format!("read object: {e}")))?;
+            timeout(PATIENCE, body.frame()).await.map_err(|e| S3Error::Unreachable(format!("read object: {e}")))?;
         let Some(frame) = frame else { return Ok(read.freeze()) };
-        let frame = frame.map_err(|e| Failure::Transport(format!("read object: {e}")))?;
+        let frame = frame.map_err(|e| S3Error::Unreachable(format!("read object: {e}")))?;
         if let Ok(data) = frame.into_data() {
             if (read.len() + data.len()) as u64 > limit {
-                return Err(Failure::TooLarge);
+                return Err(S3Error::TooLarge(limit));
             }
             read.extend_from_slice(&data);
         }

@@ -8,8 +8,16 @@ use serde::de::Error as _;
 
 #[derive(Deserialize)]
 pub struct Model {
+    pub metadata: Metadata,
     pub operations: BTreeMap<String, Operation>,
     pub shapes: BTreeMap<String, Shape>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Metadata {
+    /// What stands before an operation's name in the header `X-Amz-Target`.
+    pub target_prefix: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -26,7 +34,13 @@ pub struct Operation {
 pub struct Http {
     pub method: String,
     pub request_uri: String,
+    #[serde(default = "ok")]
     pub response_code: u16,
+}
+
+/// The status of a successful response where the model names none.
+fn ok() -> u16 {
+    200
 }
 
 #[derive(Deserialize)]

@@ -70,6 +70,7 @@ pub(crate) fn update(
 pub(crate) fn delete(function: &mut Function, name: &str) {
     function.record.aliases.remove(name);
     function.record.policies.remove(name);
+    function.record.event_invoke.remove(name);
 }
 
 pub(crate) fn get(function: &Function, name: &str) -> Result<AliasConfiguration, ApiError> {

@@ -8,7 +8,7 @@ use lambda_api::types::{
 };
 
 use crate::record::Settings;
-use crate::rules::{environment, invalid, unsupported};
+use crate::rules::{environment, event_invoke, invalid, unsupported};
 
 const DEFAULT_TIMEOUT: u32 = 3;
 const DEFAULT_MEMORY: u32 = 128;
@@ -45,6 +45,7 @@ pub(crate) fn of_create(request: &CreateFunctionRequest, name: &str, region: &st
         tracing_active: request.tracing_config.as_ref().is_some_and(|t| t.mode == Some(TracingMode::Active)),
         logging: logging(&default_logging, request.logging_config.as_ref())?,
         architecture: architecture(request.architectures.as_deref())?.unwrap_or_else(|| host_architecture().to_owned()),
+        dead_letter: event_invoke::dead_letter(request.dead_letter_config.as_ref())?,
     })
 }
 
@@ -69,6 +70,9 @@ pub(crate) fn of_update(
     }
     if let Some(mode) = request.tracing_config.as_ref().and_then(|tracing| tracing.mode.as_ref()) {
         new.tracing_active = *mode == TracingMode::Active;
+    }
+    if request.dead_letter_config.is_some() {
+        new.dead_letter = event_invoke::dead_letter(request.dead_letter_config.as_ref())?;
     }
     new.logging = logging(&old.logging, request.logging_config.as_ref())?;
     Ok(new)

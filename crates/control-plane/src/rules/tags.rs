@@ -15,7 +15,7 @@ pub(crate) fn function(caller: &Caller, operation: &str, resource: &str) -> Resu
     // arn:aws:lambda:<region>:<account>:<kind>:<name>
     match resource.split(':').nth(5) {
         Some("function") => {}
-        Some("event-source-mapping") => return Err(missing(format!("Event source mapping not found: {resource}"))),
+        Some("event-source-mapping") => return Err(no_event_source(resource)),
         Some("capacity-provider") => return Err(missing(format!("Capacity provider not found: {resource}"))),
         _ => return Err(missing("The resource you requested does not exist.".to_owned())),
     }
@@ -24,6 +24,17 @@ pub(crate) fn function(caller: &Caller, operation: &str, resource: &str) -> Resu
         return Err(invalid("Tags on function aliases and versions are not supported. Please specify a function ARN."));
     }
     Ok(target.arn)
+}
+
+/// UUID of the event source mapping that a tag operation is about, if it is about one.
+pub(crate) fn event_source(resource: &str) -> Option<&str> {
+    let mut parts = resource.split(':').skip(5);
+    (parts.next()? == "event-source-mapping").then(|| parts.next()).flatten()
+}
+
+/// There is no such mapping.
+pub(crate) fn no_event_source(resource: &str) -> ApiError {
+    missing(format!("Event source mapping not found: {resource}"))
 }
 
 pub(crate) fn check(tags: &BTreeMap<String, String>) -> Result<(), ApiError> {

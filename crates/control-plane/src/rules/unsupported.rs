@@ -3,8 +3,8 @@
 
 use lambda_api::ApiError;
 use lambda_api::types::{
-    CreateFunctionRequest, DeadLetterConfig, FileSystemConfig, FunctionVersionLatestPublished, ImageConfig,
-    PackageType, SnapStart, SnapStartApplyOn, UpdateFunctionConfigurationRequest, VpcConfig,
+    CreateFunctionRequest, FileSystemConfig, FunctionVersionLatestPublished, ImageConfig, PackageType, SnapStart,
+    SnapStartApplyOn, UpdateFunctionConfigurationRequest, VpcConfig,
 };
 
 use crate::rules::invalid;
@@ -24,7 +24,6 @@ pub(crate) fn in_create(request: &CreateFunctionRequest) -> Result<(), ApiError>
         ("ImageConfig", image(request.image_config.as_ref())),
         ("VpcConfig", vpc(request.vpc_config.as_ref())),
         ("FileSystemConfigs", file_systems(request.file_system_configs.as_deref())),
-        ("DeadLetterConfig", dead_letter(request.dead_letter_config.as_ref())),
         ("KMSKeyArn", text(request.kms_key_arn.as_deref())),
         ("CodeSigningConfigArn", text(request.code_signing_config_arn.as_deref())),
         ("SnapStart", snap_start(request.snap_start.as_ref())),
@@ -42,7 +41,6 @@ pub(crate) fn in_update(request: &UpdateFunctionConfigurationRequest) -> Result<
         ("ImageConfig", image(request.image_config.as_ref())),
         ("VpcConfig", vpc(request.vpc_config.as_ref())),
         ("FileSystemConfigs", file_systems(request.file_system_configs.as_deref())),
-        ("DeadLetterConfig", dead_letter(request.dead_letter_config.as_ref())),
         ("KMSKeyArn", text(request.kms_key_arn.as_deref())),
         ("SnapStart", snap_start(request.snap_start.as_ref())),
         ("CapacityProviderConfig", request.capacity_provider_config.is_some()),
@@ -67,10 +65,6 @@ fn image(config: Option<&ImageConfig>) -> bool {
 
 fn file_systems(configs: Option<&[FileSystemConfig]>) -> bool {
     configs.is_some_and(|c| !c.is_empty())
-}
-
-fn dead_letter(config: Option<&DeadLetterConfig>) -> bool {
-    config.is_some_and(|c| text(c.target_arn.as_deref()))
 }
 
 fn snap_start(config: Option<&SnapStart>) -> bool {

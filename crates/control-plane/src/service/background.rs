@@ -6,6 +6,7 @@ use std::time::Duration;
 use store::{Changes, Feed, Op, StoreError};
 use tokio::sync::watch;
 
+use super::event_source::EVENT_SOURCE;
 use super::{ControlPlane, Error, Inner, Task};
 use crate::catalog::{Effects, Entry};
 use crate::name::not_found;
@@ -58,6 +59,8 @@ async fn follow(inner: Weak<Inner>, mut changes: Changes) {
                     Ok(effects) => inner.follow_up(effects),
                     Err(error) => tracing::error!(%error, "follow the metadata"),
                 }
+                let settling = inner.event_sources.apply(&commit);
+                inner.start_settling_mappings(settling);
                 inner.applied_up_to(commit.revision);
             }
             Feed::Missed => {
@@ -91,7 +94,10 @@ impl Inner {
         let functions = self.store.scan(FUNCTION, "").await?;
         let versions = self.store.scan(VERSION, "").await?;
         let accounts = self.store.scan(ACCOUNT, "").await?;
+        let event_sources = self.store.scan(EVENT_SOURCE, "").await?;
         let effects = self.catalog.load(&accounts, &functions, &versions)?;
+        let settling = self.event_sources.load(&event_sources);
+        self.start_settling_mappings(settling);
         self.follow_up(effects);
         self.applied_up_to(functions.revision);
         Ok(())
@@ -137,6 +143,19 @@ impl Inner {
             inner.settle(step, result).await;
             drop(busy);
         });
+    }
+
+    /// Ends the transitions of these event source mappings.
+    fn start_settling_mappings(self: &Arc<Self>, keys: Vec<String>) {
+        for key in keys {
+            let busy = Busy::new(&self.busy);
+            let inner = Arc::downgrade(self);
+            tokio::spawn(async move {
+                let Some(inner) = inner.upgrade() else { return };
+                inner.settle_mapping(&key).await;
+                drop(busy);
+            });
+        }
     }
 
     async fn settle(&self, step: (String, String), result: Result<(), String>) {

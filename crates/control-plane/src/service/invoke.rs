@@ -20,6 +20,8 @@ pub struct Resolved {
     pub invoked_arn: String,
     /// How many may run at once.
     pub limits: ConcurrencyLimits,
+    /// `RecursiveLoop` is `Allow`.
+    pub recursion_allowed: bool,
 }
 
 impl ControlPlane {
@@ -69,6 +71,7 @@ impl ControlPlane {
             version: Arc::clone(version),
             invoked_arn: target.full_arn(),
             limits: concurrency::limits(&account.record, &target.arn.name, total),
+            recursion_allowed: function.record.recursion_allowed,
         })
     }
 }

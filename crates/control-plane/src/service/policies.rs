@@ -1,5 +1,7 @@
 //! Resource policies and tags.
 
+use std::collections::BTreeMap;
+
 use lambda_api::types::{
     AddPermissionRequest, AddPermissionResponse, GetPolicyRequest, GetPolicyResponse, ListTagsRequest,
     ListTagsResponse, RemovePermissionRequest, TagResourceRequest, UntagResourceRequest,
@@ -56,6 +58,10 @@ impl ControlPlane {
 
     /// TagResource.
     pub async fn tag_resource(&self, caller: &Caller, request: TagResourceRequest) -> Result<(), ApiError> {
+        if let Some(uuid) = tags::event_source(&request.resource) {
+            let add = |tags: &mut BTreeMap<_, _>| tags::add(tags, &request.tags);
+            return self.inner.tag_event_source(caller, &request.resource, uuid, add).await;
+        }
         let arn = tags::function(caller, "TagResource", &request.resource)?;
         self.inner
             .change(
@@ -72,6 +78,13 @@ impl ControlPlane {
 
     /// UntagResource. Tags that are not there are no error.
     pub async fn untag_resource(&self, caller: &Caller, request: UntagResourceRequest) -> Result<(), ApiError> {
+        if let Some(uuid) = tags::event_source(&request.resource) {
+            let remove = |tags: &mut BTreeMap<_, _>| {
+                tags.retain(|key, _| !request.tag_keys.contains(key));
+                Ok(())
+            };
+            return self.inner.tag_event_source(caller, &request.resource, uuid, remove).await;
+        }
         let arn = tags::function(caller, "UntagResource", &request.resource)?;
         self.inner
             .change(
@@ -91,6 +104,10 @@ impl ControlPlane {
 
     /// ListTags.
     pub async fn list_tags(&self, caller: &Caller, request: ListTagsRequest) -> Result<ListTagsResponse, ApiError> {
+        if let Some(uuid) = tags::event_source(&request.resource) {
+            let tags = self.inner.event_source_tags(caller, &request.resource, uuid)?;
+            return Ok(ListTagsResponse { tags: Some(tags) });
+        }
         let arn = tags::function(caller, "ListTags", &request.resource)?;
         let entry = self.inner.function_of(&arn)?;
         Ok(ListTagsResponse { tags: Some(entry.function.record.tags.clone()) })

@@ -257,10 +257,6 @@ async fn what_emberbox_lacks_is_refused_by_name() {
             },
         ),
         ("PackageType Image", CreateFunctionRequest { package_type: Some(PackageType::Image), ..function("f") }),
-        (
-            "DeadLetterConfig",
-            CreateFunctionRequest { dead_letter_config: Some(DeadLetterConfig { target_arn: arn() }), ..function("f") },
-        ),
         ("KMSKeyArn", CreateFunctionRequest { kms_key_arn: arn(), ..function("f") }),
         (
             "SnapStart",

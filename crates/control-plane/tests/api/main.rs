@@ -4,6 +4,8 @@
 mod aliases;
 mod concurrency;
 mod durability;
+mod event_invoke;
+mod event_source;
 mod functions;
 mod permissions;
 mod resolving;

@@ -11,6 +11,7 @@ use http::Response;
 use lambda_api::{ApiError, Operation, OperationId, decode, encode, operations};
 
 /// The control plane in this process.
+#[derive(Clone)]
 pub struct Functions(pub ControlPlane);
 
 #[async_trait]
@@ -23,7 +24,12 @@ impl ports::Functions for Functions {
         random: f64,
     ) -> Result<Target, ApiError> {
         let resolved = self.0.resolve(&caller(identity), name, qualifier, random)?;
-        Ok(Target { version: resolved.version, invoked_arn: resolved.invoked_arn, limits: resolved.limits })
+        Ok(Target {
+            version: resolved.version,
+            invoked_arn: resolved.invoked_arn,
+            limits: resolved.limits,
+            recursion_allowed: resolved.recursion_allowed,
+        })
     }
 
     async fn manage(&self, call: Call<'_>) -> Option<Result<Response<Bytes>, ApiError>> {
@@ -97,6 +103,72 @@ impl ports::Functions for Functions {
                 })
                 .await
             }
+            OperationId::PutFunctionEventInvokeConfig => {
+                carry_out::<operations::PutFunctionEventInvokeConfig, _>(call, |input| {
+                    plane.put_function_event_invoke_config(who, input)
+                })
+                .await
+            }
+            OperationId::UpdateFunctionEventInvokeConfig => {
+                carry_out::<operations::UpdateFunctionEventInvokeConfig, _>(call, |input| {
+                    plane.update_function_event_invoke_config(who, input)
+                })
+                .await
+            }
+            OperationId::GetFunctionEventInvokeConfig => {
+                carry_out::<operations::GetFunctionEventInvokeConfig, _>(call, |input| {
+                    plane.get_function_event_invoke_config(who, input)
+                })
+                .await
+            }
+            OperationId::ListFunctionEventInvokeConfigs => {
+                carry_out::<operations::ListFunctionEventInvokeConfigs, _>(call, |input| {
+                    plane.list_function_event_invoke_configs(who, input)
+                })
+                .await
+            }
+            OperationId::CreateEventSourceMapping => {
+                carry_out::<operations::CreateEventSourceMapping, _>(call, |input| {
+                    plane.create_event_source_mapping(who, input)
+                })
+                .await
+            }
+            OperationId::GetEventSourceMapping => {
+                carry_out::<operations::GetEventSourceMapping, _>(call, |input| {
+                    plane.get_event_source_mapping(who, input)
+                })
+                .await
+            }
+            OperationId::UpdateEventSourceMapping => {
+                carry_out::<operations::UpdateEventSourceMapping, _>(call, |input| {
+                    plane.update_event_source_mapping(who, input)
+                })
+                .await
+            }
+            OperationId::DeleteEventSourceMapping => {
+                carry_out::<operations::DeleteEventSourceMapping, _>(call, |input| {
+                    plane.delete_event_source_mapping(who, input)
+                })
+                .await
+            }
+            OperationId::ListEventSourceMappings => {
+                carry_out::<operations::ListEventSourceMappings, _>(call, |input| {
+                    plane.list_event_source_mappings(who, input)
+                })
+                .await
+            }
+            OperationId::PutFunctionRecursionConfig => {
+                carry_out::<operations::PutFunctionRecursionConfig, _>(call, |input| {
+                    plane.put_function_recursion_config(who, input)
+                })
+                .await
+            }
+            OperationId::GetFunctionRecursionConfig => {
+                carry_out::<operations::GetFunctionRecursionConfig, _>(call, |input| {
+                    plane.get_function_recursion_config(who, input)
+                })
+                .await
+            }
             OperationId::AddPermission => {
                 carry_out::<operations::AddPermission, _>(call, |input| plane.add_permission(who, input)).await
             }
@@ -112,6 +184,12 @@ impl ports::Functions for Functions {
             OperationId::DeleteFunctionConcurrency => {
                 carry_out::<operations::DeleteFunctionConcurrency, _>(call, |input| {
                     nothing(plane.delete_function_concurrency(who, input))
+                })
+                .await
+            }
+            OperationId::DeleteFunctionEventInvokeConfig => {
+                carry_out::<operations::DeleteFunctionEventInvokeConfig, _>(call, |input| {
+                    nothing(plane.delete_function_event_invoke_config(who, input))
                 })
                 .await
             }

@@ -19,6 +19,8 @@ pub enum Service {
     Lambda,
     /// Amazon CloudWatch Logs; Emberbox serves it at the same endpoint.
     Logs,
+    /// Amazon SQS.
+    Sqs,
 }
 
 impl Service {
@@ -27,6 +29,7 @@ impl Service {
         match self {
             Self::Lambda => "lambda",
             Self::Logs => "logs",
+            Self::Sqs => "sqs",
         }
     }
 }
@@ -48,6 +51,8 @@ pub struct Target {
     pub endpoint: Uri,
     /// Base URL for CloudWatch Logs.
     pub logs_endpoint: Uri,
+    /// Base URL for SQS.
+    pub sqs_endpoint: Uri,
     /// Region.
     pub region: String,
     /// `None`: requests go unsigned, which an Emberbox without credentials accepts.
@@ -58,7 +63,13 @@ impl Target {
     /// An Emberbox without credentials.
     pub fn unsigned(endpoint: &str) -> Result<Self> {
         let endpoint = parse_endpoint(endpoint)?;
-        Ok(Self { logs_endpoint: endpoint.clone(), endpoint, region: "us-east-1".into(), keys: None })
+        Ok(Self {
+            logs_endpoint: endpoint.clone(),
+            sqs_endpoint: endpoint.clone(),
+            endpoint,
+            region: "us-east-1".into(),
+            keys: None,
+        })
     }
 }
 
@@ -136,8 +147,9 @@ impl Surroundings {
             let variable = match service {
                 Service::Lambda => "AWS_ENDPOINT_URL_LAMBDA",
                 Service::Logs => "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS",
+                Service::Sqs => "AWS_ENDPOINT_URL_SQS",
             };
-            let lambda = || if service == Service::Logs { self.env(&["AWS_ENDPOINT_URL_LAMBDA"]) } else { None };
+            let lambda = || self.env(&["AWS_ENDPOINT_URL_LAMBDA"]);
             let url = options
                 .endpoint
                 .clone()
@@ -154,13 +166,15 @@ impl Surroundings {
         Ok(Target {
             endpoint: base(Service::Lambda)?,
             logs_endpoint: base(Service::Logs)?,
+            sqs_endpoint: base(Service::Sqs)?,
             region: region.clone(),
             keys,
         })
     }
 }
 
-fn parse_endpoint(url: &str) -> Result<Uri> {
+/// The base URL that a user wrote.
+pub fn parse_endpoint(url: &str) -> Result<Uri> {
     let uri: Option<Uri> = url.trim_end_matches('/').parse().ok();
     match uri {
         Some(uri)

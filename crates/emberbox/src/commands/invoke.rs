@@ -13,7 +13,7 @@ use lambda_api::types::InvocationRequest;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use super::{print, print_json};
+use super::{events, print, print_json};
 use crate::cli::Invoke;
 use crate::client::Client;
 use crate::timeline::{self, Mark};
@@ -79,11 +79,21 @@ pub async fn run(client: &Client, args: Invoke) -> Result<ExitCode> {
         qualifier: args.qualifier,
         ..Default::default()
     };
-    let answer = call(client, input, args.timeline).await?;
+    let name = input.function_name.clone();
+    let mut answer = call(client, input, args.timeline).await?;
+    if args.event {
+        let id = answer.request_id.as_deref().unwrap_or("no request id");
+        eprintln!("Queued ({id}).");
+        if args.timeline {
+            answer.timeline = events::first_attempt(client, &name, id).await?;
+        }
+    }
     if args.json {
         print_json(&report(&answer))?;
     } else if args.event {
-        eprintln!("Queued ({}).", answer.request_id.as_deref().unwrap_or("no request id"));
+        if args.timeline {
+            show_timeline(&answer.timeline);
+        }
     } else {
         show(&answer, args.timeline)?;
     }
@@ -95,11 +105,7 @@ fn show(answer: &Answer, timeline_wanted: bool) -> Result<()> {
         eprintln!("{}", log.trim_end());
     }
     if timeline_wanted {
-        if answer.timeline.is_empty() {
-            eprintln!("The server sent no timeline; only Emberbox does.");
-        } else {
-            eprint!("{}", timeline::draw(&answer.timeline));
-        }
+        show_timeline(&answer.timeline);
     }
     if let Some(error) = &answer.function_error {
         eprintln!("{} the function failed ({error})", ui::error_label());
@@ -109,6 +115,14 @@ fn show(answer: &Answer, timeline_wanted: bool) -> Result<()> {
         payload.push(b'\n');
     }
     print(&payload)
+}
+
+fn show_timeline(marks: &[Mark]) {
+    if marks.is_empty() {
+        eprintln!("The server sent no timeline; only Emberbox does.");
+    } else {
+        eprint!("{}", timeline::draw(marks));
+    }
 }
 
 fn report(answer: &Answer) -> serde_json::Value {

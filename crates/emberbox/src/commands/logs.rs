@@ -5,8 +5,6 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use bytes::Bytes;
-use http::Request;
 use lambda_api::operations::GetFunctionConfiguration;
 use lambda_api::types::GetFunctionConfigurationRequest;
 use serde::Deserialize;
@@ -111,13 +109,8 @@ async fn page(client: &Client, group: &str, start: i64, token: Option<String>) -
     if let Some(token) = token {
         body["nextToken"] = token.into();
     }
-    let request = Request::post("/")
-        .header("content-type", "application/x-amz-json-1.1")
-        .header("x-amz-target", "Logs_20140328.FilterLogEvents")
-        .body(Bytes::from(body.to_string()))
-        .context("make the request")?;
-    let response = client.send(Service::Logs, request, None).await?;
-    serde_json::from_slice(response.body()).context("read the answer of FilterLogEvents")
+    let answer = client.call_json(Service::Logs, "1.1", "Logs_20140328.FilterLogEvents", &body).await?;
+    serde_json::from_value(answer).context("read the answer of FilterLogEvents")
 }
 
 /// A function that has not logged yet has no group.

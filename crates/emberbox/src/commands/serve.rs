@@ -56,7 +56,8 @@ async fn serve(config: Config) -> Result<ExitCode> {
 fn banner(endpoint: &str) -> Result<()> {
     let text = format!(
         "Emberbox {} is ready at {endpoint}. To use it, paste into another terminal:\n\n\
-         export AWS_ENDPOINT_URL_LAMBDA={endpoint}\n\n\
+         export AWS_ENDPOINT_URL_LAMBDA={endpoint}\n\
+         export AWS_ENDPOINT_URL_SQS={endpoint}\n\n\
          then `emberbox deploy PATH --name NAME`, or any AWS tool. Ctrl-C stops it.\n",
         env!("CARGO_PKG_VERSION"),
     );

@@ -26,6 +26,19 @@ pub enum Network {
     None,
 }
 
+/// `engine` of `[events]`.
+#[derive(Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum EventEngine {
+    /// A file in the data directory.
+    #[default]
+    Sqlite,
+    /// A database, which several servers may share.
+    Postgres,
+    /// Queues of SQS, which several servers may share.
+    Sqs,
+}
+
 /// A duration such as `90s`.
 pub fn duration<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
     parse_duration(&text(d)?).map_err(D::Error::custom)

@@ -7,11 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use domain::WorkerId;
 use frontend::CodeUrlKey;
 use sandbox::process::{Egress, Network, ProcessConfig};
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, FunctionCredentials};
 
 /// For the sandbox engine.
 pub fn sandbox(config: &Config, dir: &Path) -> ProcessConfig {
@@ -95,6 +96,107 @@ pub fn worker(config: &Config, dir: &Path) -> worker::Config {
     }
 }
 
+/// For the pollers.
+pub fn pollers(config: &Config) -> pollers::Config {
+    let concurrency = config.limits.account_concurrency as usize;
+    pollers::Config { in_flight: concurrency, per_function: concurrency, ..pollers::Config::default() }
+}
+
+/// Emberbox's own queues, which are used unless there are others.
+pub struct OwnQueues {
+    /// As clients know it.
+    pub endpoint: String,
+    /// The way to them.
+    pub client: SharedHttpClient,
+}
+
+/// For event source mappings.
+pub fn queues(config: &Config, own: &OwnQueues) -> event_sources::SqsConfig {
+    let (endpoint, http_client) = sqs(config, own);
+    event_sources::SqsConfig {
+        endpoint,
+        credentials: config.events.credentials.as_ref().map(|given| event_sources::SqsCredentials {
+            access_key_id: given.access_key_id.clone(),
+            secret_access_key: given.secret_access_key.clone(),
+            session_token: given.session_token.clone(),
+        }),
+        http_client,
+    }
+}
+
+/// For the event queue in SQS.
+#[cfg(feature = "sqs")]
+pub fn event_queue(config: &Config) -> aws_sdk_sqs::Config {
+    use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region};
+
+    let env = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let from_env = || {
+        Some(FunctionCredentials {
+            access_key_id: env("AWS_ACCESS_KEY_ID")?,
+            secret_access_key: env("AWS_SECRET_ACCESS_KEY")?,
+            session_token: env("AWS_SESSION_TOKEN"),
+        })
+    };
+    // Servers that check no signatures take the key for the account.
+    let by_account = || FunctionCredentials {
+        access_key_id: domain::AccountId::local().to_string(),
+        secret_access_key: "unchecked".into(),
+        session_token: None,
+    };
+    let given = config.events.credentials.clone().or_else(from_env).unwrap_or_else(by_account);
+    let credentials =
+        Credentials::new(given.access_key_id, given.secret_access_key, given.session_token, None, "emberbox");
+    let mut sdk = aws_sdk_sqs::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new(config.region.clone()))
+        .credentials_provider(credentials);
+    sdk.set_endpoint_url(config.events.sqs_endpoint.clone().filter(|url| url != "aws"));
+    sdk.build()
+}
+
+/// Where SQS is (AWS's own where there is no URL), and the way there if it is not the network.
+fn sqs(config: &Config, own: &OwnQueues) -> (Option<String>, Option<SharedHttpClient>) {
+    match config.events.sqs_endpoint.as_deref() {
+        Some("aws") => (None, None),
+        Some(url) => (Some(url.to_owned()), None),
+        None => (Some(own.endpoint.clone()), Some(own.client.clone())),
+    }
+}
+
+/// For the delivery of records and dead letters.
+pub fn delivery(config: &Config, own: &OwnQueues) -> delivery::DeliveryConfig {
+    let events = &config.events;
+    let credentials = |given: &FunctionCredentials| delivery::Credentials {
+        access_key: given.access_key_id.clone(),
+        secret_key: given.secret_access_key.clone(),
+        session_token: given.session_token.clone(),
+    };
+    let endpoint = |url: &Option<String>| delivery::Endpoint {
+        url: url.clone(),
+        credentials: events.credentials.as_ref().map(credentials),
+    };
+    let (sqs_url, sqs_client) = sqs(config, own);
+    let s3 = match (&events.s3_endpoint, &config.s3) {
+        (None, Some(s3)) => delivery::Endpoint {
+            url: Some(s3.endpoint.clone()),
+            credentials: Some(delivery::Credentials {
+                access_key: s3.access_key_id.clone(),
+                secret_key: s3.secret_access_key.clone(),
+                session_token: None,
+            }),
+        },
+        (url, _) => endpoint(url),
+    };
+    delivery::DeliveryConfig {
+        sqs: endpoint(&sqs_url),
+        sqs_client,
+        sns: endpoint(&events.sns_endpoint),
+        eventbridge: endpoint(&events.eventbridge_endpoint),
+        s3,
+        ..delivery::DeliveryConfig::default()
+    }
+}
+
 /// For the Frontend.
 pub fn frontend(config: &Config, dir: &Path) -> Result<frontend::Config> {
     let credential = |given: &config::Credential| frontend::Credential {
@@ -163,6 +265,28 @@ mod tests {
         assert_ne!(key.0, [0; 32]);
         fs::write(&path, "short").unwrap();
         assert!(code_url_key(&path).unwrap_err().to_string().contains("remove it"));
+    }
+
+    #[tokio::test]
+    async fn queues_are_our_own_unless_it_is_said_where() {
+        let dir = tempfile::tempdir().unwrap();
+        let service =
+            sqs::SqsService::open(dir.path().join("queues.db"), Arc::new(domain::SystemClock::default())).await;
+        let own = "http://127.0.0.1:4566";
+        let client = SharedHttpClient::new(crate::adapters::OwnQueues(service.unwrap()));
+        let own_queues = OwnQueues { endpoint: own.to_owned(), client };
+        let seen = |sqs_endpoint: Option<&str>| {
+            let mut config = Config::default();
+            config.events.sqs_endpoint = sqs_endpoint.map(str::to_owned);
+            let (queues, delivery) = (queues(&config, &own_queues), delivery(&config, &own_queues));
+            assert_eq!(queues.endpoint, delivery.sqs.url);
+            assert_eq!(queues.http_client.is_some(), delivery.sqs_client.is_some());
+            (queues.endpoint, queues.http_client.is_some())
+        };
+        assert_eq!(seen(None), (Some(own.to_owned()), true));
+        let other = "http://127.0.0.1:9324";
+        assert_eq!(seen(Some(other)), (Some(other.to_owned()), false));
+        assert_eq!(seen(Some("aws")), (None, false));
     }
 
     #[test]

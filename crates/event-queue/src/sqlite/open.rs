@@ -5,9 +5,9 @@ use std::io::{self, ErrorKind, Read as _};
 use std::path::Path;
 use std::time::Duration;
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions as _, Connection as _, Executor as _};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
+use super::statements::begin;
 use crate::api::QueueError;
 
 /// `EMBQ`, in SQLite's header field for the program that a file belongs to.
@@ -33,7 +33,6 @@ const MIGRATIONS: &[&str] = &["
     ) STRICT, WITHOUT ROWID;
     CREATE UNIQUE INDEX events_by_id ON events (queue, id);
     CREATE INDEX events_by_due ON events (queue, due, leased);
-    CREATE INDEX events_leased ON events (queue) WHERE leased = 1;
     CREATE TABLE bodies (seq INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
 "];
 
@@ -56,49 +55,53 @@ pub(super) fn lock(path: &Path) -> Result<File, QueueError> {
     }
 }
 
-/// What all connections share.
-pub(super) fn options(path: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new()
-        .filename(path)
-        .busy_timeout(Duration::from_secs(10))
-        .synchronous(SqliteSynchronous::Full)
-        .disable_statement_logging()
-}
-
 /// The writer's connection, to a file that was checked and migrated.
-pub(super) async fn connect(path: &Path) -> Result<SqliteConnection, QueueError> {
+pub(super) fn connect(path: &Path) -> Result<Connection, QueueError> {
     check_header(path)?;
     let failed = |error| sql_failed("open", path, &error);
     // Only looks, before anything (such as switching to WAL) could change a file that is not ours.
-    let mut connection = options(path).create_if_missing(true).connect().await.map_err(failed)?;
-    let tables: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM sqlite_schema").fetch_one(&mut connection).await.map_err(failed)?;
-    if tables > 0 {
-        let id: i64 = sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut connection).await.map_err(failed)?;
-        if id != APPLICATION_ID {
-            return Err(foreign(path, "an SQLite database of another program"));
-        }
+    let mut connection =
+        open(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE).map_err(failed)?;
+    let count = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(failed);
+    let tables = count("SELECT count(*) FROM sqlite_schema")?;
+    if tables > 0 && count("PRAGMA application_id")? != APPLICATION_ID {
+        return Err(foreign(path, "an SQLite database of another program"));
     }
-    connection.close().await.map_err(failed)?;
-    let mut connection = writer_options(path).connect().await.map_err(failed)?;
-    migrate(path, &mut connection).await?;
+    prepare_to_write(&connection).map_err(failed)?;
+    migrate(path, &mut connection)?;
     if tables > 0 {
-        check_whole(path, &mut connection).await?;
+        check_whole(path, &connection)?;
     }
     Ok(connection)
 }
 
 /// Again a connection to a file that [`connect`] has checked before.
-pub(super) async fn reconnect(path: &Path) -> Result<SqliteConnection, sqlx::Error> {
-    writer_options(path).create_if_missing(false).connect().await
+pub(super) fn reconnect(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = open(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    prepare_to_write(&connection)?;
+    Ok(connection)
 }
 
-fn writer_options(path: &Path) -> SqliteConnectOptions {
-    options(path)
-        .journal_mode(SqliteJournalMode::Wal)
-        // Pages of 4 KiB. A longer log lets a checkpoint write each page of the index by id once for many events.
-        .pragma("wal_autocheckpoint", "4000")
-        .pragma("journal_size_limit", "67108864")
+/// A connection that sees what was committed last and changes nothing.
+pub(super) fn reader(path: &Path) -> rusqlite::Result<Connection> {
+    open(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+}
+
+fn open(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+    // Each connection is used by one thread at a time.
+    let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(Duration::from_secs(10))?;
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(connection)
+}
+
+fn prepare_to_write(connection: &Connection) -> rusqlite::Result<()> {
+    // A longer log (pages of 4 KiB) lets a checkpoint write each page of the index by id once for many events. The
+    // cache (in KiB, negative) holds that index for a backlog of about 200,000; more is read from the file again.
+    connection.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
+         PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -16384;",
+    )
 }
 
 fn check_header(path: &Path) -> Result<(), QueueError> {
@@ -116,12 +119,11 @@ fn check_header(path: &Path) -> Result<(), QueueError> {
 }
 
 /// Checks what decides which events there are. Bodies, which may be many gigabytes, are checked when they are read.
-async fn check_whole(path: &Path, connection: &mut SqliteConnection) -> Result<(), QueueError> {
-    for table in ["PRAGMA quick_check(queues)", "PRAGMA quick_check(events)"] {
-        let findings: Vec<String> = sqlx::query_scalar(table)
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(|error| sql_failed("check", path, &error))?;
+fn check_whole(path: &Path, connection: &Connection) -> Result<(), QueueError> {
+    for check in ["PRAGMA quick_check(queues)", "PRAGMA quick_check(events)"] {
+        let findings =
+            || connection.prepare(check)?.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>();
+        let findings = findings().map_err(|error| sql_failed("check", path, &error))?;
         if findings != ["ok"] {
             return Err(damaged(path, &findings[..findings.len().min(3)].join("; ")));
         }
@@ -129,19 +131,17 @@ async fn check_whole(path: &Path, connection: &mut SqliteConnection) -> Result<(
     Ok(())
 }
 
-async fn migrate(path: &Path, connection: &mut SqliteConnection) -> Result<(), QueueError> {
+fn migrate(path: &Path, connection: &mut Connection) -> Result<(), QueueError> {
     let failed = |error| sql_failed("migrate", path, &error);
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
+    let transaction = begin(connection).map_err(failed)?;
     transaction
-        .execute(sqlx::raw_sql(
+        .execute_batch(
             "PRAGMA application_id = 0x454d4251;
              CREATE TABLE IF NOT EXISTS migrations (number INTEGER PRIMARY KEY, applied TEXT NOT NULL) STRICT;",
-        ))
-        .await
+        )
         .map_err(failed)?;
-    let done: i64 = sqlx::query_scalar("SELECT coalesce(max(number), 0) FROM migrations")
-        .fetch_one(&mut *transaction)
-        .await
+    let done: i64 = transaction
+        .query_row("SELECT coalesce(max(number), 0) FROM migrations", [], |row| row.get(0))
         .map_err(failed)?;
     let known = MIGRATIONS.len() as i64;
     if done > known {
@@ -151,14 +151,10 @@ async fn migrate(path: &Path, connection: &mut SqliteConnection) -> Result<(), Q
         )));
     }
     for (number, sql) in (1i64..).zip(MIGRATIONS).filter(|(number, _)| *number > done) {
-        transaction.execute(sqlx::raw_sql(*sql)).await.map_err(failed)?;
-        sqlx::query("INSERT INTO migrations VALUES (?, datetime('now'))")
-            .bind(number)
-            .execute(&mut *transaction)
-            .await
-            .map_err(failed)?;
+        transaction.execute_batch(sql).map_err(failed)?;
+        transaction.execute("INSERT INTO migrations VALUES (?, datetime('now'))", [number]).map_err(failed)?;
     }
-    transaction.commit().await.map_err(failed)
+    transaction.commit().map_err(failed)
 }
 
 fn foreign(path: &Path, what: &str) -> QueueError {
@@ -184,18 +180,14 @@ fn io_failed(operation: &str, path: &Path, error: &io::Error) -> QueueError {
 }
 
 /// Tells a damaged file from what may pass (a full disk, an IO error).
-pub(super) fn sql_failed(operation: &str, path: &Path, error: &sqlx::Error) -> QueueError {
-    // Primary result codes of SQLite: 11 is SQLITE_CORRUPT, 26 is SQLITE_NOTADB; extended codes have them in the low
-    // byte.
-    let code = error.as_database_error().and_then(|e| e.code()).and_then(|code| code.parse::<i64>().ok());
-    match (code.map(|code| code & 0xff), error) {
-        (Some(11 | 26), _) => damaged(path, &error.to_string()),
-        // A column that is not what the schema says.
-        (_, sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_)) => damaged(path, &error.to_string()),
-        (_, sqlx::Error::PoolClosed) => QueueError::Closed,
-        _ => QueueError::Unavailable {
+pub(super) fn sql_failed(operation: &str, path: &Path, error: &rusqlite::Error) -> QueueError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => damaged(path, &error.to_string()),
+        Some(_) => QueueError::Unavailable {
             operation: format!("{operation} event queue {}", path.display()),
             cause: error.to_string(),
         },
+        // A column that is not what the schema says.
+        None => damaged(path, &error.to_string()),
     }
 }

@@ -1,24 +1,22 @@
-//! The one writer. Requests that arrive while a group is being synced to disk share the next transaction and sync.
+//! The one writer, on a thread of its own: SQLite blocks. Requests that arrive while a group is being synced to disk share the next transaction and sync.
 
-use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
 use domain::Clock;
-use sqlx::sqlite::SqliteConnection;
-use sqlx::{Connection as _, Row as _};
+use rusqlite::Connection;
 use tokio::sync::{Notify, mpsc, oneshot};
 use uuid::Uuid;
 
-use super::open;
-use super::statements as sql;
-use super::ticket::Ticket;
+use super::state::State;
+use super::{open, statements as sql};
 use crate::api::{Entry, Lease, LeaseId, QueueError, QueueName};
-use crate::rotation::{Number, Rotation};
-use crate::time::{after, millis};
+use crate::time::millis;
 
 /// Requests that share one transaction and one fsync.
 const GROUP: usize = 256;
@@ -52,7 +50,7 @@ pub(super) enum Op {
 
 impl Op {
     /// Whether the caller is promised that it survives a power failure.
-    fn durable(&self) -> bool {
+    pub(super) fn durable(&self) -> bool {
         matches!(self, Self::Enqueue(_) | Self::Release { .. } | Self::Purge { .. })
     }
 }
@@ -82,44 +80,47 @@ pub(super) struct Writer {
     clock: Arc<dyn Clock>,
     ready: Arc<Notify>,
     /// Nothing after a failure, until the next request.
-    connection: Option<SqliteConnection>,
+    connection: Option<Connection>,
     state: State,
     /// Held until the last group is done; the system releases it however the process ends.
     _lock: File,
 }
 
-/// What the writer knows without asking the file. After a failed group it is read anew.
-struct State {
-    /// Makes this run's lease ids differ from those of earlier runs.
-    epoch: u32,
-    rotation: Rotation,
-    numbers: HashMap<QueueName, Number>,
-    names: HashMap<Number, QueueName>,
-    next_seq: i64,
-    /// Whether commits are synced at present.
-    synced: bool,
-    /// What this group has added to the queues' counts.
-    counts: BTreeMap<Number, i64>,
+/// Starts the writer on a thread of its own, which serves `requests`; returns when the file is open.
+pub(super) async fn spawn(
+    start: impl FnOnce() -> Result<Writer, QueueError> + Send + 'static,
+    requests: mpsc::Receiver<Request>,
+) -> Result<(), QueueError> {
+    let failed = |error: io::Error| QueueError::Unavailable {
+        operation: "start the thread of the event queue".to_owned(),
+        cause: error.to_string(),
+    };
+    // Of its own, so that it outlives the caller's runtime until the queue is dropped.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
+    let (done, opened) = oneshot::channel();
+    let serve = move || match start() {
+        Ok(writer) => {
+            let _ = done.send(Ok(()));
+            runtime.block_on(writer.run(requests));
+        }
+        Err(error) => drop(done.send(Err(error))),
+    };
+    thread::Builder::new().name("event-queue".to_owned()).spawn(serve).map_err(failed)?;
+    opened.await.map_err(|_| QueueError::Closed)?
 }
 
 impl Writer {
     /// Ends the leases of earlier runs and looks at what is there.
-    pub(super) async fn start(
+    pub(super) fn start(
         path: PathBuf,
-        mut connection: SqliteConnection,
+        mut connection: Connection,
         clock: Arc<dyn Clock>,
         ready: Arc<Notify>,
         lock: File,
     ) -> Result<Self, QueueError> {
-        let now = millis(clock.wall());
         let failed = |error| open::sql_failed("open", &path, &error);
-        sqlx::query("UPDATE events SET due = ?, leased = 0 WHERE leased = 1")
-            .bind(now)
-            .execute(&mut connection)
-            .await
-            .map_err(failed)?;
-        sqlx::query("DELETE FROM queues WHERE events = 0").execute(&mut connection).await.map_err(failed)?;
-        let state = State::load(&mut connection, Uuid::new_v4().as_fields().0).await.map_err(failed)?;
+        sql::end_leases(&mut connection, millis(clock.wall())).map_err(failed)?;
+        let state = State::load(&connection, Uuid::new_v4().as_fields().0).map_err(failed)?;
         Ok(Self { path, clock, ready, connection: Some(connection), state, _lock: lock })
     }
 
@@ -143,27 +144,27 @@ impl Writer {
                     Request::Close(done) => close = Some(done),
                 }
             }
-            let unclaimed = self.serve(group).await;
+            let unclaimed = self.serve(group);
             if !unclaimed.is_empty() {
-                self.give_back(unclaimed).await;
+                self.give_back(unclaimed);
             }
             self.state.rotation.wake(millis(self.clock.wall()));
             if self.state.rotation.any_ready() {
                 self.ready.notify_one();
             }
         }
-        if let Some(connection) = self.connection
-            && let Err(error) = connection.close().await
-        {
+        if let Some(Err((_, error))) = self.connection.take().map(Connection::close) {
             tracing::warn!(path = %self.path.display(), %error, "close event queue");
         }
+        // First the lock: whoever sees the queue closed may open it again.
+        drop(self);
         if let Some(done) = close {
             let _ = done.send(());
         }
     }
 
     /// Does the group and answers; returns the leases whose caller is gone.
-    async fn serve(&mut self, group: Vec<(Op, Done)>) -> Vec<LeaseId> {
+    fn serve(&mut self, group: Vec<(Op, Done)>) -> Vec<LeaseId> {
         let now = millis(self.clock.wall());
         self.state.rotation.wake(now);
         // Polling an empty queue costs no transaction.
@@ -181,7 +182,7 @@ impl Writer {
             return Vec::new();
         }
         let (ops, waiting): (Vec<_>, Vec<_>) = group.into_iter().unzip();
-        match self.write(ops, now).await {
+        match self.write(ops, now) {
             Ok(answers) => waiting
                 .into_iter()
                 .zip(answers)
@@ -200,170 +201,26 @@ impl Writer {
     }
 
     /// Makes leased events ready again. If that fails, they are when their leases end.
-    async fn give_back(&mut self, leases: Vec<LeaseId>) {
+    fn give_back(&mut self, leases: Vec<LeaseId>) {
         let give_back = |lease| Op::Release { lease, delay: Duration::ZERO, body: None };
         let ops = leases.into_iter().map(give_back).collect();
-        if let Err(error) = self.write(ops, millis(self.clock.wall())).await {
+        if let Err(error) = self.write(ops, millis(self.clock.wall())) {
             tracing::warn!(path = %self.path.display(), %error, "give back leases whose caller is gone");
         }
     }
 
-    async fn write(&mut self, ops: Vec<Op>, now: i64) -> Result<Vec<Answer>, sqlx::Error> {
+    fn write(&mut self, ops: Vec<Op>, now: i64) -> rusqlite::Result<Vec<Answer>> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => self.reconnect().await?,
+            None => {
+                let connection = open::reconnect(&self.path)?;
+                self.state = State::load(&connection, self.state.epoch)?;
+                connection
+            }
         };
         // On an error the connection is dropped, which rolls back, and the state is read anew.
-        let answers = self.state.transaction(&mut connection, ops, now).await?;
+        let answers = self.state.transaction(&mut connection, ops, now)?;
         self.connection = Some(connection);
         Ok(answers)
-    }
-
-    async fn reconnect(&mut self) -> Result<SqliteConnection, sqlx::Error> {
-        let mut connection = open::reconnect(&self.path).await?;
-        self.state = State::load(&mut connection, self.state.epoch).await?;
-        Ok(connection)
-    }
-}
-
-impl State {
-    async fn load(connection: &mut SqliteConnection, epoch: u32) -> Result<Self, sqlx::Error> {
-        let mut state = Self {
-            epoch,
-            rotation: Rotation::default(),
-            numbers: HashMap::new(),
-            names: HashMap::new(),
-            next_seq: sqlx::query_scalar("SELECT coalesce(max(seq), 0) + 1 FROM bodies")
-                .fetch_one(&mut *connection)
-                .await?,
-            synced: true,
-            counts: BTreeMap::new(),
-        };
-        for row in sqlx::query("SELECT number, name FROM queues").fetch_all(&mut *connection).await? {
-            let (number, name): (Number, String) = (row.try_get(0)?, row.try_get(1)?);
-            state.remember(number, QueueName(name.into()));
-            if let Some(due) = sql::next_due(&mut *connection, number).await? {
-                state.rotation.note(number, due);
-            }
-        }
-        Ok(state)
-    }
-
-    fn remember(&mut self, number: Number, name: QueueName) {
-        self.numbers.insert(name.clone(), number);
-        self.names.insert(number, name);
-    }
-
-    async fn transaction(
-        &mut self,
-        connection: &mut SqliteConnection,
-        ops: Vec<Op>,
-        now: i64,
-    ) -> Result<Vec<Answer>, sqlx::Error> {
-        let synced = ops.iter().any(Op::durable);
-        if self.synced != synced {
-            let level = if synced { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" };
-            sqlx::query(level).execute(&mut *connection).await?;
-            self.synced = synced;
-        }
-        sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
-        let mut answers = Vec::with_capacity(ops.len());
-        for op in ops {
-            answers.push(self.apply(connection, op, now).await?);
-        }
-        for (queue, change) in std::mem::take(&mut self.counts) {
-            sql::count(connection, queue, change).await?;
-        }
-        sqlx::query("COMMIT").execute(connection).await?;
-        Ok(answers)
-    }
-
-    async fn apply(&mut self, connection: &mut SqliteConnection, op: Op, now: i64) -> Result<Answer, sqlx::Error> {
-        let mut answer = Answer::default();
-        match op {
-            Op::Enqueue(entries) => {
-                for entry in &entries {
-                    self.insert(connection, entry, now).await?;
-                }
-            }
-            Op::Lease { most, lease } => answer.leases = self.lease(connection, most, lease, now).await?,
-            Op::Extend { leases, lease } => {
-                let due = after(now, lease);
-                for id in leases {
-                    if let Some(ticket) = Ticket::read(id, self.epoch)
-                        && sql::set_due(connection, ticket, now, due, true).await?
-                    {
-                        self.rotation.note(ticket.queue, due);
-                        answer.extended.push(id);
-                    }
-                }
-            }
-            Op::Ack(leases) => {
-                for ticket in leases.into_iter().filter_map(|id| Ticket::read(id, self.epoch)) {
-                    if sql::delete(connection, ticket, now).await? {
-                        *self.counts.entry(ticket.queue).or_default() -= 1;
-                    }
-                }
-            }
-            Op::Release { lease, delay, body } => {
-                let due = after(now, delay);
-                if let Some(ticket) = Ticket::read(lease, self.epoch)
-                    && sql::set_due(connection, ticket, now, due, false).await?
-                {
-                    self.rotation.note(ticket.queue, due);
-                    if let Some(body) = body {
-                        sql::set_body(connection, ticket.seq, &body).await?;
-                    }
-                }
-            }
-            Op::Purge { queue, below } => {
-                if let Some(number) = self.numbers.get(&queue).copied() {
-                    let below = below.unwrap_or(self.next_seq);
-                    let (purged, more) = sql::purge(connection, number, below).await?;
-                    *self.counts.entry(number).or_default() -= purged.cast_signed();
-                    answer.purged = purged;
-                    answer.purge_on = more.then_some(below);
-                }
-            }
-        }
-        Ok(answer)
-    }
-
-    async fn insert(&mut self, connection: &mut SqliteConnection, entry: &Entry, now: i64) -> Result<(), sqlx::Error> {
-        let number = match self.numbers.get(&entry.queue).copied() {
-            Some(number) => number,
-            None => {
-                let number = sql::number(connection, &entry.queue).await?;
-                self.remember(number, entry.queue.clone());
-                number
-            }
-        };
-        if let Some(due) = sql::insert(connection, number, self.next_seq, entry, now).await? {
-            self.next_seq += 1;
-            self.rotation.note(number, due);
-            *self.counts.entry(number).or_default() += 1;
-        }
-        Ok(())
-    }
-
-    async fn lease(
-        &mut self,
-        connection: &mut SqliteConnection,
-        most: usize,
-        lease: Duration,
-        now: i64,
-    ) -> Result<Vec<Lease>, sqlx::Error> {
-        let mut leases = Vec::new();
-        self.rotation.wake(now);
-        while let Some((number, share)) = self.rotation.turn(most - leases.len()) {
-            let name = self.names[&number].clone();
-            let taken = sql::lease(connection, self.epoch, (number, &name), share, now, lease).await?;
-            leases.extend(taken);
-            if let Some(due) = sql::next_due(connection, number).await? {
-                self.rotation.note(number, due);
-                self.rotation.wake(now);
-            }
-        }
-        Ok(leases)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,28 +18,46 @@ pub const LEASE: Duration = Duration::from_secs(30);
 
 /// A clock that stands still until it is moved.
 #[derive(Debug)]
-pub struct ManualClock(AtomicU64);
+pub struct ManualClock {
+    millis: AtomicU64,
+    /// Where a server that is to have the same time reads it.
+    file: Option<PathBuf>,
+}
 
 impl Default for ManualClock {
     fn default() -> Self {
-        Self(AtomicU64::new(1_700_000_000_000))
+        Self { millis: AtomicU64::new(1_700_000_000_000), file: None }
     }
 }
 
+#[allow(dead_code, reason = "only some engines have a time of their own to agree with")]
 impl ManualClock {
-    #[allow(dead_code, reason = "only some engines have a time of their own to agree with")]
     pub fn at(time: SystemTime) -> Self {
-        Self(AtomicU64::new(time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64))
+        let millis = time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64;
+        Self { millis: AtomicU64::new(millis), file: None }
+    }
+
+    /// Tells the time to whoever reads `file`.
+    pub fn mirrored(self, file: PathBuf) -> Self {
+        let clock = Self { file: Some(file), ..self };
+        clock.advance(Duration::ZERO);
+        clock
     }
 
     pub fn advance(&self, by: Duration) {
-        self.0.fetch_add(by.as_millis() as u64, Ordering::SeqCst);
+        let by = by.as_millis() as u64;
+        let now = self.millis.fetch_add(by, Ordering::SeqCst) + by;
+        if let Some(file) = &self.file {
+            let new = file.with_extension("new");
+            std::fs::write(&new, now.to_string()).unwrap();
+            std::fs::rename(new, file).unwrap();
+        }
     }
 }
 
 impl Clock for ManualClock {
     fn monotonic(&self) -> Duration {
-        Duration::from_millis(self.0.load(Ordering::SeqCst))
+        Duration::from_millis(self.millis.load(Ordering::SeqCst))
     }
 
     fn wall(&self) -> SystemTime {
@@ -61,15 +80,54 @@ pub async fn lease_now(engine: &Queue, most: usize) -> Vec<event_queue::Lease> {
     engine.lease(most, LEASE, Duration::ZERO).await.unwrap()
 }
 
+/// What an engine can keep of the contract; each says so in its documentation where it cannot.
+#[derive(Clone, Copy)]
+pub struct Traits {
+    /// Delays and leases are so exact.
+    pub grain: Duration,
+    /// The same id twice is one event; counts, purges and the list of queues are exact; queues take turns one by one.
+    pub exact: bool,
+    /// The largest body, in bytes, none of whose characters is text.
+    pub largest: usize,
+}
+
+#[allow(dead_code, reason = "not what every engine is")]
+pub const EXACT: Traits = Traits { grain: Duration::from_millis(1), exact: true, largest: event_queue::MAX_BODY };
+
+impl Traits {
+    /// Lets the time pass in which the engine may be late.
+    fn settle(&self, clock: &ManualClock) {
+        if !self.exact {
+            clock.advance(self.grain);
+        }
+    }
+
+    async fn lease_one(&self, engine: &Queue) -> event_queue::Lease {
+        let wait = if self.exact { Duration::ZERO } else { Duration::from_secs(5) };
+        engine.lease(1, LEASE, wait).await.unwrap().remove(0)
+    }
+
+    async fn check_depth(&self, engine: &Queue, name: &str, want: Depth) {
+        let depth = engine.depth(&queue(name)).await.unwrap();
+        if self.exact {
+            assert_eq!(depth, want);
+        } else {
+            assert!(depth.ready >= want.ready && depth.in_flight >= want.in_flight && depth.delayed >= want.delayed);
+        }
+    }
+}
+
 /// All of it, on queues of its own each.
-pub async fn all(engine: Queue, clock: Arc<ManualClock>) {
-    life_of_an_event(&engine, &clock).await;
-    late_leases_change_nothing(&engine, &clock).await;
-    delays_and_releases(&engine, &clock).await;
-    refuses_what_is_too_large(&engine).await;
-    no_double_lease_with_many_pollers(&engine).await;
-    purge_drops_all(&engine, &clock).await;
-    fair_between_queues(&engine).await;
+pub async fn all(engine: Queue, clock: Arc<ManualClock>, traits: Traits) {
+    life_of_an_event(&engine, &clock, traits).await;
+    late_leases_change_nothing(&engine, &clock, traits).await;
+    delays_and_releases(&engine, &clock, traits).await;
+    refuses_what_is_too_large(&engine, traits).await;
+    no_double_lease_with_many_pollers(&engine, traits).await;
+    if traits.exact {
+        purge_drops_all(&engine, &clock).await;
+        fair_between_queues(&engine).await;
+    }
     wakes_fast(&engine, &clock).await;
 }
 
@@ -77,39 +135,42 @@ async fn empty(engine: &Queue) {
     assert_eq!(engine.queues().await.unwrap(), [], "the test before has left events");
 }
 
-async fn life_of_an_event(engine: &Queue, clock: &ManualClock) {
+async fn life_of_an_event(engine: &Queue, clock: &ManualClock, traits: Traits) {
     empty(engine).await;
     engine.enqueue(Vec::new()).await.unwrap();
-    engine.enqueue(vec![entry("a", 1), entry("a", 2), entry("a", 1), entry("b", 1)]).await.unwrap();
-    engine.enqueue(vec![Entry { body: Bytes::from("other"), ..entry("a", 1) }]).await.unwrap();
+    engine.enqueue(vec![entry("a", 1), entry("a", 2), entry("b", 1)]).await.unwrap();
+    if traits.exact {
+        engine.enqueue(vec![entry("b", 1), Entry { body: Bytes::from("other"), ..entry("a", 1) }]).await.unwrap();
+    }
     assert_eq!(engine.queues().await.unwrap(), [queue("a"), queue("b")]);
     clock.advance(Duration::from_secs(5));
-    let depth = engine.depth(&queue("a")).await.unwrap();
-    assert_eq!(depth, Depth { ready: 2, in_flight: 0, delayed: 0, oldest: Some(Duration::from_secs(5)) });
+    let depth = Depth { ready: 2, in_flight: 0, delayed: 0, oldest: Some(Duration::from_secs(5)) };
+    traits.check_depth(engine, "a", depth).await;
     let leases = lease_now(engine, 10).await;
     let got: BTreeSet<_> = leases.iter().map(|l| (l.queue.clone(), l.event.as_u128(), l.body.clone())).collect();
     let body = |n: u8| Bytes::from(format!("body of {n}"));
     let want = [(queue("a"), 1, body(1)), (queue("a"), 2, body(2)), (queue("b"), 1, body(1))];
     assert_eq!(got, BTreeSet::from(want));
     assert!(leases.iter().all(|l| l.deliveries == 1 && l.enqueued_at == clock.wall() - Duration::from_secs(5)));
-    assert_eq!(engine.depth(&queue("a")).await.unwrap().in_flight, 2);
+    assert!(engine.depth(&queue("a")).await.unwrap().in_flight >= 2);
     assert_eq!(lease_now(engine, 10).await, []);
     engine.ack(&leases.iter().map(|l| l.id).collect::<Vec<_>>()).await.unwrap();
     assert_eq!(engine.depth(&queue("a")).await.unwrap(), Depth::default());
     empty(engine).await;
 }
 
-async fn late_leases_change_nothing(engine: &Queue, clock: &ManualClock) {
+async fn late_leases_change_nothing(engine: &Queue, clock: &ManualClock, traits: Traits) {
     empty(engine).await;
     engine.enqueue(vec![entry("late", 1)]).await.unwrap();
-    let first = lease_now(engine, 1).await.remove(0);
+    let first = traits.lease_one(engine).await;
     clock.advance(LEASE / 2);
     assert_eq!(engine.extend(&[first.id], LEASE).await.unwrap(), [first.id]);
     clock.advance(LEASE / 2);
     assert_eq!(lease_now(engine, 1).await, [], "extended");
     clock.advance(LEASE / 2);
     assert_eq!(engine.extend(&[first.id], LEASE).await.unwrap(), [], "over, though nobody else has it");
-    let second = lease_now(engine, 1).await.remove(0);
+    traits.settle(clock);
+    let second = traits.lease_one(engine).await;
     assert_ne!(second.id, first.id);
     assert_eq!(second.deliveries, 2);
     engine.ack(&[first.id, LeaseId(Uuid::from_u128(7))]).await.unwrap();
@@ -120,44 +181,46 @@ async fn late_leases_change_nothing(engine: &Queue, clock: &ManualClock) {
     empty(engine).await;
 }
 
-async fn delays_and_releases(engine: &Queue, clock: &ManualClock) {
+async fn delays_and_releases(engine: &Queue, clock: &ManualClock, traits: Traits) {
     empty(engine).await;
     let hour = Duration::from_secs(3600);
     engine.enqueue(vec![Entry { delay: hour, ..entry("delay", 1) }]).await.unwrap();
     assert_eq!(lease_now(engine, 1).await, []);
     assert_eq!(engine.depth(&queue("delay")).await.unwrap().delayed, 1);
-    clock.advance(hour - Duration::from_millis(1));
+    clock.advance(hour - traits.grain);
     assert_eq!(lease_now(engine, 1).await, []);
-    clock.advance(Duration::from_millis(1));
-    let lease = lease_now(engine, 1).await.remove(0);
+    clock.advance(traits.grain);
+    traits.settle(clock);
+    let lease = traits.lease_one(engine).await;
     engine.release(lease.id, hour, Some(Bytes::from("second"))).await.unwrap();
     engine.ack(&[lease.id]).await.unwrap();
-    let depth = engine.depth(&queue("delay")).await.unwrap();
-    assert_eq!(depth, Depth { ready: 0, in_flight: 0, delayed: 1, oldest: Some(hour) });
+    traits.check_depth(engine, "delay", Depth { ready: 0, in_flight: 0, delayed: 1, oldest: Some(hour) }).await;
     assert_eq!(lease_now(engine, 1).await, []);
     clock.advance(hour);
-    let again = lease_now(engine, 1).await.remove(0);
+    traits.settle(clock);
+    let again = traits.lease_one(engine).await;
     assert_eq!((&*again.body, again.deliveries, again.enqueued_at), (&b"second"[..], 2, lease.enqueued_at));
     engine.release(again.id, Duration::ZERO, None).await.unwrap();
-    let last = lease_now(engine, 1).await.remove(0);
+    traits.settle(clock);
+    let last = traits.lease_one(engine).await;
     assert_eq!((&*last.body, last.deliveries), (&b"second"[..], 3));
     engine.ack(&[last.id]).await.unwrap();
     empty(engine).await;
 }
 
-async fn refuses_what_is_too_large(engine: &Queue) {
+async fn refuses_what_is_too_large(engine: &Queue, traits: Traits) {
     let large = Entry { body: vec![1; event_queue::MAX_BODY + 1].into(), ..entry("large", 1) };
     let refused = engine.enqueue(vec![entry("large", 2), large.clone()]).await.unwrap_err();
     assert!(matches!(refused, QueueError::TooLarge { .. }) && !refused.retryable());
     empty(engine).await;
-    let largest = Entry { body: large.body.slice(1..), ..large };
+    let largest = Entry { body: large.body.slice(..traits.largest), ..large };
     engine.enqueue(vec![largest.clone()]).await.unwrap();
-    let lease = lease_now(engine, 1).await.remove(0);
+    let lease = traits.lease_one(engine).await;
     assert_eq!(lease.body, largest.body);
     engine.ack(&[lease.id]).await.unwrap();
 }
 
-async fn no_double_lease_with_many_pollers(engine: &Queue) {
+async fn no_double_lease_with_many_pollers(engine: &Queue, traits: Traits) {
     empty(engine).await;
     let puts = (0..8).map(|caller| {
         let engine = Arc::clone(engine);
@@ -189,7 +252,9 @@ async fn no_double_lease_with_many_pollers(engine: &Queue) {
     for take in takes {
         all.extend(take.await.unwrap());
     }
-    assert_eq!(all.len(), 400, "each once");
+    if traits.exact {
+        assert_eq!(all.len(), 400, "each once");
+    }
     assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 400);
     empty(engine).await;
 }
@@ -261,6 +326,7 @@ async fn wakes_fast(engine: &Queue, clock: &ManualClock) {
 
 /// A step of the property test.
 #[derive(Clone, Debug)]
+#[allow(dead_code, reason = "for engines that are exact")]
 pub enum Step {
     Enqueue { queue: u8, id: u8, delay: u8 },
     Lease { most: u8 },
@@ -271,6 +337,7 @@ pub enum Step {
     Advance(u8),
 }
 
+#[allow(dead_code, reason = "for engines that are exact")]
 pub fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         4 => (0..3u8, 0..6u8, 0..3u8).prop_map(|(queue, id, delay)| Step::Enqueue { queue, id, delay }),
@@ -286,6 +353,7 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 #[derive(Debug)]
+#[allow(dead_code, reason = "for engines that are exact")]
 struct Modelled {
     body: Bytes,
     enqueued_at: SystemTime,
@@ -295,6 +363,7 @@ struct Modelled {
 }
 
 /// Does the steps to the engine and to a model, and compares all that can be seen.
+#[allow(dead_code, reason = "for engines that are exact")]
 pub async fn agrees_with_the_model(engine: Queue, clock: Arc<ManualClock>, steps: Vec<Step>) {
     let lease_time = Duration::from_secs(10);
     let mut model = BTreeMap::<(QueueName, Uuid), Modelled>::new();
@@ -419,8 +488,9 @@ pub struct Seen {
     acked: BTreeSet<Uuid>,
 }
 
-/// Starts the test `child_of_the_crash_test` of this binary and kills it, again and again.
-pub fn crash(target: &str, rounds: u64) -> Seen {
+/// Starts the test `child_of_the_crash_test` of this binary and kills it, again and again, each time at another moment
+/// after `opening`.
+pub fn crash(target: &str, rounds: u64, opening: Duration) -> Seen {
     let mut seen = Seen::default();
     for round in 0..rounds {
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -431,7 +501,7 @@ pub fn crash(target: &str, rounds: u64) -> Seen {
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         // Between nothing (while it opens) and some dozens of groups.
-        let after = Duration::from_millis(10 + round * 37 % 110);
+        let after = opening + Duration::from_millis(10 + round * 37 % 110);
         let killer = std::thread::spawn(move || {
             std::thread::sleep(after);
             child.kill().unwrap();

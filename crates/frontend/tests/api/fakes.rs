@@ -10,15 +10,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use domain::{
-    AccountId, AssignError, AssignRequest, CodeRef, ConcurrencyLimits, FunctionArn, FunctionVersion, InitDone,
-    InitRequest, InvokeOutcome, InvokeRequest, Lease, LogFormat, LogType, LoggingSettings, RetireReason, SandboxId,
-    Step, SystemClock, ThrottleReason, Timeline, VersionKey, Worker, WorkerError, WorkerId, WorkerManager,
+    AccountId, AssignError, AssignRequest, Clock, CodeRef, ConcurrencyLimits, FunctionArn, FunctionVersion, InitDone,
+    InitRequest, InvokeOutcome, InvokeRequest, Lease, LogFormat, LogType, LoggingSettings, RequestId, RetireReason,
+    SandboxId, Step, SystemClock, ThrottleReason, Timeline, VersionKey, Worker, WorkerError, WorkerId, WorkerManager,
     WorkerReport,
 };
 use frontend::ports::{
-    Call, Code, Functions, LogEvent, LogGroup, LogPage, LogQuery, LogStream, Logs, LogsError, Target,
+    Call, Code, Event, EventStats, EventTimeline, Events, Functions, LogEvent, LogGroup, LogPage, LogQuery, LogStream,
+    Logs, LogsError, Sqs, Target,
 };
-use frontend::{CodeUrlKey, Config, Deps, Identity, Metrics, Server};
+use frontend::sync_path::SyncPath;
+use frontend::{CodeUrlKey, Config, Deps, Identity, Listener, Metrics, Server};
 use http::Response;
 use lambda_api::{ApiError, ErrorCode, OperationId};
 use prometheus_client::registry::Registry;
@@ -36,6 +38,8 @@ pub struct State {
     pub invoked: Mutex<Vec<InvokeRequest>>,
     /// Who asked for management operations.
     pub callers: Mutex<Vec<Identity>>,
+    /// Events that were put on the queue.
+    pub events: Mutex<Vec<Event>>,
     pub assigned: AtomicUsize,
     /// Invocations of `slow` that ended.
     pub finished: AtomicUsize,
@@ -73,8 +77,9 @@ pub async fn start() -> Running {
 
 pub async fn start_with(config: Config) -> Running {
     let state = Arc::new(State::default());
-    let server = Server::bind(config, deps(&state)).await.unwrap();
-    let address = server.local_addr();
+    let listener = Listener::bind(config).await.unwrap();
+    let address = listener.local_addr();
+    let server = Server::new(listener, deps(&state));
     let (stop, stopped) = oneshot::channel();
     let task = tokio::spawn(server.run(async {
         let _ = stopped.await;
@@ -86,12 +91,15 @@ pub fn deps(state: &Arc<State>) -> Deps {
     let mut registry = Registry::with_prefix("emberbox");
     let metrics = Metrics::register(&mut registry);
     let parts = Arc::new(Parts { state: Arc::clone(state), id: WorkerId("w".into()) });
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
     Deps {
         functions: Arc::clone(&parts) as _,
-        manager: Arc::clone(&parts) as Arc<Parts> as _,
+        sync_path: SyncPath::new(Arc::clone(&parts) as _, Arc::clone(&clock), metrics.clone()),
+        events: Arc::clone(&parts) as _,
         code: Arc::clone(&parts) as _,
+        sqs: Arc::clone(&parts) as _,
         logs: parts,
-        clock: Arc::new(SystemClock::default()),
+        clock,
         metrics,
         registry: Arc::new(registry),
     }
@@ -145,6 +153,7 @@ impl Functions for Parts {
             version: Arc::new(version),
             invoked_arn: qualifier.map_or_else(|| arn.to_string(), |q| arn.qualified(q)),
             limits: ConcurrencyLimits { unreserved: 1000, reserved: None },
+            recursion_allowed: name == "loops",
         })
     }
 
@@ -226,6 +235,43 @@ impl Worker for FakeWorker {
 
     fn has_package(&self, _: &str) -> bool {
         unreachable!("the Frontend asks for no packages")
+    }
+}
+
+/// The disk is full for the events of `undurable`.
+#[async_trait]
+impl Events for Parts {
+    async fn accept(&self, event: Event) -> Result<(), String> {
+        if event.function.name == "undurable" {
+            return Err("write events.db: disk full".into());
+        }
+        self.state.events.lock().unwrap().push(event);
+        Ok(())
+    }
+
+    async fn stats(&self, function: &FunctionArn) -> Result<EventStats, String> {
+        let events = self.state.events.lock().unwrap();
+        let depth = events.iter().filter(|event| event.function == *function).count() as u64;
+        Ok(EventStats { depth, oldest_age_ms: Some(1500), ..EventStats::default() })
+    }
+
+    fn timeline(&self, function: &FunctionArn, request_id: RequestId) -> Option<EventTimeline> {
+        let events = self.state.events.lock().unwrap();
+        let event = events.iter().find(|event| event.function == *function && event.request_id == request_id)?;
+        event.timeline.map(|_| EventTimeline { json: "[]".into(), attempts: 1 })
+    }
+}
+
+/// Says what it was asked.
+#[async_trait]
+impl Sqs for Parts {
+    fn label(&self, target: &str) -> &'static str {
+        if target == "AmazonSQS.ListQueues" { "ListQueues" } else { "SQS" }
+    }
+
+    async fn answer(&self, caller: &Identity, endpoint: &str, target: &str, body: Bytes) -> Response<Bytes> {
+        let asked = format!("{} {} {endpoint} {target} {}", caller.account, caller.region, body.len());
+        Response::new(asked.into())
     }
 }
 

@@ -35,7 +35,7 @@ async fn answers_with_the_functions_payload() {
     assert_eq!(reply.header("x-amzn-requestid"), Some(&*request.request_id.to_string()));
     assert_eq!(reply.header("x-amzn-trace-id"), Some(&*request.trace_id));
     assert!(request.trace_id.starts_with("Root=1-"), "{}", request.trace_id);
-    assert!(request.trace_id.ends_with(";Sampled=0"), "{}", request.trace_id);
+    assert!(request.trace_id.contains(";Sampled=0;Lineage="), "{}", request.trace_id);
     assert_eq!(request.invoked_arn, "arn:aws:lambda:us-east-1:000000000000:function:echo");
     assert!(reply.header("date").is_some());
 }
@@ -53,7 +53,7 @@ async fn takes_over_what_the_caller_chose() {
     ];
     let reply = invoke(&server, "echo", &headers, "1").await;
     assert_eq!(reply.header("x-amzn-requestid"), Some(id));
-    assert_eq!(reply.header("x-amzn-trace-id"), Some(trace));
+    assert!(reply.header("x-amzn-trace-id").unwrap().starts_with(&format!("{trace};Lineage=")));
     assert_eq!(reply.header("x-amz-log-result"), Some("U1RBUlQKRU5ECg=="));
     let request = server.state.last();
     assert_eq!(request.client_context.as_deref(), Some(r#"{"custom":{"k":"v"}}"#));
@@ -78,6 +78,25 @@ async fn a_failed_function_is_an_outcome() {
 }
 
 #[tokio::test]
+async fn a_loop_is_stopped_unless_it_is_allowed() {
+    let server = start().await;
+    let mut trace = "Root=1-5759e988-bd862e3fe1be46a994272793".to_owned();
+    for _ in 0..16 {
+        let reply = invoke(&server, "echo", &[("X-Amzn-Trace-Id", &trace)], "{}").await;
+        assert_eq!(reply.status, 200);
+        trace = server.state.last().trace_id;
+    }
+    let reply = invoke(&server, "echo", &[("X-Amzn-Trace-Id", &trace)], "{}").await;
+    assert_eq!((reply.status, reply.error().0), (400, "RecursiveInvocationException"));
+    assert_eq!(invoke(&server, "other", &[("X-Amzn-Trace-Id", &trace)], "{}").await.status, 200);
+    for _ in 0..20 {
+        let reply = invoke(&server, "loops", &[("X-Amzn-Trace-Id", &trace)], "{}").await;
+        assert_eq!(reply.status, 200);
+        trace = server.state.last().trace_id;
+    }
+}
+
+#[tokio::test]
 async fn a_dry_run_runs_nothing() {
     let server = start().await;
     let reply = invoke(&server, "echo", &[("X-Amz-Invocation-Type", "DryRun")], "{}").await;
@@ -90,8 +109,7 @@ async fn a_dry_run_runs_nothing() {
 #[tokio::test]
 async fn what_is_not_built_says_so() {
     let server = start().await;
-    for headers in [("X-Amz-Invocation-Type", "Event"), ("X-Amz-Tenant-Id", "t"), ("X-Amz-Durable-Execution-Name", "d")]
-    {
+    for headers in [("X-Amz-Tenant-Id", "t"), ("X-Amz-Durable-Execution-Name", "d")] {
         let reply = invoke(&server, "echo", &[headers], "{}").await;
         assert_eq!((reply.status, reply.error().0), (501, "NotImplemented"), "{headers:?}");
     }

@@ -2,6 +2,7 @@
 
 mod access;
 mod client;
+mod events;
 mod fakes;
 mod hostile;
 mod invoke;

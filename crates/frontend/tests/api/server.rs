@@ -6,19 +6,19 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use frontend::{BindError, Config, Limits, Server, TlsFiles};
+use frontend::{BindError, Config, Limits, Listener, TlsFiles};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::client::{PATIENCE, connect, head, reply, send};
-use crate::fakes::{State, config, deps, start, start_with};
+use crate::fakes::{config, start, start_with};
 
 #[tokio::test]
 async fn refuses_to_be_open_to_everyone() {
     let open = Config { listen: "0.0.0.0:0".parse().unwrap(), ..config() };
-    let error = Server::bind(open, deps(&Arc::new(State::default()))).await.err().unwrap();
+    let error = Listener::bind(open).await.err().unwrap();
     assert!(matches!(error, BindError::OpenWithoutCredentials(_)));
     assert!(error.to_string().contains("[[credentials]]"), "{error}");
 }
@@ -27,7 +27,7 @@ async fn refuses_to_be_open_to_everyone() {
 async fn says_which_address_is_taken() {
     let server = start().await;
     let taken = Config { listen: server.address, ..config() };
-    let error = Server::bind(taken, deps(&Arc::new(State::default()))).await.err().unwrap();
+    let error = Listener::bind(taken).await.err().unwrap();
     assert!(error.to_string().contains(&server.address.to_string()), "{error}");
 }
 
@@ -74,7 +74,7 @@ async fn speaks_http2_over_tls() {
 async fn says_what_is_wrong_with_tls_files() {
     let bind = async |certificate: PathBuf, private_key: PathBuf| {
         let config = Config { tls: Some(TlsFiles { certificate, private_key }), ..config() };
-        Server::bind(config, deps(&Arc::new(State::default()))).await.err().unwrap().to_string()
+        Listener::bind(config).await.err().unwrap().to_string()
     };
     assert!(bind(tls_file("nothing.pem"), tls_file("key.pem")).await.contains("nothing.pem"));
     assert!(bind(tls_file("README.md"), tls_file("key.pem")).await.contains("no PEM certificate in"));
@@ -177,4 +177,19 @@ async fn what_was_done_is_counted() {
     ] {
         assert!(metrics.text().lines().any(|l| l == line), "{line} is not in\n{}", metrics.text());
     }
+}
+
+#[tokio::test]
+async fn queues_are_asked_by_their_target() {
+    let server = start().await;
+    let headers = [
+        ("X-Amz-Target", "AmazonSQS.ListQueues"),
+        ("Authorization", "AWS4-HMAC-SHA256 Credential=123456789012/20260101/eu-west-1/sqs/aws4_request, S=x"),
+    ];
+    let reply = send(server.address, "POST", "/", &headers, b"{}").await;
+    let asked = format!("123456789012 eu-west-1 http://{} AmazonSQS.ListQueues 2", server.address);
+    assert_eq!((reply.status, reply.text()), (200, asked.as_str()));
+    assert!(reply.header("x-amzn-requestid").is_some());
+    let metrics = send(server.address, "GET", "/metrics", &[], b"").await;
+    assert!(metrics.text().contains(r#"emberbox_requests_total{operation="ListQueues",status="200"} 1"#));
 }

@@ -65,7 +65,7 @@ impl Context {
         match self.body(body, MAX_PAYLOAD).await {
             Ok((body, trailers)) => {
                 let answer = stream_error(&trailers).unwrap_or(Answer::Success(body));
-                self.answer(id, attempt, answer)
+                self.answer(id, attempt, answer).await
             }
             Err(cause) => self.bad_body(id, attempt, &cause),
         }
@@ -79,7 +79,7 @@ impl Context {
         match self.body(body, MAX_PAYLOAD).await {
             Ok((body, _)) => {
                 let (payload, kind) = error_object(&head.headers, body);
-                self.answer(id, attempt, Answer::Failure { payload, kind })
+                self.answer(id, attempt, Answer::Failure { payload, kind }).await
             }
             Err(cause) => self.bad_body(id, attempt, &cause),
         }
@@ -99,9 +99,13 @@ impl Context {
         }
     }
 
-    fn answer(&self, id: &str, attempt: Option<&str>, answer: Answer) -> Reply {
+    async fn answer(&self, id: &str, attempt: Option<&str>, answer: Answer) -> Reply {
         match self.slot.runtime_answer(id, attempt, answer) {
-            Ok(()) => accepted(),
+            Ok(()) => {
+                // The caller, who waits, gets the answer before the runtime gets its thanks.
+                tokio::task::yield_now().await;
+                accepted()
+            }
             Err(refusal) => refusal.into(),
         }
     }

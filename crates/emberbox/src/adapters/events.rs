@@ -1,0 +1,319 @@
+//! Asynchronous invocation: what the Frontend needs from the pollers, and what the pollers need from everyone else.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use control_plane::ControlPlane;
+use delivery::Failure;
+use domain::{AccountId, AssignRequest, Clock, FunctionArn, InvokeRequest, LogType, RequestId, Step, Timeline};
+use frontend::ports;
+use frontend::sync_path::{Invocation, timeline_json};
+use lambda_api::{ApiError, ErrorCode};
+use parking_lot::Mutex;
+use pollers::target::Service;
+use pollers::{AsyncEvent, Attempt, EventConfig, Outcome, Settings, Target};
+use uuid::Uuid;
+
+use super::Direct;
+
+/// Timelines that are kept; the oldest go first.
+const TIMELINES: usize = 1000;
+/// Largest record that a function gets as its event, in bytes; as any other asynchronous invocation.
+const RECORD_LIMIT: usize = 1 << 20;
+
+/// The pollers, for the Frontend.
+pub struct Events {
+    /// In this process.
+    pub pollers: pollers::Service,
+    /// Those that were asked for.
+    pub timelines: Arc<Timelines>,
+    /// That of the timelines.
+    pub clock: Arc<dyn Clock>,
+}
+
+#[async_trait]
+impl ports::Events for Events {
+    async fn accept(&self, event: ports::Event) -> Result<(), String> {
+        let ports::Event { function, qualifier, request_id, payload, trace_id, timeline } = event;
+        let key = (function.clone(), request_id);
+        if let Some(received) = timeline {
+            // Before anybody can take it from the queue.
+            self.timelines.begin(key.clone(), received);
+        }
+        let trace_header = Some(trace_id);
+        let event = AsyncEvent::new(function, request_id, payload, self.clock.wall());
+        let accepted = self.pollers.accept(AsyncEvent { qualifier, trace_header, ..event }).await;
+        if timeline.is_some() {
+            self.timelines.queued(&key, self.clock.monotonic());
+        }
+        accepted.map_err(|error| error.to_string())
+    }
+
+    async fn stats(&self, function: &FunctionArn) -> Result<ports::EventStats, String> {
+        let stats = self.pollers.stats(function).await.map_err(|error| error.to_string())?;
+        let millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        Ok(ports::EventStats {
+            depth: stats.depth,
+            waiting: stats.waiting,
+            in_flight: stats.in_flight,
+            retrying: stats.retrying,
+            oldest_age_ms: stats.oldest_age.map(millis),
+            received: stats.received,
+            succeeded: stats.succeeded,
+            dropped: stats.dropped,
+            dead_lettered: stats.dead_lettered,
+            delivery_errors: stats.delivery_errors,
+            undelivered: stats.undelivered,
+        })
+    }
+
+    fn timeline(&self, function: &FunctionArn, request_id: RequestId) -> Option<ports::EventTimeline> {
+        self.timelines.show(&(function.clone(), request_id))
+    }
+}
+
+/// Attempts of events: through the same synchronous path as any invocation.
+pub struct Attempts {
+    /// Finds the version, anew for every attempt, and runs it.
+    pub direct: Direct,
+    /// Those that were asked for.
+    pub timelines: Arc<Timelines>,
+}
+
+#[async_trait]
+impl pollers::Invoker for Attempts {
+    async fn invoke(&self, event: &AsyncEvent) -> Attempt {
+        let begun = self.direct.clock.monotonic();
+        let key = (event.function.clone(), event.request_id);
+        let (before, show_timeline) = self.before(event, &key, begun);
+        let target = match self.direct.resolve(&event.function, event.qualifier.as_deref()) {
+            Ok(target) => target,
+            Err(error) => return refused(&error),
+        };
+        let version = Arc::clone(&target.version);
+        let invocation = Invocation {
+            request: InvokeRequest {
+                request_id: event.request_id,
+                payload: event.payload.clone(),
+                invoked_arn: target.invoked_arn,
+                client_context: None,
+                trace_id: event.trace_header.clone().unwrap_or_default(),
+                log_type: LogType::None,
+            },
+            assign: AssignRequest { version: target.version, limits: target.limits },
+            begun,
+            before: before.clone(),
+            show_timeline,
+        };
+        match self.direct.sync_path.run(invocation).await {
+            Ok(done) => {
+                if show_timeline {
+                    self.timelines.attempted(&key, done.timeline.unwrap_or(before));
+                }
+                Attempt {
+                    outcome: done.outcome.function_error.map_or(Outcome::Success, |_| Outcome::FunctionError),
+                    status: 200,
+                    executed_version: Some(version.version.clone()),
+                    function_error: done.outcome.function_error.map(str::to_owned),
+                    payload: done.outcome.payload,
+                }
+            }
+            Err(failure) => {
+                let error = failure.to_api_error();
+                if show_timeline {
+                    let mut timeline = before;
+                    timeline.note(Step::Answered, self.direct.clock.monotonic(), error.code.name());
+                    self.timelines.attempted(&key, timeline);
+                }
+                refused(&error)
+            }
+        }
+    }
+}
+
+impl Attempts {
+    /// The timeline until now, and whether somebody will ask for it. Where earlier attempts were made by another process,
+    /// it begins with the acceptance.
+    fn before(&self, event: &AsyncEvent, key: &Key, now: Duration) -> (Timeline, bool) {
+        let ago =
+            |time: SystemTime| now.saturating_sub(self.direct.clock.wall().duration_since(time).unwrap_or_default());
+        let kept = self.timelines.get(key);
+        let show = kept.is_some();
+        let mut timeline = kept.unwrap_or_else(|| {
+            let mut timeline = Timeline::default();
+            timeline.mark(Step::Received, ago(event.accepted_at));
+            timeline
+        });
+        timeline.note(Step::Dequeued, event.leased_at.map_or(now, ago), format!("attempt {}", event.attempt()));
+        (timeline, show)
+    }
+}
+
+/// The function did not run. That it is not Active yet, or has just been deleted, is a matter of time as well: the settings
+/// say at the next attempt whether it is gone.
+fn refused(error: &ApiError) -> Attempt {
+    let status = error.code.status();
+    Attempt {
+        outcome: if status == 429 { Outcome::Throttled } else { Outcome::SystemError },
+        status,
+        executed_version: None,
+        function_error: None,
+        payload: Bytes::new(),
+    }
+}
+
+/// Settings of asynchronous invocation, for the pollers.
+pub struct EventSettings(pub ControlPlane);
+
+#[async_trait]
+impl pollers::SettingsSource for EventSettings {
+    async fn event_config(&self, event: &AsyncEvent) -> Option<EventConfig> {
+        let settings = self.0.event_settings(&event.function, event.qualifier.as_deref()).ok()?;
+        let target = |arn: Option<String>| {
+            let parsed = Target::parse(&arn?);
+            parsed.inspect_err(|error| tracing::error!(function = %event.function, %error, "no target")).ok()
+        };
+        Some(EventConfig {
+            settings: Settings {
+                maximum_retry_attempts: settings.maximum_retry_attempts,
+                maximum_event_age: settings.maximum_event_age,
+                reserved_zero: settings.stopped,
+            },
+            on_success: target(settings.on_success),
+            on_failure: target(settings.on_failure),
+            dead_letter: target(settings.dead_letter),
+            recursion_allowed: settings.recursion_allowed,
+        })
+    }
+}
+
+/// Records for functions: they become events of this process.
+pub struct Records {
+    direct: Direct,
+    pollers: OnceLock<pollers::Service>,
+}
+
+impl Records {
+    /// Usable after [`Records::connect`].
+    pub fn new(direct: Direct) -> Self {
+        Self { direct, pollers: OnceLock::new() }
+    }
+
+    /// The pollers send records, and take them.
+    pub fn connect(&self, pollers: pollers::Service) {
+        assert!(self.pollers.set(pollers).is_ok(), "connected once");
+    }
+}
+
+#[async_trait]
+impl delivery::EnqueueEvent for Records {
+    async fn enqueue(&self, target: &Target, trace_header: Option<&str>, record: Bytes) -> Result<(), Failure> {
+        let Service::Lambda { function, qualifier } = &target.service else {
+            return Err(Failure::refused(format!("{target} is no function")));
+        };
+        if record.len() > RECORD_LIMIT {
+            let size = record.len();
+            return Err(Failure::refused(format!("a record of {size} bytes is more than an event may have")));
+        }
+        let account = AccountId::parse(&target.account)
+            .ok_or_else(|| Failure::refused(format!("{target} names no account; correct the destination")))?;
+        let arn = FunctionArn { region: target.region.clone(), account, name: function.clone() };
+        let found = self.direct.resolve(&arn, qualifier.as_deref());
+        let found = found.map_err(|error| Failure {
+            retryable: error.code != ErrorCode::ResourceNotFoundException,
+            cause: error.to_string(),
+        })?;
+        let now = self.direct.clock.wall();
+        let event = AsyncEvent {
+            qualifier: qualifier.clone(),
+            trace_header: Some(frontend::new_trace(trace_header, now, found.version.tracing_active)),
+            ..AsyncEvent::new(arn, RequestId(Uuid::new_v4()), record, now)
+        };
+        let pollers = self.pollers.get().ok_or_else(|| Failure::temporary("Emberbox is starting"))?;
+        pollers.accept(event).await.map_err(|error| Failure::temporary(error.to_string()))
+    }
+}
+
+type Key = (FunctionArn, RequestId);
+
+/// Timelines of the events whose callers asked for them.
+#[derive(Default)]
+pub struct Timelines(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    timelines: HashMap<Key, (Timeline, u32)>,
+    /// The oldest first.
+    order: VecDeque<Key>,
+}
+
+impl Timelines {
+    fn begin(&self, key: Key, received: Duration) {
+        let mut kept = self.0.lock();
+        if kept.order.len() == TIMELINES
+            && let Some(oldest) = kept.order.pop_front()
+        {
+            kept.timelines.remove(&oldest);
+        }
+        let mut timeline = Timeline::default();
+        timeline.mark(Step::Received, received);
+        if kept.timelines.insert(key.clone(), (timeline, 0)).is_none() {
+            kept.order.push_back(key);
+        }
+    }
+
+    /// A poller may have been faster.
+    fn queued(&self, key: &Key, at: Duration) {
+        if let Some((timeline, _)) = self.0.lock().timelines.get_mut(key) {
+            timeline.mark(Step::Queued, at);
+        }
+    }
+
+    fn get(&self, key: &Key) -> Option<Timeline> {
+        self.0.lock().timelines.get(key).map(|(timeline, _)| timeline.clone())
+    }
+
+    /// After an attempt, with everything until then.
+    fn attempted(&self, key: &Key, timeline: Timeline) {
+        if let Some((kept, attempts)) = self.0.lock().timelines.get_mut(key) {
+            *kept = timeline;
+            *attempts += 1;
+        }
+    }
+
+    fn show(&self, key: &Key) -> Option<ports::EventTimeline> {
+        let kept = self.0.lock();
+        let (timeline, attempts) = kept.timelines.get(key)?;
+        Some(ports::EventTimeline { json: timeline_json(timeline), attempts: *attempts })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u128) -> Key {
+        let function = FunctionArn { region: "us-east-1".into(), account: AccountId::local(), name: "f".into() };
+        (function, RequestId(Uuid::from_u128(n)))
+    }
+
+    #[test]
+    fn timelines_are_kept_for_the_last_events() {
+        let timelines = Timelines::default();
+        for n in 0..=TIMELINES as u128 {
+            timelines.begin(key(n), Duration::from_secs(1));
+        }
+        assert!(timelines.get(&key(0)).is_none());
+        timelines.queued(&key(1), Duration::from_millis(1500));
+        let shown = timelines.show(&key(1)).unwrap();
+        assert_eq!(shown.json, r#"[{"step":"received","us":0},{"step":"queued","us":500000}]"#);
+        assert_eq!(shown.attempts, 0);
+        timelines.attempted(&key(1), Timeline::default());
+        assert_eq!(timelines.show(&key(1)).unwrap().attempts, 1);
+        timelines.attempted(&key(0), Timeline::default());
+        assert!(timelines.show(&key(0)).is_none());
+    }
+}

@@ -1,0 +1,120 @@
+//! Asynchronous invocation in this process: the queue, the pollers that work it off, and what they work with.
+//!
+//! ```text
+//!  frontend ──accept──► pollers ──► queue (events.db)
+//!                         ├──► adapters::Attempts: resolve, synchronous path
+//!                         ├──► adapters::EventSettings: control plane
+//!                         └──► delivery: SQS, SNS, EventBridge, S3; adapters::Records: functions
+//! ```
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Result;
+use control_plane::ControlPlane;
+use delivery::{Delivery, DeliveryConfig};
+use domain::Clock;
+use event_queue::EventQueue;
+use event_queue::sqlite::SqliteQueue;
+use prometheus_client::registry::Registry;
+use tokio::task::JoinHandle;
+
+use super::{STOP_LIMIT, settings};
+use crate::adapters::{Attempts, Direct, EventSettings, Events, Records, Timelines};
+use crate::config::{Config, EventEngine};
+
+/// The queue and its pollers, running.
+pub struct Asynchronous {
+    queue: Arc<dyn EventQueue>,
+    pollers: pollers::Service,
+    running: JoinHandle<()>,
+    timelines: Arc<Timelines>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Asynchronous {
+    /// Takes up the events that an earlier process left.
+    pub async fn start(
+        config: &Config,
+        dir: &Path,
+        control_plane: &ControlPlane,
+        direct: Direct,
+        delivery: DeliveryConfig,
+        registry: &mut Registry,
+    ) -> Result<Self> {
+        let clock = Arc::clone(&direct.clock);
+        let queue = open(config, dir, &clock).await?;
+        let timelines = Arc::new(Timelines::default());
+        let attempts = Attempts { direct: direct.clone(), timelines: Arc::clone(&timelines) };
+        let records = Arc::new(Records::new(direct));
+        let metrics = pollers::Metrics::default();
+        metrics.register(registry);
+        let pollers = pollers::Service::new(
+            settings::pollers(config),
+            Arc::clone(&queue),
+            Arc::new(attempts),
+            Arc::new(EventSettings(control_plane.clone())),
+            Arc::new(Delivery::new(delivery, Arc::clone(&records) as _)),
+            Arc::clone(&clock),
+            metrics,
+        );
+        records.connect(pollers.clone());
+        let running = tokio::spawn(pollers.clone().run());
+        Ok(Self { queue, pollers, running, timelines, clock })
+    }
+
+    /// For the Frontend.
+    pub fn port(&self) -> Events {
+        Events { pollers: self.pollers.clone(), timelines: Arc::clone(&self.timelines), clock: Arc::clone(&self.clock) }
+    }
+
+    /// Takes no more events from the queue, and waits for those that run. New ones can still be put in.
+    pub async fn stop(&self) {
+        self.pollers.stop(STOP_LIMIT).await;
+    }
+
+    /// What is in the queue waits for the next start.
+    pub async fn close(self) {
+        self.running.abort();
+        self.queue.close().await;
+    }
+}
+
+async fn open(config: &Config, dir: &Path, clock: &Arc<dyn Clock>) -> Result<Arc<dyn EventQueue>> {
+    match config.events.engine {
+        EventEngine::Sqlite => Ok(Arc::new(SqliteQueue::open(dir.join("events.db"), Arc::clone(clock)).await?)),
+        EventEngine::Postgres => open_postgres(config).await,
+        EventEngine::Sqs => open_sqs(config, clock).await,
+    }
+}
+
+#[cfg(feature = "postgres")]
+async fn open_postgres(config: &Config) -> Result<Arc<dyn EventQueue>> {
+    let url = config.events.postgres_url.as_deref().unwrap_or_default();
+    // By the database's own time, which all servers share.
+    Ok(Arc::new(event_queue::postgres::PgQueue::connect(url, None).await?))
+}
+
+#[cfg(not(feature = "postgres"))]
+async fn open_postgres(_: &Config) -> Result<Arc<dyn EventQueue>> {
+    built_without("postgres")
+}
+
+#[cfg(feature = "sqs")]
+async fn open_sqs(config: &Config, clock: &Arc<dyn Clock>) -> Result<Arc<dyn EventQueue>> {
+    use event_queue::sqs::{Settings, SqsQueue};
+    Ok(Arc::new(SqsQueue::connect(&settings::event_queue(config), Settings::default(), Arc::clone(clock)).await?))
+}
+
+#[cfg(not(feature = "sqs"))]
+async fn open_sqs(_: &Config, _: &Arc<dyn Clock>) -> Result<Arc<dyn EventQueue>> {
+    built_without("sqs")
+}
+
+#[cfg(not(all(feature = "postgres", feature = "sqs")))]
+fn built_without(engine: &str) -> Result<Arc<dyn EventQueue>> {
+    anyhow::bail!(
+        "events.engine is {engine}, but this Emberbox was built without it; build it with `cargo build --release -p \
+         emberbox --features {engine}`, or set the engine to sqlite"
+    )
+}

@@ -1,0 +1,57 @@
+//! What the disk gives: an SQLite writer that keeps events durably in groups and does nothing else.
+
+use std::path::Path;
+use std::time::Instant;
+
+use rusqlite::{Connection, params};
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+/// Events that share a transaction and a sync at most, as in the event queue.
+const GROUP: usize = 256;
+
+/// Events per second: one table, one insert per event; each of `callers` waits for its event before it sends the next.
+pub async fn rate(path: &Path, callers: u32, events: u32, body: &[u8]) -> f64 {
+    let mut connection = Connection::open(path).expect("opens");
+    connection
+        .execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+             CREATE TABLE events (id BLOB PRIMARY KEY, body BLOB NOT NULL)",
+        )
+        .expect("runs");
+    let (requests, mut received) = mpsc::channel::<(Uuid, Vec<u8>, oneshot::Sender<()>)>(1024);
+    let writer = std::thread::spawn(move || {
+        let mut group = Vec::with_capacity(GROUP);
+        while received.blocking_recv_many(&mut group, GROUP) > 0 {
+            let transaction = connection.transaction().expect("begins");
+            for (id, body, _) in &group {
+                let mut insert = transaction.prepare_cached("INSERT INTO events VALUES (?, ?)").expect("prepares");
+                insert.execute(params![&id.as_bytes()[..], body]).expect("inserts");
+            }
+            transaction.commit().expect("commits");
+            for (_, _, done) in group.drain(..) {
+                let _ = done.send(());
+            }
+        }
+    });
+    let started = Instant::now();
+    let callers: Vec<_> = (0..callers)
+        .map(|_| {
+            let (requests, body) = (requests.clone(), body.to_vec());
+            tokio::spawn(async move {
+                for _ in 0..events / callers {
+                    let (done, answer) = oneshot::channel();
+                    requests.send((Uuid::new_v4(), body.clone(), done)).await.expect("the writer is there");
+                    answer.await.expect("an answer");
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.expect("no panic");
+    }
+    let rate = f64::from(events) / started.elapsed().as_secs_f64();
+    drop(requests);
+    writer.join().expect("no panic");
+    rate
+}

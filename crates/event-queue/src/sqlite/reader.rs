@@ -1,0 +1,91 @@
+//! Looking at the file beside the writer.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
+
+use super::open;
+use crate::api::{Depth, QueueError, QueueName};
+use crate::time::age;
+
+/// Reads one after the other; opens its connection when it is needed.
+pub(super) struct Reader {
+    path: PathBuf,
+    state: Arc<Mutex<State>>,
+}
+
+enum State {
+    Idle,
+    Open(Connection),
+    Closed,
+}
+
+impl Reader {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path, state: Arc::new(Mutex::new(State::Idle)) }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) async fn close(&self) {
+        *self.state.lock().await = State::Closed;
+    }
+
+    /// Runs `query` on a thread that may block.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, QueueError> {
+        let path = self.path.clone();
+        let mut state = Arc::clone(&self.state).lock_owned().await;
+        let reading = spawn_blocking(move || {
+            let failed = |error| open::sql_failed("read", &path, &error);
+            let connection = match std::mem::replace(&mut *state, State::Idle) {
+                State::Idle => open::reader(&path).map_err(failed)?,
+                State::Open(connection) => connection,
+                State::Closed => {
+                    *state = State::Closed;
+                    return Err(QueueError::Closed);
+                }
+            };
+            let answer = query(&connection).map_err(failed)?;
+            *state = State::Open(connection);
+            Ok(answer)
+        });
+        reading.await.map_err(|_| QueueError::Closed)?
+    }
+}
+
+/// Counts only what is delayed or leased, in an index; a backlog that is ready costs nothing.
+pub(super) fn depth(connection: &Connection, queue: &QueueName, now: i64) -> rusqlite::Result<Depth> {
+    let mut statement = connection.prepare_cached(
+        "SELECT q.events,
+             (SELECT count(*) FROM events e WHERE e.queue = q.number AND e.due > ?2),
+             (SELECT count(*) FROM events e WHERE e.queue = q.number AND e.due > ?2 AND e.leased = 1),
+             (SELECT enqueued_at FROM events e WHERE e.queue = q.number ORDER BY e.seq LIMIT 1)
+         FROM queues q WHERE q.name = ?1",
+    )?;
+    let depth = statement.query_row(params![&*queue.0, now], |row| {
+        let count = |column: usize| row.get::<_, i64>(column).map(i64::cast_unsigned);
+        let (events, later, in_flight) = (count(0)?, count(1)?, count(2)?);
+        Ok(Depth {
+            ready: events.saturating_sub(later),
+            in_flight,
+            delayed: later.saturating_sub(in_flight),
+            oldest: row.get::<_, Option<i64>>(3)?.map(|enqueued_at| age(now, enqueued_at)),
+        })
+    });
+    Ok(depth.optional()?.unwrap_or_default())
+}
+
+/// Those that have events, by name.
+pub(super) fn queues(connection: &Connection) -> rusqlite::Result<Vec<QueueName>> {
+    let mut statement = connection.prepare_cached("SELECT name FROM queues WHERE events > 0 ORDER BY name")?;
+    let names = statement.query_map([], |row| Ok(QueueName(row.get::<_, String>(0)?.into())))?;
+    names.collect()
+}

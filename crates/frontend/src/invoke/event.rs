@@ -1,0 +1,103 @@
+//! Asynchronous invocation: the event is checked, put on the queue, and answered when it is durable.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use domain::RequestId;
+use http::{HeaderMap, Response, StatusCode};
+use lambda_api::types::InvokeAsyncResponse;
+use lambda_api::{ApiError, ErrorCode, decode, encode, operations};
+
+use super::{Random, TRACE_ID, empty, header_value, payload as event_payload, trace_id};
+use crate::auth::Identity;
+use crate::ports::{Call, Event};
+use crate::service::Service;
+
+/// Largest event, in bytes.
+pub const PAYLOAD_LIMIT: usize = 1 << 20;
+
+/// Which function, as the caller named it.
+pub struct Name<'a> {
+    pub function: &'a str,
+    pub qualifier: Option<&'a str>,
+}
+
+/// Serves Invoke with `InvocationType=Event`: 202 without a body, as recorded. `timeline`: when the request was read, if
+/// its caller will ask for the timeline.
+pub async fn accept(
+    service: &Arc<Service>,
+    caller: &Identity,
+    headers: &HeaderMap,
+    name: Name<'_>,
+    payload: Bytes,
+    request_id: RequestId,
+    timeline: Option<Duration>,
+) -> Result<Response<Bytes>, ApiError> {
+    if payload.len() > PAYLOAD_LIMIT {
+        // AWS's words; its limit was 256 KB when they were last seen.
+        return Err(ApiError::new(
+            ErrorCode::RequestEntityTooLargeException,
+            format!(
+                "{} byte payload is too large for the Event invocation type (limit {PAYLOAD_LIMIT} bytes)",
+                payload.len()
+            ),
+        ));
+    }
+    let payload = event_payload(Some(payload))?;
+    let trace_id = enqueue(service, caller, headers, name, payload, request_id, timeline).await?;
+    let mut response = empty(StatusCode::ACCEPTED);
+    response.headers_mut().insert(TRACE_ID, header_value(&trace_id));
+    Ok(response)
+}
+
+/// Serves InvokeAsync, the older operation for the same.
+pub async fn invoke_async(
+    service: &Arc<Service>,
+    call: Call<'_>,
+    request_id: RequestId,
+) -> Result<Response<Bytes>, ApiError> {
+    let input = decode::<operations::InvokeAsync>(call.routed, call.query, call.headers, call.body)?;
+    if input.invoke_args.len() > PAYLOAD_LIMIT {
+        return Err(ApiError::new(
+            ErrorCode::RequestEntityTooLargeException,
+            format!("Request must be smaller than {PAYLOAD_LIMIT} bytes for the InvokeAsync operation"),
+        ));
+    }
+    let payload = event_payload(Some(input.invoke_args))?;
+    let name = Name { function: &input.function_name, qualifier: None };
+    enqueue(service, call.caller, call.headers, name, payload, request_id, None).await?;
+    let mut response = encode::<operations::InvokeAsync>(&InvokeAsyncResponse { status: Some(202) });
+    *response.status_mut() = StatusCode::ACCEPTED;
+    Ok(response)
+}
+
+/// Returns the trace when the event is durable.
+async fn enqueue(
+    service: &Arc<Service>,
+    caller: &Identity,
+    headers: &HeaderMap,
+    name: Name<'_>,
+    payload: Bytes,
+    request_id: RequestId,
+    timeline: Option<Duration>,
+) -> Result<String, ApiError> {
+    let random = Random::draw();
+    // Which version of a weighted alias runs is decided when the event is taken from the queue.
+    let target = service.functions.resolve(caller, name.function, name.qualifier, random.fraction())?;
+    let trace_id = trace_id(service, headers, &random, target.version.tracing_active);
+    let event = Event {
+        function: target.version.arn.clone(),
+        qualifier: target.qualifier().map(str::to_owned),
+        request_id,
+        payload,
+        trace_id: trace_id.clone(),
+        timeline,
+    };
+    service.events.accept(event).await.map_err(|cause| {
+        tracing::error!(%request_id, function = target.version.name, cause, "event not accepted");
+        let message = format!("The event could not be stored, and will not run: {cause}");
+        ApiError::new(ErrorCode::ServiceException, message)
+    })?;
+    Ok(trace_id)
+}

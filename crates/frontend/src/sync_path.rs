@@ -1,0 +1,201 @@
+//! The synchronous path behind the API: assign → invoke. Invoke takes it for its caller, the pollers for an event.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use domain::{
+    AssignError, AssignRequest, Clock, InvokeOutcome, InvokeRequest, Step, Timeline, WorkerError, WorkerManager,
+};
+use lambda_api::{ApiError, ErrorCode};
+
+use crate::metrics::Metrics;
+
+/// Sandboxes that are tried when one dies, or its worker stops, before the payload reached the function.
+const ATTEMPTS: usize = 3;
+
+/// Runs functions, and counts and logs how that went. Cheap to clone.
+#[derive(Clone)]
+pub struct SyncPath(Arc<Parts>);
+
+struct Parts {
+    manager: Arc<dyn WorkerManager>,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+}
+
+/// A valid request to run a function.
+#[derive(Clone, Debug)]
+pub struct Invocation {
+    /// For the worker.
+    pub request: InvokeRequest,
+    /// For the manager.
+    pub assign: AssignRequest,
+    /// When the work on it began, by the clock of this process; for the metrics.
+    pub begun: Duration,
+    /// What happened before; its first mark is the beginning of the timeline.
+    pub before: Timeline,
+    /// Whether [`Done::timeline`] is wanted.
+    pub show_timeline: bool,
+}
+
+/// What became of it.
+#[derive(Clone, Debug)]
+pub struct Done {
+    /// The function's answer; its marks are in the timeline.
+    pub outcome: InvokeOutcome,
+    /// All marks, if wanted.
+    pub timeline: Option<Timeline>,
+}
+
+/// Why a function did not run.
+#[derive(Debug)]
+pub enum Failure {
+    /// There was no sandbox for it.
+    Assign(AssignError),
+    /// There was one, but it came to nothing.
+    Worker(WorkerError),
+}
+
+impl SyncPath {
+    /// `clock` is that of the other parts' timelines; `metrics` are the Frontend's.
+    pub fn new(manager: Arc<dyn WorkerManager>, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
+        Self(Arc::new(Parts { manager, clock, metrics }))
+    }
+
+    /// Runs an invocation to its end, counts and logs it. A warm one touches no disk, no database and no lock that it
+    /// shares with other functions.
+    ///
+    /// # Errors
+    /// The function did not run. One that failed is an outcome.
+    pub async fn run(&self, invocation: Invocation) -> Result<Done, Failure> {
+        let metrics = &self.0.metrics;
+        metrics.in_flight.inc();
+        let ran = self.attempts(&invocation).await;
+        metrics.in_flight.dec();
+        let (mut outcome, lease_timeline, cold) = ran.inspect_err(|failure| self.log_failure(&invocation, failure))?;
+        let latency = self.0.clock.monotonic().saturating_sub(invocation.begun);
+        if cold { &metrics.cold } else { &metrics.warm }.observe(latency);
+        let failed = outcome.function_error.is_some();
+        if failed {
+            metrics.function_errors.inc();
+        }
+        let logged = tracing::enabled!(target: "emberbox::invoke", tracing::Level::INFO);
+        let timeline = (invocation.show_timeline || logged).then(|| {
+            let mut timeline = invocation.before;
+            timeline.append(lease_timeline);
+            timeline.append(std::mem::take(&mut outcome.timeline));
+            timeline
+        });
+        if logged {
+            let (version, request_id) = (Arc::clone(&invocation.assign.version), invocation.request.request_id);
+            let timeline = timeline.clone();
+            // After the caller has its answer: to write a line takes as long as much of what comes before.
+            tokio::spawn(async move {
+                tracing::info!(
+                    target: "emberbox::invoke",
+                    %request_id, account = %version.account, function = version.name, version = version.version,
+                    start = if cold { "cold" } else { "warm" }, failed, us = latency.as_micros() as u64,
+                    timeline = timeline.as_ref().map(timeline_json),
+                );
+            });
+        }
+        Ok(Done { outcome, timeline })
+    }
+
+    /// Gets a sandbox and sends it the payload; with another one if the first was lost before the function saw it.
+    /// Also says whether it was a cold start.
+    async fn attempts(&self, invocation: &Invocation) -> Result<(InvokeOutcome, Timeline, bool), Failure> {
+        let mut attempt = 1;
+        loop {
+            let failed = match self.0.manager.assign(invocation.assign.clone()).await {
+                Err(AssignError::Worker(error)) => error,
+                Err(error) => return Err(Failure::Assign(error)),
+                // From here on the worker ends the lease. Nothing is awaited in between, so none is left unused.
+                Ok(lease) => match lease.worker.invoke(lease.sandbox, invocation.request.clone()).await {
+                    Ok(outcome) => return Ok((outcome, lease.timeline, lease.cold)),
+                    Err(error) => error,
+                },
+            };
+            if !failed.retryable() || attempt == ATTEMPTS {
+                return Err(Failure::Worker(failed));
+            }
+            tracing::debug!(request_id = %invocation.request.request_id, error = %failed, "trying another sandbox");
+            attempt += 1;
+        }
+    }
+
+    fn log_failure(&self, invocation: &Invocation, failure: &Failure) {
+        let (request_id, function) = (invocation.request.request_id, &invocation.assign.version.name);
+        match failure {
+            Failure::Assign(AssignError::Throttled(reason)) => self.0.metrics.throttled(reason.as_str()),
+            Failure::Assign(AssignError::NoCapacity(cause)) => {
+                tracing::warn!(%request_id, function, cause, "no worker has room");
+            }
+            Failure::Worker(error) | Failure::Assign(AssignError::Worker(error)) => {
+                tracing::error!(%request_id, function, %error, "invocation failed");
+            }
+        }
+    }
+}
+
+impl Failure {
+    /// What the caller of the invocation gets.
+    pub fn to_api_error(&self) -> ApiError {
+        match self {
+            Self::Assign(AssignError::Throttled(reason)) => {
+                ApiError::new(ErrorCode::TooManyRequestsException, "Rate Exceeded.").with_reason(reason.as_str())
+            }
+            Self::Assign(AssignError::NoCapacity(cause)) => {
+                // Not a throttle: no limit that the caller set or could raise was reached, and a 429 would look as if
+                // one was. As a 503 with Retry-After, SDKs and proxies try again.
+                let message = format!("No worker has room for another sandbox: {cause}");
+                ApiError::new(ErrorCode::ServiceUnavailableException, message).with_retry_after(1)
+            }
+            Self::Worker(error) | Self::Assign(AssignError::Worker(error)) => {
+                let code = match error {
+                    WorkerError::Package(_) => ErrorCode::InvalidZipFileException,
+                    WorkerError::Runtime(_) => ErrorCode::InvalidRuntimeException,
+                    WorkerError::Sandbox(_) | WorkerError::Gone(_) | WorkerError::Stopping => {
+                        ErrorCode::ServiceException
+                    }
+                };
+                ApiError::new(code, format!("Lambda was unable to run the function: {error}"))
+            }
+        }
+    }
+}
+
+/// `[{"step":"received","us":0},…]`: microseconds since the first mark, in the order of the marks.
+pub fn timeline_json(timeline: &Timeline) -> String {
+    #[derive(serde::Serialize)]
+    struct Entry<'a> {
+        step: Step,
+        us: u64,
+        #[serde(skip_serializing_if = "str::is_empty")]
+        note: &'a str,
+    }
+    let start = timeline.marks.first().map_or(Duration::ZERO, |mark| mark.at);
+    let entries: Vec<_> = timeline
+        .marks
+        .iter()
+        .map(|mark| Entry { step: mark.step, us: mark.at.saturating_sub(start).as_micros() as u64, note: &mark.note })
+        .collect();
+    serde_json::to_string(&entries).expect("marks always become JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeline_is_compact_json_of_offsets() {
+        let mut timeline = Timeline::default();
+        timeline.mark(Step::Received, Duration::from_micros(1000));
+        timeline.note(Step::Assigned, Duration::from_micros(1012), "warm");
+        timeline.mark(Step::Answered, Duration::from_micros(1500));
+        assert_eq!(
+            timeline_json(&timeline),
+            r#"[{"step":"received","us":0},{"step":"assigned","us":12,"note":"warm"},{"step":"answered","us":500}]"#
+        );
+    }
+}

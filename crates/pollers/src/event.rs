@@ -1,0 +1,270 @@
+//! The body of a queue entry.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use domain::{AccountId, FunctionArn, RequestId};
+use event_queue::{MAX_BODY, QueueName};
+use serde::{Deserialize, Serialize};
+
+use crate::pending::{Pending, PendingHead};
+
+/// The first byte of an encoded event.
+const VERSION: u8 = 1;
+
+/// More than any head takes, in bytes.
+const HEAD_ROOM: usize = 16 * 1024;
+
+/// An event that was accepted and is not yet done with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AsyncEvent {
+    /// The function, without qualifier.
+    pub function: FunctionArn,
+    /// As the caller gave it. Resolved to a version only when the event is taken from the queue: what waits runs on
+    /// new code.
+    pub qualifier: Option<String>,
+    /// The same over all attempts.
+    pub request_id: RequestId,
+    /// JSON, at most 1 MB.
+    pub payload: Bytes,
+    /// `X-Amzn-Trace-Id` with its lineage. In the queue as the event came with it; the [`crate::Invoker`] gets it with
+    /// this invocation counted.
+    pub trace_header: Option<String>,
+    /// When the Frontend accepted it; to the millisecond.
+    pub accepted_at: SystemTime,
+    /// Attempts that ended in a function error.
+    pub attempts: u32,
+    /// Throttles and system errors so far; they set the back-off only.
+    pub throttle_attempts: u32,
+    /// When it was taken from the queue for this attempt. Not kept in the queue.
+    pub leased_at: Option<SystemTime>,
+    /// The function is done with it, and this is still to be delivered.
+    pub pending: Option<Pending>,
+}
+
+/// What stands before the payload.
+#[derive(Serialize, Deserialize)]
+struct Head {
+    function: FunctionArn,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    qualifier: Option<String>,
+    request_id: RequestId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    trace_header: Option<String>,
+    accepted_ms: u64,
+    #[serde(default)]
+    attempts: u32,
+    #[serde(default)]
+    throttle_attempts: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pending: Option<PendingHead>,
+}
+
+/// The body of a queue entry could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// Written by a newer Emberbox.
+    #[error("queue entry has encoding {0}, this Emberbox reads {VERSION}: run the newer one to drain the queue")]
+    Version(u8),
+    /// Too short, or the head is no JSON of ours.
+    #[error("queue entry is damaged: {0}")]
+    Damaged(String),
+}
+
+impl AsyncEvent {
+    /// An event that was just accepted.
+    pub fn new(function: FunctionArn, request_id: RequestId, payload: Bytes, accepted_at: SystemTime) -> Self {
+        Self {
+            function,
+            qualifier: None,
+            request_id,
+            payload,
+            trace_header: None,
+            accepted_at,
+            attempts: 0,
+            throttle_attempts: 0,
+            leased_at: None,
+            pending: None,
+        }
+    }
+
+    /// Which attempt this is, from 1; throttles and system errors count.
+    pub fn attempt(&self) -> u32 {
+        self.attempts.saturating_add(self.throttle_attempts).saturating_add(1)
+    }
+
+    /// From its acceptance until it was taken from the queue for this attempt.
+    pub fn waited(&self) -> Option<Duration> {
+        Some(self.leased_at?.duration_since(self.accepted_at).unwrap_or_default())
+    }
+
+    /// The function's own queue, so that its backlog holds up no other function.
+    pub fn queue(&self) -> QueueName {
+        QueueName(self.function.to_string().into())
+    }
+
+    /// The ARN as invoked: with the qualifier only if the caller gave one.
+    pub fn invoked_arn(&self) -> String {
+        match &self.qualifier {
+            Some(qualifier) => self.function.qualified(qualifier),
+            None => self.function.to_string(),
+        }
+    }
+
+    /// Owner of the function.
+    pub fn account(&self) -> &AccountId {
+        &self.function.account
+    }
+
+    /// How long ago it was accepted; zero if the clock went back.
+    pub fn age(&self, now: SystemTime) -> Duration {
+        now.duration_since(self.accepted_at).unwrap_or_default()
+    }
+
+    /// Version byte, length of the head (four bytes, big endian), head as JSON, payload as it is, and the response
+    /// of what is pending, unless that were larger than a queue takes.
+    pub fn encode(&self) -> Bytes {
+        let response = self
+            .pending
+            .as_ref()
+            .and_then(Pending::response)
+            .filter(|response| response.len() + self.payload.len() + HEAD_ROOM <= MAX_BODY);
+        let head = serde_json::to_vec(&Head {
+            function: self.function.clone(),
+            qualifier: self.qualifier.clone(),
+            request_id: self.request_id,
+            trace_header: self.trace_header.clone(),
+            accepted_ms: millis(self.accepted_at),
+            attempts: self.attempts,
+            throttle_attempts: self.throttle_attempts,
+            pending: self.pending.as_ref().map(|pending| pending.head(response.map(Bytes::len))),
+        })
+        .expect("strings and numbers become JSON");
+        let mut body = BytesMut::with_capacity(5 + head.len() + self.payload.len() + response.map_or(0, Bytes::len));
+        body.put_u8(VERSION);
+        body.put_u32(u32::try_from(head.len()).expect("a head is a few hundred bytes"));
+        body.put_slice(&head);
+        body.put_slice(&self.payload);
+        body.put_slice(response.map_or(&[], |response| response));
+        body.freeze()
+    }
+
+    /// Shares the payload with `body`.
+    pub fn decode(body: &Bytes) -> Result<Self, DecodeError> {
+        let damaged = |what: &str| DecodeError::Damaged(what.to_owned());
+        match body.first() {
+            Some(&VERSION) => {}
+            Some(&other) => return Err(DecodeError::Version(other)),
+            None => return Err(damaged("it is empty")),
+        }
+        let length = body.get(1..5).ok_or_else(|| damaged("it ends before its head"))?;
+        let length = u32::from_be_bytes(length.try_into().expect("four bytes")) as usize;
+        let rest = body.slice(5..);
+        if rest.len() < length {
+            return Err(damaged("it ends within its head"));
+        }
+        let head: Head = serde_json::from_slice(&rest[..length]).map_err(|e| DecodeError::Damaged(e.to_string()))?;
+        let accepted_at = system_time(head.accepted_ms).ok_or_else(|| damaged("its time is out of range"))?;
+        let mut payload = rest.slice(length..);
+        let pending = match head.pending {
+            Some(pending) => {
+                let split = payload.len().checked_sub(pending.response_length());
+                let response = payload.split_off(split.ok_or_else(|| damaged("it ends within a response"))?);
+                Some(Pending::from_head(pending, response).map_err(|what| damaged(&what))?)
+            }
+            None => None,
+        };
+        Ok(Self {
+            function: head.function,
+            qualifier: head.qualifier,
+            request_id: head.request_id,
+            payload,
+            trace_header: head.trace_header,
+            accepted_at,
+            attempts: head.attempts,
+            throttle_attempts: head.throttle_attempts,
+            leased_at: None,
+            pending,
+        })
+    }
+}
+
+/// Milliseconds since 1970; times before are 0.
+pub(crate) fn millis(time: SystemTime) -> u64 {
+    u64::try_from(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The inverse of [`millis`]; `None` if the platform cannot say it.
+pub(crate) fn system_time(millis: u64) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(Duration::from_millis(millis))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ports::{Attempt, EventConfig};
+    use crate::rules::{Condition, Outcome};
+    use crate::target::Target;
+    use proptest::prelude::*;
+
+    fn event(payload: Vec<u8>) -> AsyncEvent {
+        let function = FunctionArn { region: "us-east-1".into(), account: AccountId::local(), name: "f".into() };
+        let accepted_at = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
+        AsyncEvent {
+            qualifier: Some("live".into()),
+            trace_header: Some("Root=1-0-0;Lineage=1:ab:0".into()),
+            attempts: 1,
+            throttle_attempts: 4,
+            ..AsyncEvent::new(function, RequestId(uuid::Uuid::nil()), payload.into(), accepted_at)
+        }
+    }
+
+    fn pending(response: Vec<u8>) -> Pending {
+        let target = |arn| Some(Target::parse(arn).expect(arn));
+        let config = EventConfig {
+            on_failure: target("arn:aws:sns:us-east-1:000000000000:t"),
+            dead_letter: target("arn:aws:sqs:us-east-1:000000000000:q"),
+            ..EventConfig::default()
+        };
+        let attempt = Attempt {
+            outcome: Outcome::FunctionError,
+            status: 200,
+            executed_version: Some("3".into()),
+            function_error: Some("Unhandled".into()),
+            payload: response.into(),
+        };
+        let now = UNIX_EPOCH + Duration::from_millis(1_700_000_111_456);
+        Pending::new(&config, Some(Condition::RetriesExhausted), 3, Some(attempt), now).expect("two targets")
+    }
+
+    proptest! {
+        #[test]
+        fn decodes_what_it_encodes(payload: Vec<u8>, response: Option<Vec<u8>>) {
+            let event = AsyncEvent { pending: response.map(pending), ..event(payload) };
+            prop_assert_eq!(AsyncEvent::decode(&event.encode()).expect("own encoding"), event);
+        }
+
+        #[test]
+        fn damage_never_panics(body: Vec<u8>, cut in 0usize..900, response: Option<Vec<u8>>) {
+            let _ = AsyncEvent::decode(&body.into());
+            let good = AsyncEvent { pending: response.map(pending), ..event(b"{}".to_vec()) }.encode();
+            let _ = AsyncEvent::decode(&good.slice(..cut.min(good.len())));
+        }
+    }
+
+    #[test]
+    fn a_response_that_a_queue_does_not_take_is_left_out() {
+        let event = AsyncEvent { pending: Some(pending(vec![b'1'; MAX_BODY])), ..event(vec![b'2'; 1 << 20]) };
+        let body = event.encode();
+        assert!(body.len() < MAX_BODY);
+        let decoded = AsyncEvent::decode(&body).expect("own encoding");
+        assert_eq!(decoded.payload, event.payload);
+        assert_eq!(decoded.pending.expect("kept").response(), None);
+    }
+
+    #[test]
+    fn a_newer_encoding_is_named() {
+        let error = AsyncEvent::decode(&Bytes::from_static(&[9, 0])).expect_err("unknown version");
+        assert!(matches!(error, DecodeError::Version(9)), "{error}");
+    }
+}
