@@ -39,6 +39,8 @@ def have(what):
         return os.path.isdir("/sys/fs/cgroup/memory") or os.path.exists("/sys/fs/cgroup/cgroup.controllers")
     if what == "egress":
         return os.geteuid() == 0 and shutil.which("nft") and shutil.which("ip")
+    if what == "postgresql":
+        return any(pathlib.Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     return shutil.which(what) is not None
 
 
