@@ -39,6 +39,8 @@ def have(what):
         return os.path.isdir("/sys/fs/cgroup/memory") or os.path.exists("/sys/fs/cgroup/cgroup.controllers")
     if what == "egress":
         return os.geteuid() == 0 and shutil.which("nft") and shutil.which("ip")
+    if what == "postgresql":
+        return any(pathlib.Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     return shutil.which(what) is not None
 
 
@@ -67,11 +69,12 @@ def wait_until(condition, timeout=30.0, what="condition"):
 class Emberbox:
     """One `emberbox serve` process."""
 
-    def __init__(self, data_dir=None, config="", args=(), env=None):
+    def __init__(self, data_dir=None, config="", args=(), env=None, listen="127.0.0.1:0"):
         self.own_dir = data_dir is None
         self.data_dir = pathlib.Path(data_dir or tempfile.mkdtemp(prefix="emberbox-test-"))
         self.config = config
         self.args = list(args)
+        self.listen = listen
         self.env = env or {}
         self.endpoint = None
         self.process = None
@@ -86,7 +89,7 @@ class Emberbox:
                 link.symlink_to(RUNTIMES / shared)
         config = self.data_dir / "emberbox.toml"
         config.write_text(self.config)
-        command = [str(BINARY), "serve", "--listen", "127.0.0.1:0", "--data-dir", str(self.data_dir), "--config", str(config)]
+        command = [str(BINARY), "serve", "--listen", self.listen, "--data-dir", str(self.data_dir), "--config", str(config)]
         log = open(self.log_path, "ab")
         self.process = subprocess.Popen(
             command + self.args, stdout=subprocess.PIPE, stderr=log, env={**os.environ, **self.env}, start_new_session=True

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -257,6 +258,44 @@ def test_a_loop_of_synchronous_invocations_is_stopped(emberbox, client, function
     fails("RecursiveInvocationException", caller.invoke, None, 400, FunctionName=name)
     client.put_function_recursion_config(FunctionName=name, RecursiveLoop="Allow")
     assert invoke(caller, name).status == 200
+
+
+# As AWS's SDKs do it in a function: the trace goes along.
+SENDS_TO_ITSELF = """
+import json, os, urllib.parse, urllib.request
+
+def handler(event, context):
+    print("round", os.environ["_X_AMZN_TRACE_ID"])
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    trace = urllib.parse.quote(os.environ["_X_AMZN_TRACE_ID"], safe="-=;:+&[]{}\\"',")
+    body = {"QueueUrl": endpoint + "/000000000000/loop", "MessageBody": "again"}
+    headers = {
+        "Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": "AmazonSQS.SendMessage", "X-Amzn-Trace-Id": trace,
+    }
+    urllib.request.urlopen(urllib.request.Request(endpoint, json.dumps(body).encode(), headers)).read()
+"""
+
+
+@pytest.mark.needs("egress")
+def test_a_loop_through_an_own_queue_is_stopped(function):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = "127.0.0.1:%d" % probe.getsockname()[1]
+    with running(listen=address, config=f'[functions]\nendpoint_url = "http://{address}"\n') as server:
+        client, sqs = server.client(), server.client("sqs")
+        queue, dead = (sqs.create_queue(QueueName=name)["QueueUrl"] for name in ("loop", "dead"))
+        arn_of = "arn:aws:sqs:us-east-1:000000000000:"
+        policy = {"deadLetterTargetArn": arn_of + "dead", "maxReceiveCount": 1}
+        sqs.set_queue_attributes(
+            QueueUrl=queue, Attributes={"RedrivePolicy": json.dumps(policy), "VisibilityTimeout": "5"}
+        )
+        name = function(SENDS_TO_ITSELF, on=client)
+        client.create_event_source_mapping(FunctionName=name, EventSourceArn=arn_of + "loop")
+        sqs.send_message(QueueUrl=queue, MessageBody="first")
+        [message] = wait_until(
+            lambda: sqs.receive_message(QueueUrl=dead, WaitTimeSeconds=5).get("Messages"), 60, "the loop to be stopped"
+        )
+        assert message["Body"] == "again" and len(lines(server, name, "round")) == 16
 
 
 def test_the_command_line_shows_events(emberbox, function):

@@ -35,6 +35,9 @@ pub fn debian_packages() -> Result<()> {
     if on_path("python3") && !succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"])) {
         missing.push(("python3-venv", "the tests' own Python environment"));
     }
+    if !has_postgres() {
+        missing.push(("postgresql", "the event queue in PostgreSQL; the tests start servers of their own"));
+    }
     if missing.is_empty() {
         return Ok(());
     }
@@ -109,6 +112,12 @@ pub fn on_path(program: &str) -> bool {
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
         .any(|directory| directory.join(program).is_file())
+}
+
+/// Debian keeps each version's programs in a directory of its own, which is not on PATH.
+fn has_postgres() -> bool {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    versions.map(|version| version.path().join("bin/initdb")).any(|initdb| initdb.is_file())
 }
 
 fn succeeds(command: &mut Command) -> bool {

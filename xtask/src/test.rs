@@ -31,9 +31,14 @@ pub fn main(root: &Path, args: &Args) -> Result<()> {
         steps.run("formatting", || run(cargo(root).args(["fmt", "--all", "--check"])))?;
         steps.run("wire model is the one that the generator makes", || crate::codegen::check(root))?;
         steps.run("lints", || {
-            run(cargo(root).args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]))
+            let all = ["clippy", "--workspace", "--all-targets", "--all-features", "--quiet", "--", "-D", "warnings"];
+            run(cargo(root).args(all))?;
+            // As it is built by default: without the engines that have a feature.
+            run(cargo(root).args(["clippy", "-p", "emberbox", "--quiet", "--", "-D", "warnings"]))
         })?;
-        steps.run("unit and integration tests", || run(cargo(root).args(["test", "--workspace", "--quiet"])))?;
+        steps.run("unit and integration tests", || {
+            run(cargo(root).args(["test", "--workspace", "--all-features", "--quiet"]))
+        })?;
     }
     if !args.unit {
         steps.run("whole-system suite", || system(root, args.filter.as_deref()))?;
@@ -48,7 +53,8 @@ fn python(root: &Path) -> Result<PathBuf> {
 }
 
 fn system(root: &Path, filter: Option<&str>) -> Result<()> {
-    run(cargo(root).args(["build", "--quiet", "-p", "emberbox"]))?;
+    // With the engines that have a feature, which the suite tests as well.
+    run(cargo(root).args(["build", "--quiet", "-p", "emberbox", "--features", "postgres,sqs"]))?;
     build_examples(root)?;
     setup::node_packages(root, &root.join("tests/system/package.json"))?;
     let bin = python(root)?;

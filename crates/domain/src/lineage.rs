@@ -23,7 +23,8 @@ pub fn hop(trace: &str, function: &FunctionArn) -> (String, u32) {
     let mut fields: Vec<&str> = Vec::new();
     for field in trace.split(';').filter(|field| !field.is_empty()) {
         match field.strip_prefix("Lineage=") {
-            Some(lineage) => counts.extend(lineage.split('|').filter_map(|entry| {
+            // Python's SDK escapes what it sends on.
+            Some(lineage) => counts.extend(lineage.split('|').flat_map(|part| part.split("%7C")).filter_map(|entry| {
                 let (hash, count) = entry.rsplit_once(':')?;
                 Some((hash, count.parse().ok()?))
             })),
@@ -67,6 +68,14 @@ mod tests {
         }
         assert!(trace.starts_with("Root=1-5-6;Sampled=0;Lineage="), "{trace}");
         assert!(trace.ends_with(":17"), "{trace}");
+    }
+
+    #[test]
+    fn a_header_may_be_escaped() {
+        let (a, b) = (function("a"), function("b"));
+        let trace = hop(&hop("Root=1", &a).0, &b).0;
+        assert_eq!(hop(&trace.replace('|', "%7C"), &a), hop(&trace, &a));
+        assert_eq!(hop(&trace.replace('|', "%7C"), &a).1, 2);
     }
 
     #[test]

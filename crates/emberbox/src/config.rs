@@ -182,7 +182,7 @@ pub struct Logs {
 }
 
 /// `[events]`.
-#[derive(Deserialize, Debug, Clone, PartialEq, Default)]
+#[derive(Deserialize, Clone, PartialEq, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Events {
     /// Where events wait.
@@ -199,6 +199,17 @@ pub struct Events {
     pub s3_endpoint: Option<String>,
     /// What Emberbox signs its calls to them with.
     pub credentials: Option<FunctionCredentials>,
+}
+
+impl std::fmt::Debug for Events {
+    /// Without `postgres_url`, which may have a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Events")
+            .field("engine", &self.engine)
+            .field("sqs_endpoint", &self.sqs_endpoint)
+            .field("credentials", &self.credentials)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for Config {
@@ -370,6 +381,8 @@ mod tests {
     #[test]
     fn secrets_are_not_shown() {
         let text = "[[credentials]]\naccess_key_id = 'a'\nsecret_access_key = 'hidden'\naccount = '123456789012'";
+        assert!(!format!("{:?}", Config::parse(text).unwrap()).contains("hidden"));
+        let text = "[events]\nengine = 'postgres'\npostgres_url = 'postgres://u:hidden@h/d'";
         assert!(!format!("{:?}", Config::parse(text).unwrap()).contains("hidden"));
     }
 }

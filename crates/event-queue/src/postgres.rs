@@ -12,11 +12,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use domain::Clock;
-use sqlx::postgres::{PgListener, PgPool, PgPoolOptions};
-use sqlx::{Executor as _, PgConnection, Row as _};
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection, Row as _};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
 use crate::api::{Depth, Entry, EventQueue, Lease, LeaseId, QueueError, QueueName};
@@ -70,8 +70,21 @@ impl PgQueue {
     /// # Errors
     /// [`QueueError::Unavailable`] if the server does not answer, [`QueueError::Damaged`] if the schema is newer.
     pub async fn connect(url: &str, clock: Option<Arc<dyn Clock>>) -> Result<Self, QueueError> {
-        let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE).connect(url).await;
-        let pool = pool.map_err(failed("connect to the event queue"))?;
+        let operation = "connect to the event queue";
+        let options: PgConnectOptions = url.parse().map_err(failed(operation))?;
+        // A pool would try again until it has no time left, and not say why.
+        let unavailable = |cause: String| {
+            let operation = format!("{operation} in PostgreSQL at {}:{}", options.get_host(), options.get_port());
+            QueueError::Unavailable { operation, cause }
+        };
+        match timeout(ACQUIRE, options.connect()).await {
+            Ok(Ok(probe)) => drop(probe.close().await),
+            Ok(Err(error)) => return Err(unavailable(error.to_string())),
+            Err(_) => return Err(unavailable(format!("no answer within {} s", ACQUIRE.as_secs()))),
+        }
+        let pool =
+            PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE).connect_with(options).await;
+        let pool = pool.map_err(failed(operation))?;
         migrate(&pool).await?;
         let woken = Arc::new(Notify::new());
         let listener = tokio::spawn(listen(pool.clone(), Arc::clone(&woken)));

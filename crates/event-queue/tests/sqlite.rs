@@ -184,6 +184,9 @@ async fn foreign_newer_and_damaged_files() {
     fs::File::options().write(true).open(&torn).unwrap().set_len(size / 2 / 4096 * 4096).unwrap();
     assert!(refused(&torn).await.contains("restore it"));
 
+    fs::File::options().write(true).open(&torn).unwrap().set_len(2048).unwrap();
+    assert!(refused(&torn).await.contains("first page"), "it is not taken for a new one");
+
     let damaged = make("damaged").await;
     let file = fs::File::options().write(true).open(&damaged).unwrap();
     for page in 4..size / 4096 {

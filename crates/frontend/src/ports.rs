@@ -133,8 +133,15 @@ pub trait Sqs: Send + Sync + 'static {
     /// Name of the operation in an `X-Amz-Target`, for metrics; one word for all that are unknown.
     fn label(&self, target: &str) -> &'static str;
     /// Answers a request whose signature was checked. `endpoint` is this server as the client addressed it, e.g.
-    /// `http://127.0.0.1:4566`. May take as long as a client polls; what was begun for a client that left is undone.
-    async fn answer(&self, caller: &Identity, endpoint: &str, target: &str, body: Bytes) -> Response<Bytes>;
+    /// `http://127.0.0.1:4566`, `trace` the trace that the request is part of. May take as long as a client polls; what was begun for a client that left is undone.
+    async fn answer(
+        &self,
+        caller: &Identity,
+        endpoint: &str,
+        target: &str,
+        trace: Option<&str>,
+        body: Bytes,
+    ) -> Response<Bytes>;
 }
 
 /// Code packages, for downloads.

@@ -203,7 +203,8 @@ impl Service {
         };
         let body = self.body(parts, body, BODY_LIMIT, too_large).await?;
         let caller = admitted.prove(&signed, &body).map_err(denied)?;
-        Ok(self.sqs.answer(&caller, &self.endpoint(parts), target, body).await)
+        let trace = parts.headers.get(invoke::TRACE_ID).and_then(|trace| trace.to_str().ok());
+        Ok(self.sqs.answer(&caller, &self.endpoint(parts), target, trace, body).await)
     }
 
     fn check_loopback(&self, exchange: &Exchange) -> Result<(), ApiError> {

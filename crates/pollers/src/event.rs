@@ -42,6 +42,9 @@ pub struct AsyncEvent {
     pub pending: Option<Pending>,
 }
 
+/// Bytes before the head.
+const PREFIX: usize = 9;
+
 /// What stands before the payload.
 #[derive(Serialize, Deserialize)]
 struct Head {
@@ -121,8 +124,8 @@ impl AsyncEvent {
         now.duration_since(self.accepted_at).unwrap_or_default()
     }
 
-    /// Version byte, length of the head (four bytes, big endian), head as JSON, payload as it is, and the response
-    /// of what is pending, unless that were larger than a queue takes.
+    /// Version byte, CRC-32 of all that follows, length of the head (four bytes each, big endian), head as JSON,
+    /// payload as it is, and the response of what is pending, unless that were larger than a queue takes.
     pub fn encode(&self) -> Bytes {
         let response = self
             .pending
@@ -140,12 +143,16 @@ impl AsyncEvent {
             pending: self.pending.as_ref().map(|pending| pending.head(response.map(Bytes::len))),
         })
         .expect("strings and numbers become JSON");
-        let mut body = BytesMut::with_capacity(5 + head.len() + self.payload.len() + response.map_or(0, Bytes::len));
+        let mut body =
+            BytesMut::with_capacity(PREFIX + head.len() + self.payload.len() + response.map_or(0, Bytes::len));
         body.put_u8(VERSION);
+        body.put_u32(0);
         body.put_u32(u32::try_from(head.len()).expect("a head is a few hundred bytes"));
         body.put_slice(&head);
         body.put_slice(&self.payload);
         body.put_slice(response.map_or(&[], |response| response));
+        let checksum = crc32fast::hash(&body[5..]);
+        body[1..5].copy_from_slice(&checksum.to_be_bytes());
         body.freeze()
     }
 
@@ -157,9 +164,14 @@ impl AsyncEvent {
             Some(&other) => return Err(DecodeError::Version(other)),
             None => return Err(damaged("it is empty")),
         }
-        let length = body.get(1..5).ok_or_else(|| damaged("it ends before its head"))?;
-        let length = u32::from_be_bytes(length.try_into().expect("four bytes")) as usize;
-        let rest = body.slice(5..);
+        let prefix = body.get(1..PREFIX).ok_or_else(|| damaged("it ends before its head"))?;
+        let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().expect("four bytes"));
+        let (checksum, length) = (number(&prefix[..4]), number(&prefix[4..]) as usize);
+        let rest = body.slice(PREFIX..);
+        // A payload that the disk has changed must not reach the function.
+        if crc32fast::hash(&body[5..]) != checksum {
+            return Err(damaged("its checksum is wrong"));
+        }
         if rest.len() < length {
             return Err(damaged("it ends within its head"));
         }
@@ -249,6 +261,14 @@ mod tests {
             let _ = AsyncEvent::decode(&body.into());
             let good = AsyncEvent { pending: response.map(pending), ..event(b"{}".to_vec()) }.encode();
             let _ = AsyncEvent::decode(&good.slice(..cut.min(good.len())));
+        }
+
+        #[test]
+        fn no_change_goes_unnoticed(payload: Vec<u8>, at: prop::sample::Index, change in 1u8..) {
+            let mut body = event(payload).encode().to_vec();
+            let at = at.index(body.len());
+            body[at] ^= change;
+            prop_assert!(AsyncEvent::decode(&body.into()).is_err());
         }
     }
 

@@ -38,11 +38,12 @@ async fn answer(service: SqsService, request: Request<Incoming>) -> Result<Respo
     let header =
         |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
     let (target, host, authorization) = (header("x-amz-target"), header("host"), header("authorization"));
+    let trace = header("x-amzn-trace-id");
     // AWS4-HMAC-SHA256 Credential=<key>/<date>/<region>/sqs/aws4_request, …
     let mut scope = authorization.split_once("Credential=").map_or("", |(_, scope)| scope).split('/');
     let account = scope.next().filter(|key| key.len() == 12).unwrap_or("000000000000");
     let region = scope.nth(1).unwrap_or("us-east-1");
     let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-    let response = service.handle(account, region, &format!("http://{host}"), &target, body).await;
+    let response = service.handle(account, region, &format!("http://{host}"), &target, Some(&trace), body).await;
     Ok(response.map(Full::new))
 }

@@ -34,6 +34,8 @@ pub(crate) struct Caller {
     account: String,
     region: String,
     base_url: String,
+    /// The trace that the request is part of.
+    trace_header: Option<String>,
 }
 
 impl SqsService {
@@ -48,19 +50,22 @@ impl SqsService {
 
     /// Answers a request of the AWS JSON protocol whose signature was checked: `account` and `region` are those that it
     /// was signed for, `target` is the header `X-Amz-Target`, `base_url` the scheme and authority that the client used,
-    /// such as `http://localhost:9001`. A ReceiveMessage may take 20 seconds; dropping the future gives its messages back.
+    /// such as `http://localhost:9001`, `trace_header` the header `X-Amzn-Trace-Id`, if there is one: messages that are sent
+    /// keep it, so that a loop through queues is found. A ReceiveMessage may take 20 seconds; dropping the future gives its messages back.
     pub async fn handle(
         &self,
         account: &str,
         region: &str,
         base_url: &str,
         target: &str,
+        trace_header: Option<&str>,
         body: Bytes,
     ) -> http::Response<Bytes> {
         let caller = Caller {
             account: account.to_owned(),
             region: region.to_owned(),
             base_url: base_url.trim_end_matches('/').to_owned(),
+            trace_header: trace_header.filter(|header| (1..=TRACE_HEADER).contains(&header.len())).map(str::to_owned),
         };
         let answer = match sqs_api::operation(target) {
             Ok(operation) => self.dispatch(operation, &caller, &body).await,
@@ -124,6 +129,9 @@ impl SqsService {
         }
     }
 }
+
+/// Longest header of a trace that a message keeps, in bytes.
+const TRACE_HEADER: usize = 1024;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 

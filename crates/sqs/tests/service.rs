@@ -98,7 +98,7 @@ async fn open(folder: &tempfile::TempDir, clock: &Arc<TestClock>) -> Result<SqsS
 
 async fn call(service: &SqsService, account: &str, operation: &str, body: Value) -> Result<Value, (String, Value)> {
     let target = format!("AmazonSQS.{operation}");
-    let response = service.handle(account, REGION, BASE, &target, body.to_string().into()).await;
+    let response = service.handle(account, REGION, BASE, &target, None, body.to_string().into()).await;
     assert_eq!(response.headers()["content-type"], "application/x-amz-json-1.0");
     assert!(response.headers().contains_key("x-amzn-requestid"));
     let body = serde_json::from_slice(response.body()).unwrap();
@@ -327,8 +327,33 @@ async fn accounts_and_regions_do_not_see_each_other() {
     let denied = other("SendMessage", json!({"QueueUrl": url, "MessageBody": "x"})).await;
     assert_eq!(denied.unwrap_err().0, "AccessDenied");
     let body = json!({"QueueName": "q"}).to_string();
-    let elsewhere = sqs.service.handle(ACCOUNT, "us-east-1", BASE, "AmazonSQS.GetQueueUrl", body.into()).await;
+    let elsewhere = sqs.service.handle(ACCOUNT, "us-east-1", BASE, "AmazonSQS.GetQueueUrl", None, body.into()).await;
     assert_eq!(elsewhere.status(), 400);
+}
+
+#[tokio::test]
+async fn messages_keep_the_trace_of_their_request() {
+    let sqs = Sqs::new().await;
+    let url = sqs.queue("q", json!({})).await;
+    let own = json!({"AWSTraceHeader": {"DataType": "String", "StringValue": "Root=own"}});
+    let entries = json!([{"Id": "a", "MessageBody": "batch"}]);
+    let too_long = "x".repeat(1025);
+    for (operation, trace, input, kept) in [
+        ("SendMessage", Some("Root=1;Lineage=a:1"), json!({"MessageBody": "m"}), Some("Root=1;Lineage=a:1")),
+        ("SendMessageBatch", Some("Root=2"), json!({"Entries": entries}), Some("Root=2")),
+        ("SendMessage", Some("Root=3"), json!({"MessageBody": "m", "MessageSystemAttributes": own}), Some("Root=own")),
+        ("SendMessage", Some(too_long.as_str()), json!({"MessageBody": "m"}), None),
+        ("SendMessage", None, json!({"MessageBody": "m"}), None),
+    ] {
+        let mut body = input;
+        body["QueueUrl"] = url.clone().into();
+        let target = format!("AmazonSQS.{operation}");
+        let sent = sqs.service.handle(ACCOUNT, REGION, BASE, &target, trace, body.to_string().into()).await;
+        assert_eq!(sent.status(), 200);
+        let wanted = json!({"QueueUrl": url, "MessageSystemAttributeNames": ["AWSTraceHeader"]});
+        let received = call(&sqs.service, ACCOUNT, "ReceiveMessage", wanted).await.unwrap();
+        assert_eq!(received["Messages"][0]["Attributes"]["AWSTraceHeader"].as_str(), kept);
+    }
 }
 
 #[tokio::test]

@@ -53,8 +53,8 @@ fn check_destinations(
         let Some(destination) = destination else { continue };
         match service(destination) {
             Some("lambda") => check_function(destination, function, &exists)?,
-            Some("sqs" | "sns" | "events") => {}
-            Some("s3") if of_failure => {}
+            Some("sqs" | "sns" | "events") => check_named(destination)?,
+            Some("s3") if of_failure => check_named(destination)?,
             _ => {
                 let part = |name, arn: Option<&str>| {
                     arn.map_or_else(|| "null".to_owned(), |arn| format!("{name}(destination={arn})"))
@@ -68,6 +68,17 @@ fn check_destinations(
         }
     }
     Ok(())
+}
+
+/// What could never be sent to is refused here, where somebody sees it. Lambda takes standard queues and topics only.
+fn check_named(destination: &str) -> Result<(), ApiError> {
+    let resource = destination.splitn(6, ':').nth(5).unwrap_or_default();
+    let name =
+        if service(destination) == Some("events") { resource.strip_prefix("event-bus/") } else { Some(resource) };
+    if name.is_some_and(|name| !name.is_empty() && !name.contains(':') && !name.ends_with(".fifo")) {
+        return Ok(());
+    }
+    Err(invalid(format!("The destination ARN {destination} is invalid.")))
 }
 
 fn check_function(destination: &str, own: &FunctionArn, exists: impl Fn(&str) -> bool) -> Result<(), ApiError> {
@@ -114,11 +125,12 @@ pub(crate) fn dead_letter(config: Option<&DeadLetterConfig>) -> Result<Option<St
     let target = config.and_then(|config| config.target_arn.as_deref()).filter(|arn| !arn.is_empty());
     match target {
         None => Ok(None),
-        Some(arn) if matches!(service(arn), Some("sqs" | "sns")) && arn.split(':').count() == 6 => {
+        Some(arn) if matches!(service(arn), Some("sqs" | "sns")) && check_named(arn).is_ok() => {
             Ok(Some(arn.to_owned()))
         }
         Some(arn) => Err(invalid(format!(
-            "The provided dead letter target {arn} is invalid. Only ARNs of SQS queues and SNS topics are supported."
+            "The provided dead letter target {arn} is invalid. Only ARNs of standard SQS queues and SNS \
+             topics are supported."
         ))),
     }
 }
@@ -176,7 +188,16 @@ mod tests {
             change(None, Some(&lambda("f"))).unwrap_err(),
             "You can't specify the function as a destination for itself."
         );
-        for wrong in [lambda("gone"), lambda("g").replace("us-east-1", "eu-west-1"), "arn:aws:lambda:x".into()] {
+        for wrong in [
+            lambda("gone"),
+            lambda("g").replace("us-east-1", "eu-west-1"),
+            "arn:aws:lambda:x".into(),
+            "arn:aws:sqs:us-east-1:000000000000:".into(),
+            "arn:aws:sqs:us-east-1:000000000000:q.fifo".into(),
+            "arn:aws:sns:us-east-1:000000000000:t:subscription".into(),
+            "arn:aws:events:us-east-1:000000000000:rule/r".into(),
+            "arn:aws:s3:::".into(),
+        ] {
             let error = change(None, Some(&wrong)).unwrap_err();
             assert_eq!(error, format!("The destination ARN {wrong} is invalid."));
         }
@@ -208,7 +229,13 @@ mod tests {
         for arn in ["arn:aws:sqs:us-east-1:000000000000:q", "arn:aws:sns:us-east-1:000000000000:t"] {
             assert_eq!(of(arn), Ok(Some(arn.into())));
         }
-        for arn in ["arn:aws:s3:::b", "sqs", "arn:aws:sqs:q", "arn:aws:lambda:us-east-1:000000000000:function:g"] {
+        for arn in [
+            "arn:aws:s3:::b",
+            "sqs",
+            "arn:aws:sqs:us-east-1:000000000000:q.fifo",
+            "arn:aws:sqs:q",
+            "arn:aws:lambda:us-east-1:000000000000:function:g",
+        ] {
             assert!(of(arn).unwrap_err().message.contains(arn));
         }
     }

@@ -21,8 +21,15 @@ impl ports::Sqs for Sqs {
         sqs_api::operation(target).map_or("SQS", |operation| operation.name())
     }
 
-    async fn answer(&self, caller: &Identity, endpoint: &str, target: &str, body: Bytes) -> Response<Bytes> {
-        self.0.handle(caller.account.as_str(), &caller.region, endpoint, target, body).await
+    async fn answer(
+        &self,
+        caller: &Identity,
+        endpoint: &str,
+        target: &str,
+        trace: Option<&str>,
+        body: Bytes,
+    ) -> Response<Bytes> {
+        self.0.handle(caller.account.as_str(), &caller.region, endpoint, target, trace, body).await
     }
 }
 
@@ -48,7 +55,7 @@ impl HttpConnector for OwnQueues {
             let target = headers.get("x-amz-target").unwrap_or_default();
             let base_url = request.uri().trim_end_matches('/');
             let body = Bytes::copy_from_slice(request.body().bytes().unwrap_or_default());
-            let response = queues.handle(account, region, base_url, target, body).await;
+            let response = queues.handle(account, region, base_url, target, headers.get("x-amzn-trace-id"), body).await;
             HttpResponse::try_from(response.map(Into::into)).map_err(|error| ConnectorError::other(error.into(), None))
         })
     }

@@ -90,9 +90,12 @@ async fn open(config: &Config, dir: &Path, clock: &Arc<dyn Clock>) -> Result<Arc
 
 #[cfg(feature = "postgres")]
 async fn open_postgres(config: &Config) -> Result<Arc<dyn EventQueue>> {
+    use anyhow::Context as _;
+
     let url = config.events.postgres_url.as_deref().unwrap_or_default();
     // By the database's own time, which all servers share.
-    Ok(Arc::new(event_queue::postgres::PgQueue::connect(url, None).await?))
+    let queue = event_queue::postgres::PgQueue::connect(url, None).await;
+    Ok(Arc::new(queue.context("events.postgres_url names a database that cannot be used; start or correct it")?))
 }
 
 #[cfg(not(feature = "postgres"))]

@@ -49,7 +49,7 @@ impl Endpoint {
 async fn answer(service: &SqsService, base: &str, request: Request<Incoming>) -> Response<Full<bytes::Bytes>> {
     let target = request.headers()["x-amz-target"].to_str().unwrap().to_owned();
     let body = request.into_body().collect().await.unwrap().to_bytes();
-    service.handle("000000000000", "us-east-1", base, &target, body).await.map(Full::new)
+    service.handle("000000000000", "us-east-1", base, &target, None, body).await.map(Full::new)
 }
 
 /// Of 500 messages in batches of 50 some fail once; nothing else goes wrong, and so each is done once, or twice.

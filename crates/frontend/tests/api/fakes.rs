@@ -269,7 +269,14 @@ impl Sqs for Parts {
         if target == "AmazonSQS.ListQueues" { "ListQueues" } else { "SQS" }
     }
 
-    async fn answer(&self, caller: &Identity, endpoint: &str, target: &str, body: Bytes) -> Response<Bytes> {
+    async fn answer(
+        &self,
+        caller: &Identity,
+        endpoint: &str,
+        target: &str,
+        _: Option<&str>,
+        body: Bytes,
+    ) -> Response<Bytes> {
         let asked = format!("{} {} {endpoint} {target} {}", caller.account, caller.region, body.len());
         Response::new(asked.into())
     }

@@ -30,7 +30,7 @@ impl SqsService {
                 format!("Batch requests cannot be longer than {MAX_MESSAGE_BYTES} bytes. You have sent {size} bytes."),
             ));
         }
-        let sender = caller.account.clone();
+        let sender = caller.clone();
         self.store
             .apply(true, move |state, connection, now| {
                 if state.get(&key).is_none() {

@@ -20,7 +20,7 @@ impl SqsService {
         input: SendMessageRequest,
     ) -> Result<SendMessageResult, ApiError> {
         let key = caller.key(&input.queue_url)?;
-        let (draft, sender) = (Draft::from(input), caller.account.clone());
+        let (draft, sender) = (Draft::from(input), caller.clone());
         let (sent, digests, fifo) = self
             .store
             .apply(true, move |state, connection, now| send(state, connection, &key, draft, &sender, now))
@@ -101,15 +101,17 @@ pub(super) fn send(
     connection: &Connection,
     key: &QueueKey,
     draft: Draft,
-    sender: &str,
+    sender: &Caller,
     now: Millis,
 ) -> SendOutcome {
     let Some(entry) = state.get(key) else { return Ok(Err(no_such_queue())) };
     let fifo = entry.attributes.fifo;
-    let checked = match draft.check(&entry.attributes, sender) {
+    let mut checked = match draft.check(&entry.attributes, &sender.account) {
         Ok(checked) => checked,
         Err(error) => return Ok(Err(error)),
     };
+    let trace = &mut checked.content.details.trace_header;
+    *trace = trace.take().or_else(|| sender.trace_header.clone());
     let digests = checked.digests.clone();
     let sent = state.send(connection, key, checked, now)?;
     Ok(sent.map(|sent| (sent, digests, fifo)).ok_or_else(no_such_queue))

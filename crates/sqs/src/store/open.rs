@@ -15,6 +15,9 @@ const APPLICATION_ID: i64 = 0x454d_4253;
 /// The first bytes of every SQLite file.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
+/// Bytes of a page, as SQLite makes them unless told otherwise.
+const SMALLEST: u64 = 4096;
+
 /// Schema changes, oldest first, each run once and only forward. A released one is never edited.
 ///
 /// - `messages` is what decides, `contents` what is delivered: a receive does not rewrite the content.
@@ -111,10 +114,15 @@ fn check_header(path: &Path) -> Result<(), StoreError> {
     };
     let mut start = Vec::new();
     file.by_ref().take(MAGIC.len() as u64).read_to_end(&mut start).map_err(|e| io_failed("read", path, &e))?;
-    if start.is_empty() || start == MAGIC {
+    if start.is_empty() {
         return Ok(());
     }
-    Err(foreign(path, "no SQLite database"))
+    if start != MAGIC {
+        return Err(foreign(path, "no SQLite database"));
+    }
+    // SQLite takes less than a page for nothing at all, and would begin anew.
+    let length = file.metadata().map_err(|e| io_failed("look at", path, &e))?.len();
+    if length < SMALLEST { Err(damaged(path, "it ends within its first page")) } else { Ok(()) }
 }
 
 /// Checks what decides which messages there are. Contents, which may be many gigabytes, are checked when they are read.
