@@ -356,7 +356,7 @@ def test_redrive_runs_failed_events_again(function, moto):
         ]
         wait_until(lambda: stats(server, name)["succeeded"] == 24, what="all to run")
         for n in range(12):
-            assert len(wait_until(lambda: lines(server, name, f"{{'n': {n}}}"))) == 2
+            wait_until(lambda: len(lines(server, name, f"{{'n': {n}}}")) == 2, what=f"event {n} from both queues")
         assert letters.take() == [] and [message["Body"] for message in records.take()] == ["not ours"]
         assert json.loads(redrive().stdout)[0]["redriven"] == 0
         other = function(NOTE, on=client)
