@@ -133,7 +133,7 @@ async fn accept(setup: &Setup, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// A backlog, worked off by as many sandboxes as there were synchronous clients before and after.
+/// A backlog, worked off by as many sandboxes as there were synchronous clients after.
 async fn drain(setup: &Setup, table: &mut Table) -> Result<()> {
     let backlog = u64::from(setup.samples(100_000));
     let mut emberbox = Emberbox::start(setup).await?;
