@@ -390,6 +390,14 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_vcpu_is_counted_over_a_longer_period() {
+        let host = host(&[("cgroup.controllers", "cpu\n")]);
+        let group = Hierarchy::detect_in(host.path()).unwrap().instance(3);
+        let cpu_max = |vcpus| values(&group, 1769, vcpus).into_iter().find(|(name, _)| name == "cpu.max").unwrap().1;
+        assert_eq!((cpu_max(1.0), cpu_max(0.5)), ("100000 100000".to_owned(), "10000 20000".to_owned()));
+    }
+
+    #[test]
     fn a_host_without_cgroups_has_none() {
         assert!(Hierarchy::detect_in(host(&[]).path()).is_none());
     }
