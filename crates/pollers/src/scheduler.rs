@@ -34,8 +34,8 @@ const BATCH: usize = 256;
 const PROBE: usize = 16;
 /// Time between lease calls that are likely to bring nothing that may run.
 const PROBE_EVERY: Duration = Duration::from_millis(100);
-/// Longest time that an event is parked.
-const PARK_MAX: Duration = Duration::from_secs(30);
+/// Longest time that an event is parked, and so that it may wait beside sandboxes that have become free.
+const PARK_MAX: Duration = Duration::from_secs(5);
 /// A function whose attempts take longer prefetches nothing.
 const QUICK: Duration = Duration::from_secs(1);
 /// Longest time that an event is prefetched.
