@@ -1,5 +1,6 @@
 //! The contract that every engine fulfils.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -79,6 +80,14 @@ pub trait EventQueue: Send + Sync + 'static {
     /// Hands out up to `most` ready events for `lease`, fair between queues: a queue with few events is not kept
     /// waiting by one with many. Waits up to `wait` for the first.
     async fn lease(&self, most: usize, lease: Duration, wait: Duration) -> Result<Vec<Lease>, QueueError>;
+    /// As [`EventQueue::lease`], but at once and of none of the queues in `but`, whose events stay ready. An engine that
+    /// cannot choose (SQS) brings theirs all the same.
+    async fn lease_but(
+        &self,
+        but: &BTreeSet<QueueName>,
+        most: usize,
+        lease: Duration,
+    ) -> Result<Vec<Lease>, QueueError>;
     /// Prolongs leases to `lease` from now. Those that are over are left out of the answer.
     async fn extend(&self, leases: &[LeaseId], lease: Duration) -> Result<Vec<LeaseId>, QueueError>;
     /// The events are done with. A lease that is over changes nothing.

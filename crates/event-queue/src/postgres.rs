@@ -6,6 +6,7 @@
 //!   the one that this process has served last, and takes an even share of each: a turn each, as in a ring.
 //! - Time is the server's, so that the processes' clocks need not agree, unless a clock is given.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -130,7 +131,7 @@ impl PgQueue {
         transaction.commit().await
     }
 
-    async fn take(&self, most: usize, lease: Duration) -> Result<Vec<Lease>, sqlx::Error> {
+    async fn take(&self, but: &BTreeSet<QueueName>, most: usize, lease: Duration) -> Result<Vec<Lease>, sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
         let now = self.now(&mut connection).await?;
         let served = self.served().clone();
@@ -141,12 +142,13 @@ impl PgQueue {
                  SELECT (SELECT e.queue FROM emberbox_events e WHERE e.queue > names.queue ORDER BY e.queue LIMIT 1)
                  FROM names WHERE names.queue IS NOT NULL
              )
-             SELECT queue FROM names WHERE queue IS NOT NULL
+             SELECT queue FROM names WHERE queue IS NOT NULL AND queue <> ALL($3)
                  AND (SELECT min(due) FROM emberbox_events e WHERE e.queue = names.queue) <= $1
              ORDER BY queue <= $2 COLLATE \"C\", queue",
         )
         .bind(now)
         .bind(served)
+        .bind(but.iter().map(|queue| &*queue.0).collect::<Vec<_>>())
         .fetch_all(&mut *connection)
         .await?;
         let mut leases = Vec::new();
@@ -344,12 +346,21 @@ impl EventQueue for PgQueue {
             let mut woken = std::pin::pin!(self.woken.notified());
             // From here on no notification is missed.
             woken.as_mut().enable();
-            let leases = self.take(most, lease).await.map_err(failed("lease events"))?;
+            let leases = self.lease_but(&BTreeSet::new(), most, lease).await?;
             if !leases.is_empty() || most == 0 || Instant::now() >= until {
                 return Ok(leases);
             }
             let _ = timeout_at(until.min(Instant::now() + LOOK), woken).await;
         }
+    }
+
+    async fn lease_but(
+        &self,
+        but: &BTreeSet<QueueName>,
+        most: usize,
+        lease: Duration,
+    ) -> Result<Vec<Lease>, QueueError> {
+        self.take(but, most, lease).await.map_err(failed("lease events"))
     }
 
     async fn extend(&self, leases: &[LeaseId], lease: Duration) -> Result<Vec<LeaseId>, QueueError> {

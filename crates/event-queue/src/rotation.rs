@@ -73,12 +73,16 @@ impl Rotation {
     }
 
     /// The next turn: the queue and how many of `wanted` events it may give. The ring's queues share `wanted` evenly;
-    /// each gives at least one. The queue is out of the rotation until [`Rotation::note`] brings it back.
-    pub(crate) fn turn(&mut self, wanted: usize) -> Option<(Number, usize)> {
+    /// each gives at least one. The queue is out of the rotation until [`Rotation::note`] brings it back. Queues in
+    /// `but` lose their turn.
+    pub(crate) fn turn(&mut self, wanted: usize, but: &BTreeSet<Number>) -> Option<(Number, usize)> {
         if wanted == 0 {
             return None;
         }
-        let share = wanted.checked_div(self.ring.len())?.max(1);
+        let at = self.ring.iter().position(|queue| !but.contains(queue))?;
+        self.ring.rotate_left(at);
+        let passed = but.iter().filter(|queue| self.states.get(queue) == Some(&State::Ready)).count();
+        let share = (wanted / (self.ring.len() - passed)).max(1);
         let queue = self.ring.pop_front()?;
         self.states.remove(&queue);
         Some((queue, share))
@@ -90,6 +94,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const NONE: BTreeSet<Number> = BTreeSet::new();
+
     #[test]
     fn turns_go_round_and_share() {
         let mut rotation = Rotation::default();
@@ -97,16 +103,32 @@ mod tests {
             rotation.note(queue, 10);
         }
         assert!(!rotation.wake(9));
-        assert_eq!((rotation.turn(5), rotation.next_due()), (None, Some(10)));
+        assert_eq!((rotation.turn(5, &NONE), rotation.next_due()), (None, Some(10)));
         assert!(rotation.wake(10));
-        assert_eq!(rotation.turn(0), None);
-        assert_eq!(rotation.turn(7), Some((0, 2)));
+        assert_eq!(rotation.turn(0, &NONE), None);
+        assert_eq!(rotation.turn(7, &NONE), Some((0, 2)));
         rotation.note(0, 10);
         rotation.wake(10);
-        assert_eq!(rotation.turn(1), Some((1, 1)));
-        assert_eq!(rotation.turn(1), Some((2, 1)));
-        assert_eq!(rotation.turn(1), Some((0, 1)));
-        assert_eq!(rotation.turn(1), None);
+        assert_eq!(rotation.turn(1, &NONE), Some((1, 1)));
+        assert_eq!(rotation.turn(1, &NONE), Some((2, 1)));
+        assert_eq!(rotation.turn(1, &NONE), Some((0, 1)));
+        assert_eq!(rotation.turn(1, &NONE), None);
+    }
+
+    #[test]
+    fn some_queues_may_be_passed_over() {
+        let mut rotation = Rotation::default();
+        for queue in 0..4 {
+            rotation.note(queue, 0);
+        }
+        rotation.wake(0);
+        let but = BTreeSet::from([0, 2, 9]);
+        assert_eq!(rotation.turn(10, &but), Some((1, 5)));
+        assert_eq!(rotation.turn(10, &but), Some((3, 10)));
+        assert_eq!(rotation.turn(10, &but), None);
+        assert!(rotation.any_ready());
+        assert_eq!(rotation.turn(10, &NONE), Some((0, 5)), "both are still there");
+        assert_eq!(rotation.turn(10, &NONE), Some((2, 10)));
     }
 
     #[test]
@@ -133,7 +155,7 @@ mod tests {
             rotation.wake(0);
             for turns in 0.. {
                 prop_assert!(turns <= others);
-                let (queue, share) = rotation.turn(batch).unwrap();
+                let (queue, share) = rotation.turn(batch, &NONE).unwrap();
                 prop_assert!((1..=batch).contains(&share));
                 if queue == others {
                     break;
@@ -146,7 +168,10 @@ mod tests {
 
         /// A queue is in exactly one place, and none gets lost.
         #[test]
-        fn states_agree(steps in prop::collection::vec((0u32..5, 0i64..20, 0u8..3), 0..100)) {
+        fn states_agree(
+            steps in prop::collection::vec((0u32..5, 0i64..20, 0u8..3), 0..100),
+            but in prop::collection::btree_set(0u32..5, 0..3),
+        ) {
             let mut rotation = Rotation::default();
             let mut present = std::collections::BTreeSet::new();
             for (queue, time, step) in steps {
@@ -159,8 +184,8 @@ mod tests {
                         rotation.wake(time);
                     }
                     _ => {
-                        if let Some((queue, _)) = rotation.turn(3) {
-                            prop_assert!(present.remove(&queue));
+                        if let Some((queue, _)) = rotation.turn(3, &but) {
+                            prop_assert!(present.remove(&queue) && !but.contains(&queue));
                         }
                     }
                 }

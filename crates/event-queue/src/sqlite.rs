@@ -15,6 +15,7 @@
 //! - Time is the [`Clock`]'s wall clock. It is looked at every 20 ms while something is delayed or leased, so a clock
 //!   that is moved by hand wakes [`EventQueue::lease`] as well. How long a lease call waits is real time.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -95,7 +96,7 @@ impl EventQueue for SqliteQueue {
     async fn lease(&self, most: usize, lease: Duration, wait: Duration) -> Result<Vec<Lease>, QueueError> {
         let until = Instant::now() + wait;
         loop {
-            let leases = self.write(Op::Lease { most, lease }).await?.leases;
+            let leases = self.lease_but(&BTreeSet::new(), most, lease).await?;
             if !leases.is_empty() || most == 0 {
                 return Ok(leases);
             }
@@ -104,6 +105,15 @@ impl EventQueue for SqliteQueue {
                 return Ok(Vec::new());
             }
         }
+    }
+
+    async fn lease_but(
+        &self,
+        but: &BTreeSet<QueueName>,
+        most: usize,
+        lease: Duration,
+    ) -> Result<Vec<Lease>, QueueError> {
+        Ok(self.write(Op::Lease { but: but.clone(), most, lease }).await?.leases)
     }
 
     async fn extend(&self, leases: &[LeaseId], lease: Duration) -> Result<Vec<LeaseId>, QueueError> {

@@ -330,6 +330,11 @@ impl EventQueue for SqsQueue {
         }
     }
 
+    /// SQS cannot be asked for some queues' events only.
+    async fn lease_but(&self, _: &BTreeSet<QueueName>, most: usize, lease: Duration) -> Result<Vec<Lease>, QueueError> {
+        self.lease(most, lease, Duration::ZERO).await
+    }
+
     async fn extend(&self, leases: &[LeaseId], lease: Duration) -> Result<Vec<LeaseId>, QueueError> {
         self.check_open()?;
         let mut extended = Vec::new();

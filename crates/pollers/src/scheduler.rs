@@ -12,10 +12,10 @@
 //!   attempt was throttled pauses, up to [`PAUSE_MAX`].
 //! - Prefetched is at most twice the cap, and nothing for a function whose attempts take long: another process may have
 //!   those events.
-//! - The queue engine chooses between functions, so a lease call may bring events of one that has no room. They are
-//!   parked: given back with a delay, longer the longer the function has had no room. While a function has none, the
-//!   queue is only probed now and then, unless probing brings other functions' events or an event of another function
-//!   was just accepted.
+//! - While a function has no room, the queue is asked for the others' events, and only now and then, unless that brings
+//!   some or an event of another function was just accepted. What comes all the same goes back: at once if the function
+//!   had room when the queue was asked, else the engine cannot choose, and the event is parked, longer the longer the
+//!   function has had no room.
 //! - Every function may run [`GUARANTEED`] attempts even where the total is used up, so that no function's backlog or
 //!   hanging attempts hold up another's first event.
 
@@ -30,8 +30,10 @@ const FIRST_CAP: usize = 16;
 const GUARANTEED: usize = 4;
 /// Most events of one lease call.
 const BATCH: usize = 256;
-/// Fewest events of one lease call.
+/// Fewest events of one lease call that passes over functions without room.
 const PROBE: usize = 16;
+/// Fewest events of one that may bring a function more than it has room for.
+const FEW: usize = 4;
 /// Time between lease calls that are likely to bring nothing that may run.
 const PROBE_EVERY: Duration = Duration::from_millis(100);
 /// Longest time that an event is parked, and so that it may wait beside sandboxes that have become free.
@@ -73,6 +75,15 @@ pub(crate) enum Feedback {
     Untried,
 }
 
+/// What to ask the queue for.
+#[derive(PartialEq, Eq, Debug, Default)]
+pub(crate) struct Ask {
+    /// Events; 0: ask for nothing now.
+    pub most: usize,
+    /// Functions without room.
+    pub but: BTreeSet<QueueName>,
+}
+
 /// An event that goes back to the queue for so long.
 #[derive(PartialEq, Eq, Debug)]
 pub(crate) struct Parked<T> {
@@ -109,6 +120,8 @@ struct Function<T> {
     refused: u32,
     paused_until: Option<Duration>,
     full_since: Option<Duration>,
+    /// The last question was for others' events.
+    passed_over: bool,
     /// How many are parked until when.
     parked: VecDeque<(Duration, usize)>,
     used_at: Duration,
@@ -127,6 +140,7 @@ impl<T> Function<T> {
             refused: 0,
             paused_until: None,
             full_since: None,
+            passed_over: false,
             parked: VecDeque::new(),
             used_at: now,
         }
@@ -153,16 +167,19 @@ impl<T> Function<T> {
         !self.prefetched.is_empty() && self.running < self.cap && self.paused_until.is_none()
     }
 
-    /// For how long; notes how many.
-    fn park(&mut self, now: Duration, count: usize) -> Duration {
+    /// For how long; notes it.
+    fn park(&mut self, now: Duration) -> Duration {
+        if !self.passed_over {
+            return Duration::ZERO;
+        }
         let full_since = *self.full_since.get_or_insert(now);
         let delay = now.saturating_sub(full_since).clamp(PROBE_EVERY, PARK_MAX);
         while self.parked.front().is_some_and(|(until, _)| *until <= now) {
             self.parked.pop_front();
         }
         match self.parked.back_mut() {
-            Some((until, parked)) if *until == now + delay => *parked += count,
-            _ => self.parked.push_back((now + delay, count)),
+            Some((until, parked)) if *until == now + delay => *parked += 1,
+            _ => self.parked.push_back((now + delay, 1)),
         }
         delay
     }
@@ -247,10 +264,10 @@ impl<T> Scheduler<T> {
         room
     }
 
-    /// How many events to ask the queue for; 0: none now.
-    pub(crate) fn ask(&mut self, now: Duration) -> usize {
+    /// What to ask the queue for.
+    pub(crate) fn ask(&mut self, now: Duration) -> Ask {
         if self.stopped {
-            return 0;
+            return Ask::default();
         }
         let (mut full, mut room) = (0, None);
         for function in self.functions.values().filter(|function| function.held() > 0) {
@@ -266,15 +283,28 @@ impl<T> Scheduler<T> {
         if !self.probing {
             self.probe_at = now + PROBE_EVERY;
             let fresh = Function::<T>::new(&self.limits, now).room();
-            return room.unwrap_or(fresh).clamp(PROBE, BATCH).min(free);
+            return self.question(room.unwrap_or(fresh).clamp(FEW, BATCH).min(free), |_| false);
         }
         if !self.arrived && now < self.probe_at {
-            return 0;
+            return Ask::default();
         }
         self.arrived = false;
         self.probe_at = now + PROBE_EVERY;
-        // As many as there are turns before that of a function with room, but no more bytes than a quarter of all.
-        (2 * full).clamp(PROBE, BATCH).min((self.limits.bytes / 4 / self.size).max(1))
+        // As many as there are turns before that of a function with room, where the engine cannot choose, but no more
+        // bytes than a quarter of all.
+        let most = (2 * full).clamp(PROBE, BATCH).min((self.limits.bytes / 4 / self.size).max(1));
+        self.question(most, |function| function.full() || free == 0 && function.held() >= GUARANTEED)
+    }
+
+    fn question(&mut self, most: usize, pass_over: impl Fn(&Function<T>) -> bool) -> Ask {
+        let mut but = BTreeSet::new();
+        for (queue, function) in &mut self.functions {
+            function.passed_over = pass_over(function);
+            if function.passed_over {
+                but.insert(queue.clone());
+            }
+        }
+        Ask { most, but }
     }
 
     /// Takes what the queue gave; what has no room comes back.
@@ -300,7 +330,7 @@ impl<T> Scheduler<T> {
                 self.bytes += bytes;
                 self.enlist(&queue);
             } else {
-                let delay = function.park(now, 1);
+                let delay = function.park(now);
                 parked.push(Parked { event, delay });
             }
         }
@@ -388,11 +418,10 @@ impl<T> Scheduler<T> {
             if function.running > 0 {
                 function.pace = function.pace.max(PREFETCH_MAX);
             }
-            let delay = function.park(now, function.prefetched.len());
             for prefetched in function.prefetched.drain(..) {
                 self.prefetched -= 1;
                 self.bytes -= prefetched.bytes;
-                parked.push(Parked { event: prefetched.event, delay });
+                parked.push(Parked { event: prefetched.event, delay: Duration::ZERO });
             }
         }
         self.functions.retain(|_, function| {

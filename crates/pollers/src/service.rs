@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use crate::event::AsyncEvent;
 use crate::metrics::Metrics;
 use crate::ports::{Deliver, Invoker, SettingsSource};
-use crate::scheduler::{Feedback, Limits, Parked, Scheduler};
+use crate::scheduler::{Ask, Feedback, Limits, Parked, Scheduler};
 use deliveries::Deliveries;
 use leases::Leases;
 
@@ -230,7 +230,7 @@ impl Inner {
         let _call = self.tasks.token();
         let mut pause = RETRY_MIN;
         while !self.stopping.is_cancelled() {
-            let most = self.scheduler.lock().ask(self.clock.monotonic());
+            let Ask { most, but } = self.scheduler.lock().ask(self.clock.monotonic());
             if most == 0 {
                 tokio::select! {
                     () = self.stopping.cancelled() => {}
@@ -239,9 +239,15 @@ impl Inner {
                 }
                 continue;
             }
+            let lease = async {
+                match but.is_empty() {
+                    true => self.queue.lease(most, self.config.lease, WAIT).await,
+                    false => self.queue.lease_but(&but, most, self.config.lease).await,
+                }
+            };
             // Not dropped while it may hold events, but for a stop.
             let leases = tokio::select! {
-                leases = self.queue.lease(most, self.config.lease, WAIT) => leases,
+                leases = lease => leases,
                 () = async {
                     self.stopping.cancelled().await;
                     tokio::time::sleep(LAST_CALL).await;

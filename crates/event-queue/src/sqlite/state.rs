@@ -1,6 +1,6 @@
 //! What the writer knows, and how it does a group of requests in one transaction.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -81,7 +81,7 @@ impl State {
                     self.insert(connection, entry, now)?;
                 }
             }
-            Op::Lease { most, lease } => answer.leases = self.lease(connection, most, lease, now)?,
+            Op::Lease { but, most, lease } => answer.leases = self.lease(connection, &but, most, lease, now)?,
             Op::Extend { leases, lease } => {
                 let due = after(now, lease);
                 for id in leases {
@@ -144,13 +144,15 @@ impl State {
     fn lease(
         &mut self,
         connection: &Connection,
+        but: &BTreeSet<QueueName>,
         most: usize,
         lease: Duration,
         now: i64,
     ) -> rusqlite::Result<Vec<Lease>> {
+        let but = but.iter().filter_map(|name| self.numbers.get(name).copied()).collect();
         let mut leases = Vec::new();
         self.rotation.wake(now);
-        while let Some((number, share)) = self.rotation.turn(most - leases.len()) {
+        while let Some((number, share)) = self.rotation.turn(most - leases.len(), &but) {
             let name = self.names[&number].clone();
             leases.extend(sql::lease(connection, self.epoch, (number, &name), share, now, lease)?);
             if let Some(due) = sql::next_due(connection, number)? {

@@ -1,5 +1,6 @@
 //! The one writer, on a thread of its own: SQLite blocks. Requests that arrive while a group is being synced to disk share the next transaction and sync.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ const TICK: Duration = Duration::from_millis(20);
 pub(super) enum Op {
     Enqueue(Vec<Entry>),
     Lease {
+        but: BTreeSet<QueueName>,
         most: usize,
         lease: Duration,
     },

@@ -127,6 +127,7 @@ pub async fn all(engine: Queue, clock: Arc<ManualClock>, traits: Traits) {
     if traits.exact {
         purge_drops_all(&engine, &clock).await;
         fair_between_queues(&engine).await;
+        passes_over_some(&engine).await;
     }
     wakes_fast(&engine, &clock).await;
 }
@@ -288,6 +289,23 @@ async fn fair_between_queues(engine: &Queue) {
     }
     assert!(seen.contains(&queue("alone")), "{seen:?}");
     for name in ["crowd", "crowd2", "alone"] {
+        engine.purge(&queue(name)).await.unwrap();
+    }
+    empty(engine).await;
+}
+
+async fn passes_over_some(engine: &Queue) {
+    engine
+        .enqueue((0..20).map(|n| entry("busy", n)).chain([entry("free", 20), entry("free2", 21)]).collect())
+        .await
+        .unwrap();
+    let busy = BTreeSet::from([queue("busy"), queue("unknown")]);
+    let leases = engine.lease_but(&busy, 10, LEASE).await.unwrap();
+    let names: BTreeSet<_> = leases.iter().map(|lease| lease.queue.clone()).collect();
+    assert_eq!((leases.len(), names), (2, BTreeSet::from([queue("free"), queue("free2")])));
+    assert_eq!(engine.lease_but(&busy, 10, LEASE).await.unwrap(), []);
+    assert_eq!(lease_now(engine, 100).await.len(), 20, "they stayed ready");
+    for name in ["busy", "free", "free2"] {
         engine.purge(&queue(name)).await.unwrap();
     }
     empty(engine).await;

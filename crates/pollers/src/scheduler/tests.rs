@@ -71,11 +71,12 @@ fn throttles_bring_the_cap_down_to_what_runs_and_then_pause() {
 #[test]
 fn what_has_no_room_is_parked_the_longer_the_longer_there_was_none() {
     let mut scheduler = Scheduler::new(LIMITS);
-    assert_eq!(scheduler.ask(Duration::ZERO), 48);
-    assert_eq!(scheduler.leased(Duration::ZERO, events(0, 50)).len(), 2);
+    assert_eq!(scheduler.ask(Duration::ZERO).most, 48);
+    let parked = scheduler.leased(Duration::ZERO, events(0, 50));
+    assert_eq!(parked, [48, 49].map(|event| Parked { event, delay: Duration::ZERO }), "nobody had said so before");
     start_all(&mut scheduler, Duration::ZERO);
-    assert_eq!(scheduler.ask(Duration::ZERO), 0);
-    assert_eq!(scheduler.ask(millis(100)), PROBE, "others may have events");
+    assert_eq!(scheduler.ask(Duration::ZERO).most, 0);
+    assert_eq!(scheduler.ask(millis(100)), Ask { most: PROBE, but: [queue(0)].into() }, "others may have events");
     for (now, delay) in [(0, 100), (90, 100), (400, 400), (60_000, 5_000)] {
         let parked = scheduler.leased(millis(now), events(0, 1));
         assert_eq!(parked, [Parked { event: 0, delay: millis(delay) }]);
@@ -86,18 +87,18 @@ fn what_has_no_room_is_parked_the_longer_the_longer_there_was_none() {
 #[test]
 fn a_full_function_makes_the_queue_be_probed_now_and_then() {
     let mut scheduler = Scheduler::new(LIMITS);
-    assert_eq!(scheduler.ask(Duration::ZERO), 48);
+    assert_eq!(scheduler.ask(Duration::ZERO).most, 48);
     scheduler.leased(Duration::ZERO, events(0, 48));
     start_all(&mut scheduler, Duration::ZERO);
-    assert_eq!(scheduler.ask(millis(99)), 0);
+    assert_eq!(scheduler.ask(millis(99)).most, 0);
     assert!(!scheduler.arrived(&queue(0)), "it has enough");
-    assert_eq!(scheduler.ask(millis(99)), 0);
+    assert_eq!(scheduler.ask(millis(99)).most, 0);
     assert!(scheduler.arrived(&queue(1)));
-    assert_eq!(scheduler.ask(millis(99)), PROBE, "an event of another function");
-    assert_eq!(scheduler.ask(millis(99)), 0);
+    assert_eq!(scheduler.ask(millis(99)).most, PROBE, "an event of another function");
+    assert_eq!(scheduler.ask(millis(99)).most, 0);
     // The probe brought something to do: there may be more.
     scheduler.leased(millis(99), events(1, 1));
-    assert_eq!(scheduler.ask(millis(99)), PROBE);
+    assert_eq!(scheduler.ask(millis(99)).most, PROBE);
 }
 
 #[test]
@@ -137,7 +138,7 @@ proptest! {
         for (step, function, count) in steps {
             match step {
                 0 | 1 => {
-                    let most = scheduler.ask(now).min(count);
+                    let most = scheduler.ask(now).most.min(count);
                     given += most;
                     back += scheduler.leased(now, events(function, most)).len();
                 }
@@ -167,6 +168,6 @@ proptest! {
         }
         let prefetched = scheduler.stop().len();
         prop_assert_eq!(given, back + over + running.len() + prefetched);
-        prop_assert_eq!(scheduler.ask(now + PROBE_EVERY), 0);
+        prop_assert_eq!(scheduler.ask(now + PROBE_EVERY).most, 0);
     }
 }

@@ -1,6 +1,6 @@
 //! A queue in a file of its own, and fakes of everything behind the ports.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -209,6 +209,16 @@ impl EventQueue for Outage {
     async fn lease(&self, most: usize, lease: Duration, wait: Duration) -> Result<Vec<Lease>, QueueError> {
         self.check()?;
         self.queue.lease(most, lease, wait).await
+    }
+
+    async fn lease_but(
+        &self,
+        but: &BTreeSet<QueueName>,
+        most: usize,
+        lease: Duration,
+    ) -> Result<Vec<Lease>, QueueError> {
+        self.check()?;
+        self.queue.lease_but(but, most, lease).await
     }
 
     async fn extend(&self, leases: &[LeaseId], lease: Duration) -> Result<Vec<LeaseId>, QueueError> {
