@@ -23,6 +23,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use domain::Clock;
+use sqlite_file::SqliteFile;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
@@ -30,13 +31,14 @@ use crate::api::{Depth, Entry, EventQueue, Lease, LeaseId, QueueError, QueueName
 use crate::check_sizes;
 use crate::time::millis;
 
-mod open;
+mod format;
 mod reader;
 mod state;
 mod statements;
 mod ticket;
 mod writer;
 
+use format::FORMAT;
 use reader::Reader;
 use writer::{Answer, Op, Request, Writer};
 
@@ -66,17 +68,17 @@ impl SqliteQueue {
     /// [`QueueError::Damaged`] if it is damaged, not Emberbox's, or of a newer version, [`QueueError::Unavailable`] if
     /// another process uses it or the disk does not let us; both say what to do.
     pub async fn open(path: impl AsRef<Path>, clock: Arc<dyn Clock>) -> Result<Self, QueueError> {
-        let path = path.as_ref().to_owned();
+        let file = SqliteFile::new(&FORMAT, path.as_ref());
         let (ready, (requests, received)) = (Arc::new(Notify::new()), mpsc::channel(WAITING));
         let start = {
-            let (path, clock, ready) = (path.clone(), Arc::clone(&clock), Arc::clone(&ready));
+            let (file, clock, ready) = (file.clone(), Arc::clone(&clock), Arc::clone(&ready));
             move || {
-                let lock = open::lock(&path)?;
-                Writer::start(path.clone(), open::connect(&path)?, clock, ready, lock)
+                let lock = file.lock()?;
+                Writer::start(file.clone(), file.connect()?, clock, ready, lock)
             }
         };
         writer::spawn(start, received).await?;
-        Ok(Self { reader: Reader::new(path), clock, requests, ready })
+        Ok(Self { reader: Reader::new(file), clock, requests, ready })
     }
 
     async fn write(&self, op: Op) -> Result<Answer, QueueError> {

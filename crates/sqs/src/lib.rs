@@ -35,4 +35,4 @@ mod service;
 mod store;
 
 pub use service::SqsService;
-pub use store::StoreError;
+pub use sqlite_file::FileError;

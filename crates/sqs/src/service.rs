@@ -6,11 +6,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use domain::Clock;
 use http::header::{HeaderName, HeaderValue};
+use sqlite_file::FileError;
 use sqs_api::{ApiError, ErrorCode, OperationId, decode, encode, operations};
 use uuid::Uuid;
 
 use crate::message::invalid;
-use crate::store::{QueueKey, Store, StoreError};
+use crate::store::{QueueKey, Store};
 
 mod batch;
 mod messages;
@@ -42,9 +43,9 @@ impl SqsService {
     /// Opens the file of queues and messages, or makes it (and its folder) if there is none. One process at a time.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`] if the file is damaged, not Emberbox's, or of a newer version, [`StoreError::Unavailable`]
+    /// [`FileError::Damaged`] if the file is damaged, not Emberbox's, or of a newer version, [`FileError::Unavailable`]
     /// if another process uses it or the disk does not let us; both say what to do.
-    pub async fn open(path: impl AsRef<Path>, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
+    pub async fn open(path: impl AsRef<Path>, clock: Arc<dyn Clock>) -> Result<Self, FileError> {
         Ok(Self { store: Store::open(path.as_ref(), clock).await? })
     }
 

@@ -10,26 +10,10 @@
 //! of it; a power failure may lose the last receives, and then their messages are visible earlier, as at-least-once
 //! allows. If a group cannot be written, its callers get an error, and memory is made again from the file.
 
-mod open;
+mod format;
 mod state;
 mod statements;
 mod writer;
 
 pub(crate) use state::{Entry, FIFO_SUFFIX, QueueKey, Sent, State};
 pub(crate) use writer::{Received, Store};
-
-/// Why the file cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The disk is full, another process has the file: try again when that is over.
-    #[error("{operation}: {cause}")]
-    Unavailable {
-        /// What was being done, to what.
-        operation: String,
-        /// Why it failed, and what to do.
-        cause: String,
-    },
-    /// The file is damaged, not Emberbox's, or of a newer one; says what to do.
-    #[error("{0}")]
-    Damaged(String),
-}

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use domain::Clock;
 use serde_json::{Value, json};
-use sqs::{SqsService, StoreError};
+use sqs::{FileError, SqsService};
 
 const ACCOUNT: &str = "123456789012";
 const REGION: &str = "eu-west-1";
@@ -92,7 +92,7 @@ impl Sqs {
     }
 }
 
-async fn open(folder: &tempfile::TempDir, clock: &Arc<TestClock>) -> Result<SqsService, StoreError> {
+async fn open(folder: &tempfile::TempDir, clock: &Arc<TestClock>) -> Result<SqsService, FileError> {
     SqsService::open(folder.path().join("sqs.db"), Arc::clone(clock) as Arc<dyn Clock>).await
 }
 
@@ -400,7 +400,7 @@ async fn lists_come_in_pages() {
 async fn a_file_is_used_by_one_service_and_checked() {
     let sqs = Sqs::new().await;
     let error = open(&sqs.folder, &sqs.clock).await.unwrap_err();
-    assert!(matches!(&error, StoreError::Unavailable { cause, .. } if cause.contains("another Emberbox")), "{error}");
+    assert!(matches!(&error, FileError::Unavailable { cause, .. } if cause.contains("another Emberbox")), "{error}");
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("sqs.db"), "not a database, but long enough to have a header").unwrap();
     let error = open(&folder, &sqs.clock).await.unwrap_err();

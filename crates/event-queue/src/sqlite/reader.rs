@@ -1,19 +1,19 @@
 //! Looking at the file beside the writer.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension as _, params};
+use sqlite_file::SqliteFile;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
-use super::open;
 use crate::api::{Depth, QueueError, QueueName};
 use crate::time::age;
 
 /// Reads one after the other; opens its connection when it is needed.
 pub(super) struct Reader {
-    path: PathBuf,
+    file: SqliteFile,
     state: Arc<Mutex<State>>,
 }
 
@@ -24,12 +24,12 @@ enum State {
 }
 
 impl Reader {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, state: Arc::new(Mutex::new(State::Idle)) }
+    pub(super) fn new(file: SqliteFile) -> Self {
+        Self { file, state: Arc::new(Mutex::new(State::Idle)) }
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     pub(super) async fn close(&self) {
@@ -41,12 +41,12 @@ impl Reader {
         &self,
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, QueueError> {
-        let path = self.path.clone();
+        let file = self.file.clone();
         let mut state = Arc::clone(&self.state).lock_owned().await;
         let reading = spawn_blocking(move || {
-            let failed = |error| open::sql_failed("read", &path, &error);
+            let failed = |error| file.sql_failed("read", &error);
             let connection = match std::mem::replace(&mut *state, State::Idle) {
-                State::Idle => open::reader(&path).map_err(failed)?,
+                State::Idle => file.reader().map_err(failed)?,
                 State::Open(connection) => connection,
                 State::Closed => {
                     *state = State::Closed;

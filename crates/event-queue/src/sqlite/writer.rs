@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -11,11 +10,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use domain::Clock;
 use rusqlite::Connection;
+use sqlite_file::SqliteFile;
 use tokio::sync::{Notify, mpsc, oneshot};
 use uuid::Uuid;
 
 use super::state::State;
-use super::{open, statements as sql};
+use super::statements as sql;
 use crate::api::{Entry, Lease, LeaseId, QueueError, QueueName};
 use crate::time::millis;
 
@@ -78,7 +78,7 @@ pub(super) enum Request {
 }
 
 pub(super) struct Writer {
-    path: PathBuf,
+    file: SqliteFile,
     clock: Arc<dyn Clock>,
     ready: Arc<Notify>,
     /// Nothing after a failure, until the next request.
@@ -114,16 +114,16 @@ pub(super) async fn spawn(
 impl Writer {
     /// Ends the leases of earlier runs and looks at what is there.
     pub(super) fn start(
-        path: PathBuf,
+        file: SqliteFile,
         mut connection: Connection,
         clock: Arc<dyn Clock>,
         ready: Arc<Notify>,
         lock: File,
     ) -> Result<Self, QueueError> {
-        let failed = |error| open::sql_failed("open", &path, &error);
+        let failed = |error| file.sql_failed("open", &error);
         sql::end_leases(&mut connection, millis(clock.wall())).map_err(failed)?;
         let state = State::load(&connection, Uuid::new_v4().as_fields().0).map_err(failed)?;
-        Ok(Self { path, clock, ready, connection: Some(connection), state, _lock: lock })
+        Ok(Self { file, clock, ready, connection: Some(connection), state, _lock: lock })
     }
 
     /// Serves until asked to close, or until the queue is dropped.
@@ -156,7 +156,7 @@ impl Writer {
             }
         }
         if let Some(Err((_, error))) = self.connection.take().map(Connection::close) {
-            tracing::warn!(path = %self.path.display(), %error, "close event queue");
+            tracing::warn!(path = %self.file.path().display(), %error, "close event queue");
         }
         // First the lock: whoever sees the queue closed may open it again.
         drop(self);
@@ -193,9 +193,9 @@ impl Writer {
                 .flat_map(|answer| answer.leases.into_iter().map(|lease| lease.id))
                 .collect(),
             Err(error) => {
-                tracing::error!(path = %self.path.display(), %error, "write event queue");
+                tracing::error!(path = %self.file.path().display(), %error, "write event queue");
                 for done in waiting {
-                    let _ = done.send(Err(open::sql_failed("write", &self.path, &error)));
+                    let _ = done.send(Err(self.file.sql_failed("write", &error).into()));
                 }
                 Vec::new()
             }
@@ -207,7 +207,7 @@ impl Writer {
         let give_back = |lease| Op::Release { lease, delay: Duration::ZERO, body: None };
         let ops = leases.into_iter().map(give_back).collect();
         if let Err(error) = self.write(ops, millis(self.clock.wall())) {
-            tracing::warn!(path = %self.path.display(), %error, "give back leases whose caller is gone");
+            tracing::warn!(path = %self.file.path().display(), %error, "give back leases whose caller is gone");
         }
     }
 
@@ -215,7 +215,7 @@ impl Writer {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => {
-                let connection = open::reconnect(&self.path)?;
+                let connection = self.file.reconnect()?;
                 self.state = State::load(&connection, self.state.epoch)?;
                 connection
             }

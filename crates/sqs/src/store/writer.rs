@@ -2,19 +2,20 @@
 //! the next transaction and sync.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 use domain::Clock;
 use rusqlite::Connection;
+use sqlite_file::{FileError, SqliteFile};
 use sqs_api::{ApiError, ErrorCode};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
+use super::format::FORMAT;
 use super::state::{QueueKey, State};
-use super::{StoreError, open};
 use crate::message::Content;
 use crate::queue::{Meta, Millis};
 use crate::receipt::Receipt;
@@ -69,13 +70,14 @@ pub(crate) struct Store {
 
 impl Store {
     /// Opens the file, or makes it (and its folder) if there is none.
-    pub(crate) async fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
-        let failed = |error| open::io_failed("start the thread of", path, &error);
+    pub(crate) async fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, FileError> {
+        let file = SqliteFile::new(&FORMAT, path);
+        let failed = |error| file.io_failed("start the thread of", &error);
         let (requests, received) = mpsc::channel(WAITING);
         // Of its own, so that it outlives the caller's runtime until the store is dropped.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
         let (done, opened) = oneshot::channel();
-        let owned = path.to_owned();
+        let owned = file.clone();
         let serve = move || match Writer::start(owned, clock) {
             Ok(writer) => {
                 let _ = done.send(Ok(()));
@@ -84,7 +86,7 @@ impl Store {
             Err(error) => drop(done.send(Err(error))),
         };
         thread::Builder::new().name("sqs".to_owned()).spawn(serve).map_err(failed)?;
-        opened.await.map_err(|_| StoreError::Unavailable {
+        opened.await.map_err(|_| FileError::Unavailable {
             operation: format!("open message store {}", path.display()),
             cause: "its thread ended; the log says why".to_owned(),
         })??;
@@ -147,7 +149,7 @@ fn gone() -> ApiError {
 }
 
 struct Writer {
-    path: PathBuf,
+    file: SqliteFile,
     clock: Arc<dyn Clock>,
     /// Nothing after a failure, until the next request.
     connection: Option<Connection>,
@@ -169,12 +171,12 @@ struct Outcome {
 }
 
 impl Writer {
-    fn start(path: PathBuf, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
-        let lock = open::lock(&path)?;
-        let connection = open::connect(&path)?;
-        let state = State::load(&connection).map_err(|error| open::sql_failed("read", &path, &error))?;
+    fn start(file: SqliteFile, clock: Arc<dyn Clock>) -> Result<Self, FileError> {
+        let lock = file.lock()?;
+        let connection = file.connect()?;
+        let state = State::load(&connection).map_err(|error| file.sql_failed("read", &error))?;
         Ok(Self {
-            path,
+            file,
             clock,
             connection: Some(connection),
             state,
@@ -214,7 +216,7 @@ impl Writer {
             let _ = parked.receive.done.send(Ok(Vec::new()));
         }
         if let Some(Err((_, error))) = self.connection.take().map(Connection::close) {
-            tracing::warn!(path = %self.path.display(), %error, "close message store");
+            tracing::warn!(path = %self.file.path().display(), %error, "close message store");
         }
         // First the lock: whoever sees the store closed may open it again.
         drop(self);
@@ -262,7 +264,7 @@ impl Writer {
             }
             // Their senders are dropped, and the callers see that; of those who wait as well, or they would be tried forever.
             Err(error) => {
-                tracing::error!(path = %self.path.display(), %error, "write message store");
+                tracing::error!(path = %self.file.path().display(), %error, "write message store");
                 self.parked.clear();
             }
         }
@@ -290,7 +292,7 @@ impl Writer {
         let connection = match self.connection.take() {
             Some(connection) => connection,
             None => {
-                let connection = open::reconnect(&self.path)?;
+                let connection = self.file.reconnect()?;
                 self.state = State::load(&connection)?;
                 self.synced = true;
                 connection
