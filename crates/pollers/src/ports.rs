@@ -35,7 +35,7 @@ pub trait Invoker: Send + Sync + 'static {
 /// What is configured for an event's function and qualifier, asked anew for every attempt.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct EventConfig {
-    /// Retries, age, reserved concurrency 0.
+    /// Retries, age, reserved concurrency.
     pub settings: Settings,
     /// `DestinationConfig.OnSuccess`.
     pub on_success: Option<Target>,

@@ -29,13 +29,13 @@ pub struct Settings {
     pub maximum_retry_attempts: u32,
     /// `MaximumEventAgeInSeconds`, 60 s to 6 h.
     pub maximum_event_age: Duration,
-    /// Reserved concurrency is zero: nothing may run.
-    pub reserved_zero: bool,
+    /// Reserved concurrency, if any; 0: nothing may run.
+    pub reserved_concurrency: Option<u32>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { maximum_retry_attempts: 2, maximum_event_age: Duration::from_secs(21_600), reserved_zero: false }
+        Self { maximum_retry_attempts: 2, maximum_event_age: Duration::from_secs(21_600), reserved_concurrency: None }
     }
 }
 
@@ -115,7 +115,7 @@ pub enum Verdict {
 /// Before an attempt: `Some` when there must be none.
 pub fn before(settings: &Settings, progress: Progress) -> Option<Verdict> {
     let failed = |condition| Verdict::Failed { condition, approximate_invoke_count: progress.attempts };
-    if settings.reserved_zero {
+    if settings.reserved_concurrency == Some(0) {
         return Some(failed(Condition::ZeroReservedConcurrency));
     }
     (progress.age > settings.maximum_event_age).then(|| failed(Condition::EventAgeExceeded))
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn reserved_zero_fails_unseen() {
-        let settings = Settings { reserved_zero: true, ..Settings::default() };
+        let settings = Settings { reserved_concurrency: Some(0), ..Settings::default() };
         assert_eq!(before(&settings, fresh()), Some(failed(Condition::ZeroReservedConcurrency, 0)));
     }
 
@@ -193,7 +193,7 @@ mod tests {
             outcomes in proptest::collection::vec((0u8..3, 0u64..900), 1..40),
         ) {
             let settings = Settings {
-                maximum_retry_attempts: retries, maximum_event_age: Duration::from_secs(age), reserved_zero: false,
+                maximum_retry_attempts: retries, maximum_event_age: Duration::from_secs(age), reserved_concurrency: None,
             };
             let (mut progress, mut last_backoff, mut runs, mut steps) = (fresh(), Duration::ZERO, 0, 0);
             for (outcome, took) in outcomes.iter().cycle() {

@@ -9,7 +9,7 @@
 //!
 //! - Each function has a cap of attempts at once. It grows while there is more work than it allows and attempts run
 //!   (twofold each round; after a throttle not at once, and by one each round); each throttle takes one away. A function whose only
-//!   attempt was throttled pauses, up to [`PAUSE_MAX`].
+//!   attempt was throttled pauses, up to [`PAUSE_MAX`]. It does not exceed the function's reserved concurrency.
 //! - Prefetched is at most twice the cap, and nothing for a function whose attempts take long: another process may have
 //!   those events.
 //! - While a function has no room, the queue is asked for the others' events, and only now and then, unless that brings
@@ -108,6 +108,8 @@ struct Prefetched<T> {
 
 struct Function<T> {
     cap: usize,
+    /// Largest cap: what the limits and the function's reserved concurrency allow.
+    most: usize,
     /// Attempts that ran since the cap grew, while it grows slowly.
     credit: usize,
     running: usize,
@@ -131,6 +133,7 @@ impl<T> Function<T> {
     fn new(limits: &Limits, now: Duration) -> Self {
         Self {
             cap: FIRST_CAP.min(limits.per_function).max(1),
+            most: limits.per_function.max(1),
             credit: 0,
             running: 0,
             prefetched: VecDeque::new(),
@@ -184,7 +187,7 @@ impl<T> Function<T> {
         delay
     }
 
-    fn learn(&mut self, now: Duration, limits: &Limits, feedback: Feedback) {
+    fn learn(&mut self, now: Duration, feedback: Feedback) {
         // Counted before this attempt gives its slot back.
         let wanted_more = self.running >= self.cap || !self.prefetched.is_empty();
         self.running -= 1;
@@ -195,7 +198,7 @@ impl<T> Function<T> {
                 self.paused_until = None;
                 self.pace = if self.pace.is_zero() { took } else { (self.pace * 7 + took) / 8 };
                 let throttle_free = self.throttled_at.map_or(Duration::MAX, |then| now.saturating_sub(then));
-                if wanted_more && self.cap < limits.per_function && throttle_free >= HOLD {
+                if wanted_more && self.cap < self.most && throttle_free >= HOLD {
                     self.credit += 1;
                     if throttle_free >= CAREFUL || self.credit >= self.cap {
                         self.cap += 1;
@@ -374,10 +377,19 @@ impl<T> Scheduler<T> {
         None
     }
 
+    /// A function's reserved concurrency: more attempts at once would only be throttled.
+    pub(crate) fn bound(&mut self, queue: &QueueName, reserved: Option<u32>) {
+        if let Some(function) = self.functions.get_mut(queue) {
+            let reserved = reserved.map_or(usize::MAX, |reserved| reserved as usize);
+            function.most = self.limits.per_function.min(reserved).max(1);
+            function.cap = function.cap.min(function.most);
+        }
+    }
+
     /// An attempt is over.
     pub(crate) fn finished(&mut self, now: Duration, queue: &QueueName, feedback: Feedback) {
         let Some(function) = self.functions.get_mut(queue) else { return };
-        function.learn(now, &self.limits, feedback);
+        function.learn(now, feedback);
         function.used_at = now;
         if !function.full() {
             function.full_since = None;

@@ -160,8 +160,9 @@ impl Service {
     /// As [`EventQueue::enqueue`]; the caller must not answer 202.
     pub async fn accept(&self, event: AsyncEvent) -> Result<(), QueueError> {
         let queue = event.queue();
-        // Not the request id: a caller may choose it, and two events with one id are two events.
-        let id = uuid::Uuid::new_v4();
+        // Not the request id: a caller may choose it, and two events with one id are two events. Ordered by time, so that
+        // an index of ids grows at its end: of random ones, each would change another page of it.
+        let id = uuid::Uuid::now_v7();
         let entry = Entry { queue: queue.clone(), id, body: event.encode(), delay: Duration::ZERO };
         self.0.queue.enqueue(vec![entry]).await?;
         self.0.metrics.received(&event.function);

@@ -36,8 +36,8 @@ pub struct EventSettings {
     pub on_failure: Option<String>,
     /// ARN of the dead-letter queue or topic.
     pub dead_letter: Option<String>,
-    /// The function's reserved concurrency is 0, so that it cannot run.
-    pub stopped: bool,
+    /// The function's reserved concurrency, if any; with 0 it cannot run.
+    pub reserved_concurrency: Option<u32>,
     /// `RecursiveLoop` is `Allow`.
     pub recursion_allowed: bool,
 }
@@ -59,7 +59,7 @@ impl ControlPlane {
             on_success: config.on_success,
             on_failure: config.on_failure,
             dead_letter: version.settings.dead_letter.clone(),
-            stopped: self.inner.reserved(arn) == Some(0),
+            reserved_concurrency: self.inner.reserved(arn),
             recursion_allowed: function.record.recursion_allowed,
         })
     }

@@ -146,11 +146,11 @@ async fn what_the_pollers_go_by() {
     world.plane.wait_idle().await;
     let settings = plane.event_settings(&arn("f"), None).unwrap();
     assert_eq!((settings.maximum_retry_attempts, settings.maximum_event_age), (2, Duration::from_secs(21_600)));
-    assert_eq!((settings.dead_letter.as_deref(), settings.stopped), (Some(queue), false));
+    assert_eq!((settings.dead_letter.as_deref(), settings.reserved_concurrency), (Some(queue), None));
 
     let request = PutFunctionConcurrencyRequest { function_name: "f".into(), reserved_concurrent_executions: 0 };
     plane.put_function_concurrency(&me(), request).await.unwrap();
-    assert!(plane.event_settings(&arn("f"), None).unwrap().stopped);
+    assert_eq!(plane.event_settings(&arn("f"), None).unwrap().reserved_concurrency, Some(0));
 
     let wrong = "arn:aws:s3:::bucket";
     let update = |target: &str| UpdateFunctionConfigurationRequest {

@@ -180,7 +180,7 @@ impl pollers::SettingsSource for EventSettings {
             settings: Settings {
                 maximum_retry_attempts: settings.maximum_retry_attempts,
                 maximum_event_age: settings.maximum_event_age,
-                reserved_zero: settings.stopped,
+                reserved_concurrency: settings.reserved_concurrency,
             },
             on_success: target(settings.on_success),
             on_failure: target(settings.on_failure),

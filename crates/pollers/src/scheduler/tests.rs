@@ -46,6 +46,21 @@ fn a_function_grows_while_it_has_more_work_and_succeeds() {
 }
 
 #[test]
+fn a_function_does_not_exceed_its_reserved_concurrency() {
+    let mut scheduler = Scheduler::new(LIMITS);
+    scheduler.leased(Duration::ZERO, events(0, 1000));
+    for (reserved, runs) in [(Some(3), 3), (Some(20), 3), (Some(20), 6), (Some(20), 12), (None, 20), (Some(0), 1)] {
+        scheduler.bound(&queue(0), reserved);
+        scheduler.leased(Duration::ZERO, events(0, 1000));
+        let first = start_all(&mut scheduler, Duration::ZERO).len();
+        for _ in 0..scheduler.functions[&queue(0)].running {
+            scheduler.finished(Duration::ZERO, &queue(0), Feedback::Ran(millis(1)));
+        }
+        assert_eq!(first, runs, "{reserved:?}");
+    }
+}
+
+#[test]
 fn throttles_bring_the_cap_down_to_what_runs_and_then_pause() {
     let mut scheduler = Scheduler::new(LIMITS);
     scheduler.leased(Duration::ZERO, events(0, 48));

@@ -38,6 +38,7 @@ impl Inner {
             self.metrics.dropped(&event.function);
             return self.leases.ack(lease.id);
         };
+        self.scheduler.lock().bound(&lease.queue, config.settings.reserved_concurrency);
         let (trace, hops) = lineage::hop(event.trace_header.as_deref().unwrap_or_default(), &event.function);
         if let Some(verdict) = self.refusal(&event, &config, hops) {
             drop(slot);

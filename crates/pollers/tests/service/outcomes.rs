@@ -119,7 +119,7 @@ async fn after_a_throttle_it_runs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn reserved_concurrency_zero_is_told_at_once() {
     let rig = Rig::new(HandClock::default(), Config::default()).await;
-    let settings = Settings { reserved_zero: true, ..Settings::default() };
+    let settings = Settings { reserved_concurrency: Some(0), ..Settings::default() };
     rig.world.config("f", EventConfig { settings, ..failing() });
     rig.accept("f").await;
     rig.done("f").await;
