@@ -99,6 +99,7 @@ pub fn spec(directory: &Path) -> SandboxSpec {
         ephemeral_mb: 64,
         hosts: vec![("192.0.2.7".parse().unwrap(), "db.internal".to_owned())],
         listen: vec![9001],
+        standby: None,
     }
 }
 
@@ -208,7 +209,7 @@ pub async fn find_process(mark: &str) -> i32 {
 }
 
 /// Every process that this one can see, with its arguments.
-fn processes() -> impl Iterator<Item = (i32, Vec<String>)> {
+pub fn processes() -> impl Iterator<Item = (i32, Vec<String>)> {
     fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
         let line = fs::read_to_string(entry.path().join("cmdline")).ok()?;
