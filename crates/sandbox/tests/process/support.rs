@@ -199,7 +199,7 @@ pub async fn find_process(mark: &str) -> i32 {
     let mut found = None;
     eventually("the process is there", || {
         let is_it = |words: &[String]| {
-            matches!(words, [program, .., last] if last == mark && [ATTACKER, "/bin/sh"].contains(&program.as_str()))
+            matches!(words, [program, .., last] if last == mark && [ATTACKER, "/bin/sh", "/usr/bin/python3"].contains(&program.as_str()))
         };
         found = processes().find(|(_, words)| is_it(words)).map(|(pid, _)| pid);
         found.is_some()
