@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 
 use domain::{FunctionVersion, LogFormat};
 use runtimes::RuntimeImage;
+use sandbox::api::link_socket;
 
+use crate::api_server::PORT;
 use crate::config::Credentials;
 
 /// What the environment is made from.
@@ -96,6 +98,8 @@ pub(crate) fn standby(image: &RuntimeImage) -> Vec<(String, String)> {
     let mut env = BTreeMap::new();
     add_defaults(&mut env, image);
     set_places(&mut env, image);
+    // Read as the client is imported, by its part in C++.
+    env.insert("AWS_LAMBDA_RUNTIME_API".to_owned(), link_socket(PORT).to_string());
     env.into_iter().collect()
 }
 
@@ -122,4 +126,19 @@ pub(crate) fn extension(runtime: &[(String, String)]) -> Vec<(String, String)> {
             )
     };
     runtime.iter().filter(|(name, _)| !hidden(name)).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_runtime_reads_as_it_starts_is_known() {
+        for name in ["PYTHONPATH", "LD_PRELOAD", "LC_ALL", "LANG", "TZ", "HOME", "AWS_LAMBDA_EXEC_WRAPPER"] {
+            assert!(acts_on_start(name), "{name}");
+        }
+        for name in ["PATH", "TABLE", "LANGUAGES", "LDAP_URL", "AWS_LAMBDA_FUNCTION_NAME"] {
+            assert!(!acts_on_start(name), "{name}");
+        }
+    }
 }
