@@ -298,3 +298,68 @@ def test_logs_api(emberbox, client, function):
 
 def test_python_sdk_inside_the_function(client, function):
     assert invoke(client, function("import boto3\ndef handler(e, c):\n    return boto3.__version__\n", Timeout=30, MemorySize=512)).json
+
+
+SEEN = """
+import json, logging, os, sys, textwrap
+
+def handler(event, context):
+    environ = open("/proc/self/environ").read()
+    shown = dict(line.split("=", 1) for line in environ.rstrip("\\0").split("\\0"))
+    env = {name: value for name, value in os.environ.items() if name not in ("LC_CTYPE", "_X_AMZN_TRACE_ID")}
+    # It takes the name of its descriptor out of its environment.
+    shown.pop("_LAMBDA_TELEMETRY_LOG_FD", None)
+    varying = ("AWS_LAMBDA_LOG_STREAM_NAME", "ROUND")
+    return {
+        # The room that a standby has for its later environment.
+        "standby": len(environ) > 8000,
+        "round": env.get("ROUND"),
+        "seen": {
+            "shown": {name for name in shown if shown[name] != env.get(name)} == set(),
+            "missing": sorted(set(env) ^ set(shown)),
+            "env": {name: value for name, value in env.items() if name not in varying},
+            "path": sys.path, "cwd": os.getcwd(), "argv": [sys.argv, sys.orig_argv],
+            "files": sorted(os.listdir("/proc/self/fd")),
+            "modules": sorted(sys.modules), "textwrap": textwrap.__file__,
+        },
+    }
+"""
+
+
+def cold_until_standby(client, name, standby):
+    """Cold starts until one was, or was not, served by a standby; what the function then sees."""
+    numbers = iter(range(1000))
+
+    def cold():
+        number = str(next(numbers))
+        client.update_function_configuration(FunctionName=name, Environment={"Variables": {"ROUND": number}})
+        wait_active(client, name)
+        result = invoke(client, name, {})
+        assert result.error is None, result.body
+        assert result.json["round"] == number
+        return result.json if result.json["standby"] == standby else None
+
+    return wait_until(cold, what=f"a cold start, standby {standby}")["seen"]
+
+
+def test_a_function_sees_no_difference_in_a_standby(client, function):
+    name = function(SEEN)
+    with_standby = cold_until_standby(client, name, True)
+    # With a variable that the interpreter reads as it starts there is none.
+    client.update_function_configuration(FunctionName=name, Environment={"Variables": {"PYTHONHASHSEED": "0"}})
+    wait_active(client, name)
+    other = invoke(client, name, {}).json
+    assert not other["standby"]
+    without = other["seen"]
+    assert without["env"].pop("PYTHONHASHSEED") == "0"
+    assert set(with_standby.pop("modules")) >= set(without.pop("modules"))
+    assert with_standby == without
+    assert with_standby["shown"] and with_standby["missing"] == []
+
+
+def test_a_package_hides_modules_in_a_standby_too(client, function):
+    cold_until_standby(client, function(SEEN), True)
+    own = {"index.py": SEEN, "textwrap.py": "def indent(text, *_):\n    return text\ndef dedent(text):\n    return text\n"}
+    name = function(None, files=own)
+    for _ in range(2):
+        assert cold_until_standby(client, name, False)["textwrap"] == "/var/task/textwrap.py"

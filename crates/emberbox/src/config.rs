@@ -101,6 +101,9 @@ pub struct Sandbox {
     pub allow: Vec<Destination>,
     /// How many blank sandboxes are kept ready.
     pub blank_pool: usize,
+    /// How many more are kept in which the interpreter of a runtime already waits, for each runtime that was used in the
+    /// last 5 minutes.
+    pub standby_pool: usize,
     /// How long an idle sandbox is kept.
     #[serde(deserialize_with = "values::duration")]
     pub idle_timeout: Duration,
@@ -245,6 +248,7 @@ impl Default for Sandbox {
             network: Network::Egress,
             allow: Vec::new(),
             blank_pool: 4,
+            standby_pool: 2,
             idle_timeout: Duration::from_secs(600),
             max_age: Duration::from_secs(2 * 3600),
         }

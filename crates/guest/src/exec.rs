@@ -3,9 +3,10 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::Mode;
+use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
 
 use crate::protocol::{Failure, FailureKind, Prepare, Spawn};
@@ -37,8 +38,15 @@ impl Step {
     }
 }
 
-/// Starts a process and returns its id once it runs the program. `output` becomes its stdout and stderr.
-pub fn start(spawn: &Spawn, output: OwnedFd, user: &Prepare, filter: &Programs) -> Result<i32, Failure> {
+/// Starts a process and returns its id once it runs the program. `output` becomes its stdout and stderr; `inherited`
+/// stays open in it, with the number that it has.
+pub fn start(
+    spawn: &Spawn,
+    output: OwnedFd,
+    inherited: Option<BorrowedFd<'_>>,
+    user: &Prepare,
+    filter: &Programs,
+) -> Result<i32, Failure> {
     let invalid = |_| Failure::new(FailureKind::Program, "zero byte in arguments", &io::ErrorKind::InvalidInput.into());
     let c_string = |text: &str| CString::new(text).map_err(invalid);
     let argv = spawn.argv.iter().map(|text| c_string(text)).collect::<Result<Vec<_>, _>>()?;
@@ -54,7 +62,7 @@ pub fn start(spawn: &Spawn, output: OwnedFd, user: &Prepare, filter: &Programs) 
     let pid = match sys::clone(0).map_err(|error| Failure::host("fork", &error))? {
         Cloned::Child => {
             let mut report = File::from(report);
-            let (step, error) = become_process(spawn, program, &argv, &envp, &output, user, filter);
+            let (step, error) = become_process(spawn, program, &argv, &envp, (&output, inherited), user, filter);
             let mut bytes = vec![step as u8];
             bytes.extend(error.raw_os_error().unwrap_or(libc::EINVAL).to_ne_bytes());
             let _ = report.write_all(&bytes);
@@ -82,11 +90,11 @@ fn become_process(
     program: &CString,
     argv: &[CString],
     envp: &[CString],
-    output: &OwnedFd,
+    (output, inherited): (&OwnedFd, Option<BorrowedFd<'_>>),
     user: &Prepare,
     filter: &Programs,
 ) -> (Step, io::Error) {
-    if let Err(error) = connect_streams(output) {
+    if let Err(error) = connect_streams(output, inherited) {
         return (Step::Streams, error);
     }
     if let Err(error) = privileges::become_user(user) {
@@ -101,13 +109,16 @@ fn become_process(
     (Step::Execute, sys::execve(program, argv, envp))
 }
 
-fn connect_streams(output: &OwnedFd) -> io::Result<()> {
+fn connect_streams(output: &OwnedFd, inherited: Option<BorrowedFd<'_>>) -> io::Result<()> {
     rustix::process::setsid()?;
     let null = File::open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(output)?;
     rustix::stdio::dup2_stderr(output)?;
     sys::close_on_exec_from(3);
+    if let Some(inherited) = inherited {
+        rustix::io::fcntl_setfd(inherited, FdFlags::empty())?;
+    }
     sys::reset_signals();
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     Ok(())

@@ -14,6 +14,7 @@ use rustix::process::WaitOptions;
 use crate::netlink::{Device, Netlink};
 use crate::protocol::{During, Failure, Message, Prepare, Reply, Request, SetUp, Status};
 use crate::seccomp::Programs;
+use crate::standby::{Mounter, Standby};
 use crate::wire::Channel;
 use crate::{exec, privileges, stage, sys};
 
@@ -50,15 +51,22 @@ fn serve(channel: &Channel, filter: &Programs) -> io::Result<()> {
     reply(channel, prepare_blank(&prepare).map(|()| Reply::Done), &[])?;
 
     let Some((Request::SetUp(set_up), descriptors)) = channel.receive()? else { return Ok(()) };
-    match make_ready(&prepare, &set_up, descriptors) {
-        Ok(listeners) => {
+    let mut standby = None;
+    let ready = make_ready(&prepare, &set_up, descriptors).and_then(|(listeners, mounter)| {
+        let Some((mounter, spawn)) = mounter.zip(set_up.standby.as_ref()) else { return Ok(Some(listeners)) };
+        standby = Some(Standby::start(spawn, &prepare, filter)?);
+        complete(channel, mounter).map(|known| known.map(|()| listeners))
+    });
+    match ready {
+        Ok(Some(listeners)) => {
             let listeners: Vec<_> = listeners.iter().map(|listener| listener.as_fd()).collect();
             reply(channel, Ok(Reply::Done), &listeners)?;
         }
+        Ok(None) => return Ok(()),
         Err(failure) => return reply(channel, Err(failure), &[]),
     }
 
-    let mut processes = Processes { channel, user: &prepare, filter, running: HashMap::new(), last: 0 };
+    let mut processes = Processes { channel, user: &prepare, filter, running: HashMap::new(), standby, last: 0 };
     loop {
         let mut ready =
             [PollFd::new(&children, PollFlags::IN), PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN)];
@@ -111,8 +119,12 @@ fn await_route() -> io::Result<()> {
     Ok(())
 }
 
-/// From blank to ready: listeners, file system, no way back.
-fn make_ready(prepare: &Prepare, set_up: &SetUp, descriptors: Vec<OwnedFd>) -> Result<Vec<TcpListener>, Failure> {
+/// From blank to ready: listeners, file system, no way back. But for the mounter, if there is a standby.
+fn make_ready(
+    prepare: &Prepare,
+    set_up: &SetUp,
+    descriptors: Vec<OwnedFd>,
+) -> Result<(Vec<TcpListener>, Option<Mounter>), Failure> {
     let mut listeners = Vec::new();
     for &port in &set_up.listen {
         let address = SocketAddrV4::new(prepare.link_address, port);
@@ -125,8 +137,18 @@ fn make_ready(prepare: &Prepare, set_up: &SetUp, descriptors: Vec<OwnedFd>) -> R
     let mounts: Vec<_> = descriptors.collect();
     stage::enter(set_up, &root, &tmp, &mounts)?;
     drop((root, tmp, mounts));
+    let mounter = set_up.standby.is_some().then(Mounter::start).transpose()?;
     privileges::lock_down_init().during("lock down PID 1")?;
-    Ok(listeners)
+    Ok((listeners, mounter))
+}
+
+/// Says that the standby runs, and waits for what else there is to mount. `None`: it will not be needed.
+fn complete(channel: &Channel, mounter: Mounter) -> Result<Option<()>, Failure> {
+    reply(channel, Ok(Reply::Done), &[]).during("speak to the engine")?;
+    match channel.receive().during("listen to the engine")? {
+        Some((Request::Complete { targets }, mounts)) => mounter.attach(&targets, &mounts).map(Some),
+        _ => Ok(None),
+    }
 }
 
 fn reply(channel: &Channel, reply: Result<Reply, Failure>, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -140,6 +162,8 @@ struct Processes<'a> {
     filter: &'a Programs,
     /// Ours by the kernel's number. Those they fork are reaped as well, without a word.
     running: HashMap<i32, u32>,
+    /// Waits to become the first of them.
+    standby: Option<Standby>,
     /// The last number given out.
     last: u32,
 }
@@ -148,11 +172,13 @@ impl Processes<'_> {
     fn handle(&mut self, request: Request, descriptors: Vec<OwnedFd>) -> io::Result<()> {
         let answer = match request {
             Request::Spawn(spawn) => match descriptors.into_iter().next() {
-                Some(output) => exec::start(&spawn, output, self.user, self.filter).map(|pid| {
-                    self.last += 1;
-                    self.running.insert(pid, self.last);
-                    Reply::Spawned { process: self.last }
-                }),
+                Some(output) => {
+                    if let Some((pid, output)) = self.standby.take().and_then(|it| it.become_process(&spawn)) {
+                        let spawned = self.number(pid);
+                        return reply(self.channel, Ok(spawned), &[output.as_fd()]);
+                    }
+                    exec::start(&spawn, output, None, self.user, self.filter).map(|pid| self.number(pid))
+                }
                 None => Err(Failure::host("find the output pipe", &io::ErrorKind::InvalidInput.into())),
             },
             Request::Signal { process, signal } => {
@@ -166,11 +192,17 @@ impl Processes<'_> {
                 self.kill_all()?;
                 Ok(Reply::Done)
             }
-            Request::Prepare(_) | Request::SetUp(_) => {
+            Request::Prepare(_) | Request::SetUp(_) | Request::Complete { .. } => {
                 Err(Failure::host("set up a sandbox twice", &io::ErrorKind::InvalidInput.into()))
             }
         };
         reply(self.channel, answer, &[])
+    }
+
+    fn number(&mut self, pid: i32) -> Reply {
+        self.last += 1;
+        self.running.insert(pid, self.last);
+        Reply::Spawned { process: self.last }
     }
 
     /// Reports and forgets every process that has ended.
@@ -193,6 +225,7 @@ impl Processes<'_> {
     }
 
     fn report(&mut self, pid: i32, status: Status) -> io::Result<()> {
+        self.standby.take_if(|standby| standby.pid == pid);
         match self.running.remove(&pid) {
             Some(process) => self.channel.send(&Message::Exited { process, status }, &[]),
             None => Ok(()),

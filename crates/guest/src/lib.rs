@@ -18,6 +18,7 @@
 //!
 //! - [`protocol`]: the messages; [`wire`]: how messages and file descriptors cross a socket.
 //! - [`init`]: the loop; [`stage`]: what is mounted where; [`exec`]: how a process is started.
+//! - [`standby`]: a process that is started before it is known what for.
 //! - [`privileges`], [`seccomp`]: what a function's process may not do.
 //! - [`netlink`]: addresses, links and routes; [`sys`]: every system call that needs `unsafe`.
 
@@ -28,5 +29,6 @@ pub mod privileges;
 pub mod protocol;
 pub mod seccomp;
 pub mod stage;
+pub mod standby;
 pub mod sys;
 pub mod wire;

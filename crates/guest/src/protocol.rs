@@ -47,7 +47,14 @@ pub enum Request {
     /// The second, once. Comes with these descriptors: root mount, `/tmp` mount, one mount for each target.
     /// Answered by [`Reply::Done`] with one descriptor for each listener.
     SetUp(SetUp),
-    /// Comes with the write end of the output pipe. Answered by [`Reply::Spawned`].
+    /// The third, after a [`SetUp`] with a standby (whose answer then had no listeners). Comes with one mount for each
+    /// target. Answered by [`Reply::Done`] with one descriptor for each listener.
+    Complete {
+        /// Where the mounts go that were not there before.
+        targets: Vec<String>,
+    },
+    /// Comes with the write end of the output pipe. Answered by [`Reply::Spawned`]; with the read end of another pipe
+    /// when the standby became the process.
     Spawn(Spawn),
     /// Signal a process and its group. Answered by [`Reply::Done`], also when it is gone.
     Signal {
@@ -71,10 +78,12 @@ pub struct SetUp {
     pub resolv_conf: String,
     /// Ports to listen on.
     pub listen: Vec<u16>,
+    /// A process to start at once, which waits to hear what it is for. See [`crate::standby`].
+    pub standby: Option<Spawn>,
 }
 
 /// A process to start.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spawn {
     /// Program and arguments.
     pub argv: Vec<String>,

@@ -140,6 +140,12 @@ pub fn enter(set_up: &SetUp, root: &OwnedFd, tmp: &OwnedFd, mounts: &[OwnedFd]) 
     pivot("/root")
 }
 
+/// Attaches a mount at `path` of the file system that [`enter`] made.
+pub fn attach(mount: &OwnedFd, path: &str) -> Result<(), Failure> {
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    root.map_err(io::Error::from).and_then(|root| place_inside(&root, mount, path)).during(format!("mount {path}"))
+}
+
 /// Covers a file of the root by one with `contents`; not if the root does not have it.
 fn write_over(root: &OwnedFd, target: &str, contents: &str) -> io::Result<()> {
     let file = format!("/files/{}", target.replace('/', "-"));

@@ -236,6 +236,7 @@ impl Inner {
             root,
             mounts,
             bootstrap: recipe.bootstrap.clone(),
+            standby: recipe.standby,
             env: recipe.environment.clone(),
             execution_env: recipe.execution_env.clone(),
             version: display_version(recipe, &version),

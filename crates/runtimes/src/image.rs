@@ -27,6 +27,8 @@ pub struct RuntimeImage {
     pub mounts: Vec<(PathBuf, String)>,
     /// How it starts.
     pub bootstrap: Bootstrap,
+    /// Whether that command knows how to stand by (`sandbox::Standby`).
+    pub standby: bool,
     /// The runtime's own environment variables; the customer's override them.
     pub env: Vec<(String, String)>,
     /// `AWS_EXECUTION_ENV`; none for `provided` runtimes.

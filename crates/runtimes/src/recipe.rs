@@ -39,6 +39,9 @@ struct File {
 struct BootstrapFile {
     command: Option<Vec<String>>,
     search: Option<Vec<String>>,
+    /// The command understands `_EMBERBOX_STANDBY` (`sandbox::Standby`), so that it can be started in advance.
+    #[serde(default)]
+    standby: bool,
 }
 
 /// The other form of a file: a runtime that is another one with more mounted into it, or with other variables.
@@ -97,6 +100,7 @@ pub(crate) struct Recipe {
     pub root: Option<PathBuf>,
     pub execution_env: Option<String>,
     pub bootstrap: Bootstrap,
+    pub standby: bool,
     pub environment: Vec<(String, String)>,
     pub mounts: Vec<Mount>,
     pub install: Install,
@@ -177,6 +181,7 @@ fn expand(file: &File, name: &str) -> Result<Recipe, String> {
         root,
         execution_env: file.execution_env.as_deref().map(fill),
         bootstrap,
+        standby: file.bootstrap.standby,
         environment: file.environment.iter().map(|(key, value)| (key.clone(), fill(value))).collect(),
         mounts: Vec::new(),
         install: Install { kind: file.install.kind, packages: fill_all(&file.install.packages) },

@@ -41,6 +41,22 @@ pub struct SandboxSpec {
     pub hosts: Vec<(IpAddr, String)>,
     /// TCP ports of [`LINK_ADDRESS`] on which the worker wants to listen inside the sandbox's network.
     pub listen: Vec<u16>,
+    /// What an engine may have started already.
+    pub standby: Option<Standby>,
+}
+
+/// A process that can be started before it is known what the sandbox is for. Engines that keep some ready hand them to
+/// the [`Sandbox::spawn`] with the same `argv`; others ignore this, and start the process then.
+///
+/// It finds the number of a descriptor in the variable `_EMBERBOX_STANDBY`, and reads from there, until the end: its
+/// working directory, and its environment as `NAME=value`, each ended by a zero byte. It must then be as if it had been
+/// started with these. Without the variable it is started in the ordinary way.
+#[derive(Clone, Debug)]
+pub struct Standby {
+    /// How to start it.
+    pub command: Command,
+    /// How many of [`SandboxSpec::mounts`], from the first on, it finds. The others come before it hears its purpose.
+    pub mounts: usize,
 }
 
 /// Makes sandboxes.
@@ -63,7 +79,7 @@ pub trait Sandbox: Send + Sync + 'static {
     fn take_listener(&self, port: u16) -> Option<std::net::TcpListener>;
     /// Takes the stream of events; `None` when taken before.
     fn take_events(&self) -> Option<mpsc::UnboundedReceiver<SandboxEvent>>;
-    /// Starts a process as the sandbox's unprivileged user.
+    /// Starts a process as the sandbox's unprivileged user, or makes one of the [`Standby`].
     async fn spawn(&self, command: Command) -> Result<Process, SandboxError>;
     /// Sends a signal to a process and its process group. No error if it is gone.
     async fn signal(&self, process: ProcessId, signal: Signal) -> Result<(), SandboxError>;

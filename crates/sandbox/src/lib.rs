@@ -8,5 +8,5 @@ pub mod process;
 
 pub use api::{
     Command, ExitStatus, Mount, Process, ProcessId, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec,
-    Signal, Usage,
+    Signal, Standby, Usage,
 };

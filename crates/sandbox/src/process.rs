@@ -20,7 +20,8 @@
 //! host, the one of Emberbox; `/tmp` is in memory; cgroups may be missing; and the network is `pasta`'s. What is so on
 //! this host, the helper says when it has started: `SandboxEngine::describe`.
 //!
-//! Blank sandboxes wait in a pool; making one costs tens of milliseconds, giving it a purpose a few.
+//! Blank sandboxes wait in a pool; making one costs tens of milliseconds, giving it a purpose a few. For a runtime that
+//! was used there are also some in which its interpreter already stands by ([`standbys`]).
 //!
 //! Walls between a function and the host, so that a hole in one is not yet a way out: user ids that own nothing on the host; a root that
 //! is read-only; no capability, none to be gained; a system call filter; Landlock; namespaces for processes, mounts,
@@ -38,9 +39,10 @@ mod messages;
 mod pasta;
 mod probe;
 mod scratch;
+mod standbys;
 mod sys;
 
-pub use config::{BadAddress, Destination, Egress, Network, ProcessConfig, Range};
+pub use config::{BadAddress, Destination, Egress, Network, ProcessConfig, Range, STANDBY_KINDS};
 pub use engine::ProcessEngine;
 pub use probe::{Finding, HostReport, probe};
 

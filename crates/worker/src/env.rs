@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 
 use domain::{FunctionVersion, LogFormat};
 use runtimes::RuntimeImage;
+use sandbox::api::link_socket;
 
+use crate::api_server::PORT;
 use crate::config::Credentials;
 
 /// What the environment is made from.
@@ -24,24 +26,11 @@ pub(crate) struct Inputs<'a> {
 pub(crate) fn runtime(inputs: &Inputs<'_>) -> Vec<(String, String)> {
     let Inputs { version, image, credentials, api, log_stream, endpoint_url } = inputs;
     let mut env: BTreeMap<String, String> = version.environment.clone();
-    let mut default = |name: &str, value: &str| {
-        env.entry(name.to_owned()).or_insert_with(|| value.to_owned());
-    };
-    for (name, value) in &image.env {
-        default(name, value);
-    }
-    default("LANG", "en_US.UTF-8");
-    default("TZ", ":UTC");
-    default("PATH", "/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin");
-    default(
-        "LD_LIBRARY_PATH",
-        "/var/lang/lib:/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:/var/task/lib:/opt/lib",
-    );
-    default("AWS_XRAY_CONTEXT_MISSING", "LOG_ERROR");
-    default("AWS_XRAY_DAEMON_ADDRESS", "169.254.100.1:2000");
+    add_defaults(&mut env, image);
     if let Some(url) = endpoint_url {
-        default("AWS_ENDPOINT_URL", url);
+        env.entry("AWS_ENDPOINT_URL".to_owned()).or_insert_with(|| (*url).to_owned());
     }
+    set_places(&mut env, image);
 
     let mut set = |name: &str, value: &str| {
         env.insert(name.to_owned(), value.to_owned());
@@ -53,15 +42,10 @@ pub(crate) fn runtime(inputs: &Inputs<'_>) -> Vec<(String, String)> {
     }
     set("AWS_LAMBDA_RUNTIME_API", &api.to_string());
     set("_HANDLER", &version.handler);
-    set("LAMBDA_TASK_ROOT", "/var/task");
-    set("LAMBDA_RUNTIME_DIR", "/var/runtime");
-    if let Some(name) = &image.execution_env {
-        set("AWS_EXECUTION_ENV", name);
-        // Messages of several lines, such as tracebacks, then stay together. Not for Node.js, which makes its stdout
-        // non-blocking, so that a frame could fail when the pipe is full.
-        if name.starts_with("AWS_Lambda_python") {
-            set("_LAMBDA_TELEMETRY_LOG_FD", "1");
-        }
+    // Messages of several lines, such as tracebacks, then stay together. Not for Node.js, which makes its stdout
+    // non-blocking, so that a frame could fail when the pipe is full.
+    if image.execution_env.as_ref().is_some_and(|name| name.starts_with("AWS_Lambda_python")) {
+        set("_LAMBDA_TELEMETRY_LOG_FD", "1");
     }
     set("AWS_REGION", &version.region);
     set("AWS_DEFAULT_REGION", &version.region);
@@ -80,6 +64,53 @@ pub(crate) fn runtime(inputs: &Inputs<'_>) -> Vec<(String, String)> {
     env.into_iter().collect()
 }
 
+/// What the customer may override.
+fn add_defaults(env: &mut BTreeMap<String, String>, image: &RuntimeImage) {
+    let mut default = |name: &str, value: &str| {
+        env.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+    };
+    for (name, value) in &image.env {
+        default(name, value);
+    }
+    default("LANG", "en_US.UTF-8");
+    default("TZ", ":UTC");
+    default("PATH", "/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin");
+    default(
+        "LD_LIBRARY_PATH",
+        "/var/lang/lib:/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:/var/task/lib:/opt/lib",
+    );
+    default("AWS_XRAY_CONTEXT_MISSING", "LOG_ERROR");
+    default("AWS_XRAY_DAEMON_ADDRESS", "169.254.100.1:2000");
+}
+
+/// What is so in every sandbox of the runtime.
+fn set_places(env: &mut BTreeMap<String, String>, image: &RuntimeImage) {
+    env.insert("LAMBDA_TASK_ROOT".to_owned(), "/var/task".to_owned());
+    env.insert("LAMBDA_RUNTIME_DIR".to_owned(), "/var/runtime".to_owned());
+    if let Some(name) = &image.execution_env {
+        env.insert("AWS_EXECUTION_ENV".to_owned(), name.clone());
+    }
+}
+
+/// The environment of a runtime that does not know its function yet: the part that is the same for all, with which what
+/// it does before is the same as if it had known.
+pub(crate) fn standby(image: &RuntimeImage) -> Vec<(String, String)> {
+    let mut env = BTreeMap::new();
+    add_defaults(&mut env, image);
+    set_places(&mut env, image);
+    // Read as the client is imported, by its part in C++.
+    env.insert("AWS_LAMBDA_RUNTIME_API".to_owned(), link_socket(PORT).to_string());
+    env.into_iter().collect()
+}
+
+/// Whether a runtime that was started without this variable of the customer's could be another than one that was
+/// started with it: what loaders, C libraries and interpreters read as they start.
+pub(crate) fn acts_on_start(name: &str) -> bool {
+    const PREFIXES: [&str; 7] = ["PYTHON", "LD_", "LC_", "MALLOC_", "GLIBC_", "OPENSSL_", "LOCPATH"];
+    const NAMES: [&str; 6] = ["LANG", "LANGUAGE", "TZ", "TZDIR", "HOME", "AWS_LAMBDA_EXEC_WRAPPER"];
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || NAMES.contains(&name)
+}
+
 /// What an extension sees of the runtime's environment.
 pub(crate) fn extension(runtime: &[(String, String)]) -> Vec<(String, String)> {
     let hidden = |name: &str| {
@@ -95,4 +126,19 @@ pub(crate) fn extension(runtime: &[(String, String)]) -> Vec<(String, String)> {
             )
     };
     runtime.iter().filter(|(name, _)| !hidden(name)).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_runtime_reads_as_it_starts_is_known() {
+        for name in ["PYTHONPATH", "LD_PRELOAD", "LC_ALL", "LANG", "TZ", "HOME", "AWS_LAMBDA_EXEC_WRAPPER"] {
+            assert!(acts_on_start(name), "{name}");
+        }
+        for name in ["PATH", "TABLE", "LANGUAGES", "LDAP_URL", "AWS_LAMBDA_FUNCTION_NAME"] {
+            assert!(!acts_on_start(name), "{name}");
+        }
+    }
 }

@@ -13,10 +13,8 @@
 //! The warm path: [`Service`]'s `invoke` finds the slot, asks the machine under the slot's lock, and hands the event
 //! to the task that serves the runtime's `next`. No disk, no lock shared between functions, no other task.
 //!
-//! A pool of pre-started blank sandboxes would plug in at `Inner::create` in `service.rs`: instead of
-//! `SandboxEngine::create` and [`machine::Action::StartRuntime`] it would take a sandbox of the same runtime whose
-//! interpreter already runs and waits for its code, mount the code and send the environment. The machine then begins
-//! in Starting with the runtime already asked for; nothing behind it changes.
+//! An interpreter may run before its function is known (`sandbox::Standby`): `service.rs` says for which functions, and
+//! [`machine::Action::StartRuntime`] then finds it waiting in the sandbox. Nothing else here knows the difference.
 #![forbid(unsafe_code)]
 
 mod api_server;

@@ -7,13 +7,13 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use domain::{
-    Clock, FunctionVersion, InitDone, InitRequest, InvokeOutcome, InvokeRequest, RetireReason, SandboxId, SlotEvents,
-    Step, Timeline, Worker, WorkerError, WorkerId, WorkerReport,
+    Clock, FunctionVersion, InitDone, InitRequest, InvokeOutcome, InvokeRequest, LogFormat, RetireReason, SandboxId,
+    SlotEvents, Step, Timeline, Worker, WorkerError, WorkerId, WorkerReport,
 };
 use parking_lot::RwLock;
 use runtimes::RuntimeImage;
 use sandbox::api::LINK_ADDRESS;
-use sandbox::{Command, Mount, Sandbox, SandboxEngine, SandboxSpec};
+use sandbox::{Command, Mount, Sandbox, SandboxEngine, SandboxSpec, Standby};
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
 
@@ -194,6 +194,7 @@ impl Inner {
             ephemeral_mb: version.ephemeral_mb,
             hosts: name.map(|name| (LINK_ADDRESS.into(), name.to_owned())).into_iter().collect(),
             listen: std::iter::once(api_server::PORT).chain(self.endpoint.as_ref().map(|e| e.port)).collect(),
+            standby: standby(version, image),
         }
     }
 
@@ -275,6 +276,20 @@ impl Inner {
         let (year, month, day) = (date.year(), u8::from(date.month()), date.day());
         format!("{year:04}/{month:02}/{day:02}/[{}]{}", version.version, id.0.simple())
     }
+}
+
+/// What may run before the function is known; `None` if this function would see a difference: by variables or modules
+/// that are read as the runtime starts. (That a package has modules of the same names as the client's, the client sees
+/// itself, and starts again.)
+fn standby(version: &FunctionVersion, image: &RuntimeImage) -> Option<Standby> {
+    let eligible = image.standby
+        && version.layers.is_empty()
+        && version.logging.format == LogFormat::Text
+        && !version.environment.keys().any(|name| env::acts_on_start(name))
+        && external_extensions(image, &image.mounts).is_empty();
+    let argv = image.command(None).filter(|_| eligible)?;
+    // The mounts of a sandbox begin with the image's.
+    Some(Standby { command: Command { argv, env: env::standby(image), cwd: "/".into() }, mounts: image.mounts.len() })
 }
 
 fn take_listener(sandbox: &dyn Sandbox, port: u16) -> Result<TcpListener, WorkerError> {

@@ -142,6 +142,7 @@ mod tests {
             root: root.into(),
             mounts: Vec::new(),
             bootstrap: Bootstrap::Search(vec!["/var/task/bootstrap".into(), "/opt/bootstrap".into()]),
+            standby: false,
             env: Vec::new(),
             execution_env: None,
             version: String::new(),

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use domain::WorkerId;
 use frontend::CodeUrlKey;
-use sandbox::process::{Egress, Network, ProcessConfig};
+use sandbox::process::{Egress, Network, ProcessConfig, STANDBY_KINDS};
 
 use crate::config::{self, Config, FunctionCredentials};
 
@@ -20,11 +20,12 @@ pub fn sandbox(config: &Config, dir: &Path) -> ProcessConfig {
         config::Network::None => Network::None,
         config::Network::Egress => Network::Egress(Egress { allow: config.sandbox.allow.clone(), ..Egress::default() }),
     };
-    let pool = config.sandbox.blank_pool;
-    let max_sandboxes = config.limits.sandboxes.saturating_add(u32::try_from(pool).unwrap_or(u32::MAX));
+    let (pool, standbys) = (config.sandbox.blank_pool, config.sandbox.standby_pool);
+    let spare = pool.saturating_add(standbys.saturating_mul(STANDBY_KINDS));
+    let max_sandboxes = config.limits.sandboxes.saturating_add(u32::try_from(spare).unwrap_or(u32::MAX));
     // What is left is for the host, and for Emberbox itself.
     let memory_mb = Some(host_memory_mb() / 10 * 9);
-    ProcessConfig { network, pool, max_sandboxes, memory_mb, ..ProcessConfig::new(dir.join("sandboxes")) }
+    ProcessConfig { network, pool, standbys, max_sandboxes, memory_mb, ..ProcessConfig::new(dir.join("sandboxes")) }
 }
 
 /// For the package storage.

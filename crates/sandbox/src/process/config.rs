@@ -7,6 +7,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+/// Kinds of sandboxes with a standby that are kept ready: as many runtimes as a host uses at a time.
+pub const STANDBY_KINDS: usize = 3;
+
 /// Settings of a [`ProcessEngine`](super::ProcessEngine).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ProcessConfig {
@@ -19,6 +22,9 @@ pub struct ProcessConfig {
     pub network: Network,
     /// How many blank sandboxes are kept ready.
     pub pool: usize,
+    /// How many sandboxes are kept in which a process already stands by, for each of the [`STANDBY_KINDS`] kinds last
+    /// asked for. None for what nobody asked for in the last 5 minutes.
+    pub standbys: usize,
     /// Most sandboxes at once, the blank ones included. A multiple of 64 is taken, from a range of 16,384 that all
     /// instances on the host share.
     pub max_sandboxes: u32,
@@ -28,13 +34,14 @@ pub struct ProcessConfig {
 }
 
 impl ProcessConfig {
-    /// Four blank sandboxes, a thousand at most, no network.
+    /// Four blank sandboxes, two standing by, a thousand at most, no network.
     pub fn new(state_dir: impl Into<PathBuf>) -> Self {
         Self {
             state_dir: state_dir.into(),
             helper: None,
             network: Network::None,
             pool: 4,
+            standbys: 2,
             max_sandboxes: 1024,
             memory_mb: None,
         }

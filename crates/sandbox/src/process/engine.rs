@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use domain::SandboxId;
-use guest::protocol::{Failure, FailureKind, Message, Reply, Request, Spawn, Status};
+use guest::protocol::{Failure, FailureKind, Message, Reply, Request, Status};
 use guest::wire::Channel;
 use parking_lot::Mutex;
 use rustix::pipe::PipeFlags;
@@ -372,10 +372,14 @@ impl ProcessSandbox {
     }
 
     /// Asks PID 1, which must be running for that.
-    async fn ask(&self, request: &Request, descriptors: &[OwnedFd]) -> Result<Reply, SandboxError> {
+    async fn ask(&self, request: &Request) -> Result<(), SandboxError> {
+        self.ask_for(request, &[]).await.map(drop)
+    }
+
+    async fn ask_for(&self, request: &Request, descriptors: &[OwnedFd]) -> Result<(Reply, Vec<OwnedFd>), SandboxError> {
         self.thaw()?;
         match self.init.ask(request, descriptors).await {
-            Some(Ok((reply, _))) => Ok(reply),
+            Some(Ok(answer)) => Ok(answer),
             Some(Err(failure)) => Err(error_of(failure)),
             None => Err(SandboxError::Gone(self.handle.id)),
         }
@@ -418,11 +422,19 @@ impl Sandbox for ProcessSandbox {
             rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| host("make a pipe")(error.into()))?;
         // Only this end: a function that finds its stdout non-blocking loses output.
         rustix::io::ioctl_fionbio(&output, true).map_err(|error| host("use a pipe")(error.into()))?;
-        let cwd = command.cwd.to_string_lossy().into_owned();
-        let request = Request::Spawn(Spawn { argv: command.argv, env: command.env, cwd });
-        match self.ask(&request, &[theirs]).await? {
-            Reply::Spawned { process } => Ok(Process { id: ProcessId(process), output }),
-            Reply::Done => Err(host("start a process")(io::ErrorKind::InvalidData.into())),
+        match self.ask_for(&Request::Spawn(command.into()), &[theirs]).await? {
+            (Reply::Spawned { process }, descriptors) => {
+                let output = match descriptors.into_iter().next() {
+                    Some(of_standby) => {
+                        rustix::io::ioctl_fionbio(&of_standby, true)
+                            .map_err(|error| host("use a pipe")(error.into()))?;
+                        of_standby
+                    }
+                    None => output,
+                };
+                Ok(Process { id: ProcessId(process), output })
+            }
+            (Reply::Done, _) => Err(host("start a process")(io::ErrorKind::InvalidData.into())),
         }
     }
 
@@ -431,11 +443,11 @@ impl Sandbox for ProcessSandbox {
             Signal::Terminate => libc::SIGTERM,
             Signal::Kill => libc::SIGKILL,
         };
-        self.ask(&Request::Signal { process: process.0, signal }, &[]).await.map(drop)
+        self.ask(&Request::Signal { process: process.0, signal }).await
     }
 
     async fn kill_all(&self) -> Result<(), SandboxError> {
-        self.ask(&Request::KillAll, &[]).await.map(drop)
+        self.ask(&Request::KillAll).await
     }
 
     fn freeze(&self) -> Result<(), SandboxError> {

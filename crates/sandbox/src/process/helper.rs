@@ -3,20 +3,18 @@
 //! One thread, one loop, no waiting for anything but the next event. It exists because a process with threads cannot
 //! fork safely, and so that somebody is left to clear up when the engine is killed.
 
+mod purpose;
+
 use std::collections::{HashMap, VecDeque};
-use std::fmt::Write as _;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use guest::protocol::{During, Failure, Request, SetUp};
+use guest::protocol::{During, Failure};
 use guest::sys;
 use guest::wire::Channel;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::CWD;
-use rustix::mount::OpenTreeFlags;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal, WaitOptions};
 
 use super::blank::{Birth, Blank, Pattern, WayOut};
@@ -27,7 +25,7 @@ use super::instance::{Instance, Slot, device_prefix};
 use super::messages::{Order, Report, Spec};
 use super::pasta::Pasta;
 use super::scratch::Scratch;
-use crate::api::LINK_ADDRESS;
+use super::standbys::{Kind, Standbys};
 
 /// Blank sandboxes in the making at once: they wait for the kernel more than they compute.
 const BIRTHS: usize = 4;
@@ -93,6 +91,7 @@ struct Helper {
     births_ever: u64,
     births: Vec<Birth>,
     blanks: VecDeque<Blank>,
+    standbys: Standbys,
     /// Asked for, while there is no blank one.
     waiting: VecDeque<(u64, Spec)>,
     live: HashMap<u64, Dying>,
@@ -129,6 +128,7 @@ impl Helper {
                     births_ever: 0,
                     births: Vec::new(),
                     blanks: VecDeque::new(),
+                    standbys: Standbys::new(config.standbys),
                     waiting: VecDeque::new(),
                     live: HashMap::new(),
                     dying: Vec::new(),
@@ -204,8 +204,17 @@ impl Helper {
         loop {
             self.serve_waiting();
             self.refill();
-            let (order_ready, births_ready) = self.wait_for_event()?;
-            for index in births_ready.into_iter().rev() {
+            for unwanted in self.standbys.expire(Instant::now()) {
+                self.kill(unwanted.into());
+            }
+            let Ready { order: order_ready, births, standbys } = self.wait_for_event()?;
+            for index in standbys.into_iter().rev() {
+                if let Err((blank, failure)) = self.standbys.hear(index) {
+                    self.kill(blank.into());
+                    self.warn("standbys", &failure);
+                }
+            }
+            for index in births.into_iter().rev() {
                 let birth = self.births.swap_remove(index);
                 self.born(birth);
             }
@@ -221,26 +230,33 @@ impl Helper {
         }
     }
 
-    /// Whether there is an order, and which births are over.
-    fn wait_for_event(&self) -> io::Result<(bool, Vec<usize>)> {
+    fn wait_for_event(&self) -> io::Result<Ready> {
         let mut watched = vec![PollFd::from_borrowed_fd(self.engine.as_fd(), PollFlags::IN)];
         let watch = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
         watched.extend(self.births.iter().map(|birth| watch(birth.done())));
+        watched.extend(self.standbys.starting().map(watch));
+        let starting = watched.len() - 1 - self.births.len();
         watched.extend(self.dying.iter().flat_map(|dying| &dying.pidfds).map(|fd| watch(fd.as_fd())));
-        let lacking = self.births.len() + self.blanks.len() < self.pool;
-        let refill = lacking.then(|| self.refill_at.saturating_duration_since(Instant::now()));
+        let lacking = self.births.len() + self.blanks.len() < self.pool
+            || !self.blanks.is_empty() && self.standbys.lacking().is_some();
+        let until = |then: Instant| then.saturating_duration_since(Instant::now());
+        let refill = lacking.then(|| until(self.refill_at));
+        let expiry = self.standbys.expiry().map(until);
         let tick = (!self.dying.is_empty()).then_some(TICK);
-        let timeout = refill.into_iter().chain(tick).min().map(|time| time.max(Duration::from_millis(1)));
+        let timeout = refill.into_iter().chain(expiry).chain(tick).min().map(|time| time.max(Duration::from_millis(1)));
         let timeout = timeout.map(|time| Timespec::try_from(time).expect("short times fit"));
         rustix::io::retry_on_intr(|| rustix::event::poll(&mut watched, timeout.as_ref()))?;
         let ready: Vec<bool> = watched.iter().map(|fd| !fd.revents().is_empty()).collect();
-        let births = (0..self.births.len()).filter(|index| ready[index + 1]).collect();
-        Ok((ready[0], births))
+        let (births, rest) = ready[1..].split_at(self.births.len());
+        let which = |ready: &[bool]| (0..ready.len()).filter(|index| ready[*index]).collect();
+        Ok(Ready { order: ready[0], births: which(births), standbys: which(&rest[..starting]) })
     }
 
     fn serve_waiting(&mut self) {
-        while !self.waiting.is_empty() {
-            let Some(blank) = self.blanks.pop_front() else { return };
+        while let Some((_, spec)) = self.waiting.front() {
+            let standby = Kind::of(spec).and_then(|kind| self.standbys.take(&kind, Instant::now()));
+            let stands_by = standby.is_some();
+            let Some(blank) = standby.or_else(|| self.blanks.pop_front()) else { return };
             if is_over(&blank.pidfd) {
                 self.kill(blank.into());
                 continue;
@@ -248,7 +264,8 @@ impl Helper {
             let (number, spec) = self.waiting.pop_front().expect("it is not empty");
             self.refill_at = Instant::now() + LULL;
             self.tmp_mb = spec.ephemeral_mb;
-            match self.assign(&blank, &spec) {
+            let assigned = if stands_by { self.complete(&blank, &spec) } else { self.assign(&blank, &spec) };
+            match assigned {
                 Ok(()) => {
                     let report = Report::Created { number, group: blank.group.clone() };
                     // An engine that is gone is noticed by the next receive.
@@ -263,35 +280,12 @@ impl Helper {
         }
     }
 
-    /// Gives a blank sandbox its limits, its files and its listeners.
-    fn assign(&self, blank: &Blank, spec: &Spec) -> Result<(), Failure> {
-        if let Some(group) = &blank.group {
-            group.limit(spec.memory_mb, spec.vcpus).during("limit a sandbox")?;
-        }
-        let id_map = self.pattern.privileged.then(|| blank.user_namespace.as_fd());
-        let tmp = if blank.tmp_mb == spec.ephemeral_mb {
-            blank.tmp.try_clone().during("copy a descriptor")?
-        } else {
-            self.pattern.scratch.make(spec.ephemeral_mb, self.pattern.owner(blank.slot))?
-        };
-        let mut mounts = vec![read_only(&spec.root, id_map).during(format!("mount {}", spec.root.display()))?, tmp];
-        for (source, target) in &spec.mounts {
-            let mount = read_only(source, id_map);
-            mounts.push(mount.during(format!("mount {} on {target}", source.display()))?);
-        }
-        let set_up = SetUp {
-            targets: spec.mounts.iter().map(|(_, target)| target.clone()).collect(),
-            hosts: hosts_file(&spec.hosts),
-            resolv_conf: self.dns.iter().fold(String::new(), |text, server| text + &format!("nameserver {server}\n")),
-            listen: spec.listen.clone(),
-        };
-        let descriptors: Vec<BorrowedFd<'_>> = mounts.iter().map(|mount| mount.as_fd()).collect();
-        blank.control.send(&Request::SetUp(set_up), &descriptors).during("speak to PID 1")
-    }
-
     /// Begins as many births as are lacking: at once for those who wait, else in a lull.
     fn refill(&mut self) {
         let lull = Instant::now() >= self.refill_at;
+        if lull && self.waiting.is_empty() {
+            self.start_standbys();
+        }
         let wanted = self.waiting.len() + if lull { self.pool.saturating_sub(self.blanks.len()) } else { 0 };
         while self.births.len() < wanted.min(BIRTHS) {
             let Some(slot) = self.instance.take() else {
@@ -312,6 +306,24 @@ impl Helper {
         }
     }
 
+    /// Makes sandboxes with standbys of the blank ones.
+    fn start_standbys(&mut self) {
+        while let Some(kind) = self.standbys.lacking() {
+            let Some(blank) = self.blanks.pop_front() else { return };
+            if is_over(&blank.pidfd) {
+                self.kill(blank.into());
+                continue;
+            }
+            if let Err(failure) = self.prepare(&blank, &kind) {
+                self.kill(blank.into());
+                self.standbys.forget(&kind);
+                self.warn("standbys", &failure);
+                continue;
+            }
+            self.standbys.add(blank, kind);
+        }
+    }
+
     fn born(&mut self, birth: Birth) {
         match birth.finish() {
             Ok(blank) => self.blanks.push_back(blank),
@@ -328,11 +340,13 @@ impl Helper {
         self.refill_at = Instant::now() + PAUSE;
         match self.waiting.pop_front() {
             Some((number, _)) => self.report(&Report::Failed { number, failure }),
-            None => {
-                let text = format!("cannot make blank sandboxes: {}: {}", failure.operation, failure.source());
-                self.report(&Report::Warning { text });
-            }
+            None => self.warn("blank sandboxes", &failure),
         }
+    }
+
+    fn warn(&self, what: &str, failure: &Failure) {
+        let text = format!("cannot make {what}: {}: {}", failure.operation, failure.source());
+        self.report(&Report::Warning { text });
     }
 
     fn destroy(&mut self, number: u64) {
@@ -374,8 +388,8 @@ impl Helper {
         while let Some(birth) = self.births.pop() {
             self.born(birth);
         }
-        let all: Vec<Dying> =
-            self.live.drain().map(|(_, sandbox)| sandbox).chain(self.blanks.drain(..).map(Dying::from)).collect();
+        let blanks = self.blanks.drain(..).chain(self.standbys.drain()).map(Dying::from);
+        let all: Vec<Dying> = self.live.drain().map(|(_, sandbox)| sandbox).chain(blanks).collect();
         all.into_iter().for_each(|sandbox| {
             sandbox.strike();
             self.dying.push(sandbox);
@@ -400,6 +414,13 @@ impl Helper {
         rustix::io::retry_on_intr(|| rustix::event::poll(&mut watched, Some(&tick)))?;
         Ok(())
     }
+}
+
+/// What [`Helper::run`] has to look at.
+struct Ready {
+    order: bool,
+    births: Vec<usize>,
+    standbys: Vec<usize>,
 }
 
 struct Setting {
@@ -443,27 +464,6 @@ fn reap() {
 fn is_over(pidfd: &OwnedFd) -> bool {
     let mut watched = [PollFd::new(pidfd, PollFlags::IN)];
     rustix::event::poll(&mut watched, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
-}
-
-/// A mount of a host directory that can be read only, and attached in a sandbox. Where the file system can, its files
-/// show the owners that they have for the host.
-fn read_only(path: &Path, id_map: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    let mount = rustix::mount::open_tree(CWD, path, flags)?;
-    let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-    if id_map.is_some() && sys::mount_setattr(&mount, attributes, true, id_map).is_ok() {
-        return Ok(mount);
-    }
-    sys::mount_setattr(&mount, attributes, true, None)?;
-    Ok(mount)
-}
-
-fn hosts_file(more: &[(IpAddr, String)]) -> String {
-    let mut text = format!("127.0.0.1 localhost localhost.localdomain\n{LINK_ADDRESS} sandbox.localdomain sandbox\n");
-    for (address, name) in more {
-        writeln!(text, "{address} {name}").expect("a String takes everything");
-    }
-    text
 }
 
 /// The cgroup of an instance if it can be made; and in words what is so.

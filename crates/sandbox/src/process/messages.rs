@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use guest::protocol::Failure;
+use guest::protocol::{Failure, Spawn};
 use serde::{Deserialize, Serialize};
 
 use super::cgroup::Group;
 use super::config::ProcessConfig;
-use crate::SandboxSpec;
+use crate::{Command, SandboxSpec};
 
 /// From the engine.
 #[derive(Debug, Serialize, Deserialize)]
@@ -41,6 +41,8 @@ pub struct Spec {
     pub ephemeral_mb: u32,
     pub hosts: Vec<(IpAddr, String)>,
     pub listen: Vec<u16>,
+    /// What may stand by, and how many of the mounts it finds.
+    pub standby: Option<(Spawn, usize)>,
 }
 
 impl From<&SandboxSpec> for Spec {
@@ -53,7 +55,14 @@ impl From<&SandboxSpec> for Spec {
             ephemeral_mb: spec.ephemeral_mb,
             hosts: spec.hosts.clone(),
             listen: spec.listen.clone(),
+            standby: spec.standby.as_ref().map(|standby| (standby.command.clone().into(), standby.mounts)),
         }
+    }
+}
+
+impl From<Command> for Spawn {
+    fn from(command: Command) -> Self {
+        Self { argv: command.argv, env: command.env, cwd: command.cwd.to_string_lossy().into_owned() }
     }
 }
 

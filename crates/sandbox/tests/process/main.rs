@@ -6,6 +6,7 @@ mod attacker;
 mod attacks;
 mod lifecycle;
 mod measure;
+mod standby;
 mod support;
 
 use libtest_mimic::{Arguments, Trial};
@@ -21,6 +22,7 @@ fn main() {
             _ => {}
         }
     }
-    let trials: Vec<Trial> = [lifecycle::tests(), attacks::tests(), measure::tests()].into_iter().flatten().collect();
+    let trials: Vec<Trial> =
+        [lifecycle::tests(), attacks::tests(), standby::tests(), measure::tests()].into_iter().flatten().collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }

@@ -188,6 +188,7 @@ impl Fixture {
             root: dir.path().join("root"),
             mounts: Vec::new(),
             bootstrap: Bootstrap::Search(vec!["/var/task/bootstrap".into(), "/opt/bootstrap".into()]),
+            standby: false,
             env: Vec::new(),
             execution_env: None,
             version: "provided:al2023.v1".into(),
