@@ -1,7 +1,6 @@
 //! The worker itself: its sandboxes, by id.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -49,15 +48,12 @@ struct Inner {
 }
 
 /// Slots by sandbox.
-struct Slots {
-    hasher: RandomState,
-    shards: [RwLock<HashMap<SandboxId, Arc<Slot>>>; SHARDS],
-}
+struct Slots([RwLock<HashMap<SandboxId, Arc<Slot>>>; SHARDS]);
 
 impl Slots {
     fn shard(&self, id: SandboxId) -> &RwLock<HashMap<SandboxId, Arc<Slot>>> {
-        // Truncation keeps the low bits, which is all that is wanted.
-        &self.shards[self.hasher.hash_one(id) as usize % SHARDS]
+        // The low bits of an id are random. Truncation keeps them.
+        &self.0[id.0.as_u128() as usize % SHARDS]
     }
 
     fn get(&self, id: SandboxId) -> Option<Arc<Slot>> {
@@ -65,7 +61,7 @@ impl Slots {
     }
 
     fn all(&self) -> Vec<Arc<Slot>> {
-        self.shards.iter().flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>()).collect()
+        self.0.iter().flat_map(|shard| shard.read().values().cloned().collect::<Vec<_>>()).collect()
     }
 }
 
@@ -91,7 +87,7 @@ impl Service {
     ) -> Result<Self, EndpointError> {
         let endpoint = config.endpoint_url.as_deref().map(Endpoint::parse).transpose()?;
         let host = Arc::new(Host { config, clock, events: OnceLock::new(), metrics, logs });
-        let slots = Slots { hasher: RandomState::new(), shards: std::array::from_fn(|_| RwLock::default()) };
+        let slots = Slots(std::array::from_fn(|_| RwLock::default()));
         Ok(Self(Arc::new(Inner {
             host,
             engine,
@@ -360,7 +356,7 @@ impl Worker for Service {
             starting: self.0.starting.load(Ordering::Relaxed),
             draining: self.0.draining.load(Ordering::Relaxed),
         };
-        for shard in &self.0.slots.shards {
+        for shard in &self.0.slots.0 {
             for slot in shard.read().values() {
                 report.memory_used_mb += u64::from(slot.version().memory_mb);
                 report.slots_used += 1;

@@ -9,7 +9,8 @@ impl<C, W: Clone> FunctionPool<C, W> {
         if self.waiters.is_empty() {
             return;
         }
-        let mut of_version: HashMap<VersionKey, usize> = HashMap::new();
+        // Few versions wait at once, nearly always one: a list is faster than a map.
+        let mut of_version: Vec<(VersionKey, usize)> = Vec::new();
         let mut of_function = 0;
         let mut at = 0;
         while let Some(waiter) = self.waiters.get(at) {
@@ -19,11 +20,14 @@ impl<C, W: Clone> FunctionPool<C, W> {
             }
             let version = Arc::clone(&waiter.version);
             let (ticket, limits, arrived) = (waiter.ticket, waiter.limits, waiter.arrived);
-            let same_version = of_version.entry(version.key.clone()).or_default();
-            let ahead = Ahead { of_function, of_version: *same_version };
+            let same_version = of_version.iter().position(|(key, _)| *key == version.key);
+            let ahead = Ahead { of_function, of_version: same_version.map_or(0, |at| of_version[at].1) };
             match self.choose(now, &version.key, &limits, arrived, ahead) {
                 Choice::Wait => {
-                    *same_version += 1;
+                    match same_version {
+                        Some(at) => of_version[at].1 += 1,
+                        None => of_version.push((version.key.clone(), 1)),
+                    }
                     of_function += 1;
                     at += 1;
                 }
