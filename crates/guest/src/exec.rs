@@ -109,9 +109,6 @@ fn connect_streams(output: &OwnedFd) -> io::Result<()> {
     rustix::stdio::dup2_stderr(output)?;
     sys::close_on_exec_from(3);
     sys::reset_signals();
-    // A function that is given an event would interrupt who has just given it, and has more to give: on a busy host
-    // nobody gets anywhere then. It runs as soon as a core is free, and gets the same share of it.
-    sys::wait_its_turn();
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     Ok(())
 }
