@@ -88,14 +88,14 @@ impl SyncPath {
         });
         if logged {
             let (version, request_id) = (Arc::clone(&invocation.assign.version), invocation.request.request_id);
-            let timeline = timeline.clone().unwrap_or_default();
+            let timeline = timeline.clone();
             // After the caller has its answer: to write a line takes as long as much of what comes before.
             tokio::spawn(async move {
                 tracing::info!(
                     target: "emberbox::invoke",
-                    %request_id, account = %version.account, function = %version.name, version = %version.version,
-                    start = %if cold { "cold" } else { "warm" }, failed, us = latency.as_micros() as u64,
-                    timeline = %timeline_json(&timeline),
+                    %request_id, account = %version.account, function = version.name, version = version.version,
+                    start = if cold { "cold" } else { "warm" }, failed, us = latency.as_micros() as u64,
+                    timeline = timeline.as_ref().map(timeline_json),
                 );
             });
         }

@@ -120,9 +120,6 @@ fn connect_streams(output: &OwnedFd, inherited: Option<BorrowedFd<'_>>) -> io::R
         rustix::io::fcntl_setfd(inherited, FdFlags::empty())?;
     }
     sys::reset_signals();
-    // A function that is given an event would interrupt who has just given it, and has more to give: on a busy host
-    // nobody gets anywhere then. It runs as soon as a core is free, and gets the same share of it.
-    sys::wait_its_turn();
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     Ok(())
 }

@@ -123,14 +123,6 @@ pub fn child_events() -> io::Result<OwnedFd> {
     }
 }
 
-/// Lets a running process finish its time before the caller is put in its place on waking up. Inherited by children.
-/// Where the kernel refuses, nothing is lost but that.
-pub fn wait_its_turn() {
-    let parameter = libc::sched_param { sched_priority: 0 };
-    // SAFETY: `parameter` outlives the call, which only reads it; 0 is the calling thread.
-    unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameter) };
-}
-
 /// Sets every signal to its default, and blocks none: exec would pass on what is ignored or blocked.
 pub fn reset_signals() {
     // SAFETY: SIG_DFL is a valid disposition, so no handler runs on memory that is gone; `set` is initialised by

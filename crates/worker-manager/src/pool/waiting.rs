@@ -9,8 +9,7 @@ impl<C, W: Clone> FunctionPool<C, W> {
         if self.waiters.is_empty() {
             return;
         }
-        // Few versions wait at once, nearly always one: a list is faster than a map.
-        let mut of_version: Vec<(VersionKey, usize)> = Vec::new();
+        let mut of_version: HashMap<VersionKey, usize> = HashMap::new();
         let mut of_function = 0;
         let mut at = 0;
         while let Some(waiter) = self.waiters.get(at) {
@@ -20,14 +19,11 @@ impl<C, W: Clone> FunctionPool<C, W> {
             }
             let version = Arc::clone(&waiter.version);
             let (ticket, limits, arrived) = (waiter.ticket, waiter.limits, waiter.arrived);
-            let same_version = of_version.iter().position(|(key, _)| *key == version.key);
-            let ahead = Ahead { of_function, of_version: same_version.map_or(0, |at| of_version[at].1) };
+            let same_version = of_version.entry(version.key.clone()).or_default();
+            let ahead = Ahead { of_function, of_version: *same_version };
             match self.choose(now, &version.key, &limits, arrived, ahead) {
                 Choice::Wait => {
-                    match same_version {
-                        Some(at) => of_version[at].1 += 1,
-                        None => of_version.push((version.key.clone(), 1)),
-                    }
+                    *same_version += 1;
                     of_function += 1;
                     at += 1;
                 }
