@@ -51,18 +51,23 @@ def payload(response):
     return {**response, "Payload": json.loads(text) if text else ""}
 
 
+def created(client, name, arguments, recorded):
+    """Creates a function, compared with what was recorded if there is something, and waits for it."""
+    if recorded:
+        recorded.step("create_function_result", client.create_function, **arguments)
+    else:
+        client.create_function(**arguments)
+    wait_active(client, name)
+    return name
+
+
 @pytest.fixture
 def function(client, name):
     """Creates the function of a test, and waits for it."""
 
     def create(source, file="index", recorded=None, **changes):
         arguments = request(name, {f"{file}.py": source}, Handler=f"{file}.handler", **changes)
-        if recorded:
-            recorded.step("create_function_result", client.create_function, **arguments)
-        else:
-            client.create_function(**arguments)
-        wait_active(client, name)
-        return name
+        return created(client, name, arguments, recorded)
 
     return create
 
@@ -74,12 +79,7 @@ def node_function(client, name):
     def create(source, recorded=None, files=(), **changes):
         major = subprocess.run(["node", "--version"], capture_output=True, text=True).stdout.lstrip("v").split(".")[0]
         arguments = request(name, {"index.js": source, **dict(files)}, Runtime=f"nodejs{major}.x", Timeout=20, **changes)
-        if recorded:
-            recorded.step("create_function_result", client.create_function, **arguments)
-        else:
-            client.create_function(**arguments)
-        wait_active(client, name)
-        return name
+        return created(client, name, arguments, recorded)
 
     return create
 
