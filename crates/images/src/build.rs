@@ -1,0 +1,135 @@
+//! From a source to an image.
+
+use std::path::{Path, PathBuf};
+
+use crate::debian::{self, Debian};
+use crate::error::ImageError;
+use crate::layer::Budget;
+use crate::limits::Limits;
+use crate::scratch::Scratch;
+use crate::tree::{Content, Kind, Tree};
+use crate::{directory, squashfs};
+
+/// The time of whatever has none of its own: 1 January 2025. Any would do that no program takes for a mistake.
+const EPOCH: u32 = 1_735_689_600;
+
+/// What a sandbox mounts something on, and a root that nobody can write must have: directories with their modes.
+const MOUNT_POINTS: &[(&str, u16)] = &[
+    ("dev", 0o755),
+    ("mnt", 0o755),
+    ("opt", 0o755),
+    ("proc", 0o555),
+    ("run", 0o755),
+    ("sys", 0o555),
+    ("tmp", 0o1777),
+    ("var/runtime", 0o755),
+    ("var/task", 0o755),
+];
+
+/// The same for files. OCI images have them not, since container engines mount them.
+const MOUNTED_FILES: &[(&str, &[u8])] =
+    &[("etc/hosts", b"127.0.0.1 localhost\n::1 localhost\n"), ("etc/resolv.conf", b"")];
+
+/// What an image is made of.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// A directory of this host, whose files are to belong to root.
+    Directory(PathBuf),
+    /// A Debian release.
+    Debian(Debian),
+    /// An OCI image in a layout directory.
+    #[cfg(feature = "oci")]
+    OciLayout(crate::oci::Layout),
+}
+
+/// How an image is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// How large it may be.
+    pub limits: Limits,
+    /// Time of the image and of files that have none of their own, in seconds since 1970.
+    pub time: u32,
+    /// Whether it is to be a root: what sandboxes mount upon is made where it is missing. Packages and layers are none.
+    pub root: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { limits: Limits::default(), time: EPOCH, root: true }
+    }
+}
+
+/// What was made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Image {
+    /// Size in bytes, a multiple of 4096.
+    pub bytes: u64,
+    /// SHA-256 over the image, in hexadecimal: the same for the same source and options.
+    pub sha256: String,
+    /// Files, directories and links in it.
+    pub entries: u64,
+    /// Devices, pipes and sockets, which images never have: `/dev` is the sandbox's.
+    pub left_out: u64,
+    /// How the OCI image wants to be run.
+    #[cfg(feature = "oci")]
+    pub config: Option<crate::oci::Run>,
+}
+
+/// Makes the squashfs image `output`, complete or not at all. Blocks, for as long as compressing it takes.
+///
+/// In the folder of `output` there has to be room for the image, and for the uncompressed contents beside it where they
+/// come from an archive. `progress` hears each step in a few words.
+pub fn build(
+    source: &Source,
+    options: &Options,
+    output: &Path,
+    progress: &dyn Fn(&str),
+) -> Result<Image, ImageError> {
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut tree = Tree::new(options.time);
+    let mut budget = Budget::new(options.limits);
+    let mut scratch = None;
+    #[cfg(feature = "oci")]
+    let mut config = None;
+    let left_out = match source {
+        Source::Directory(directory) => {
+            progress(&format!("reading {}", directory.display()));
+            directory::read(&mut tree, &mut budget, options.time, directory)?
+        }
+        Source::Debian(debian) => {
+            progress(&format!("installing Debian {} with mmdebstrap", debian.release));
+            let scratch = scratch.insert(Scratch::new(folder)?);
+            debian::read(&mut tree, scratch, &mut budget, options.time, debian)?
+        }
+        #[cfg(feature = "oci")]
+        Source::OciLayout(layout) => {
+            let scratch = scratch.insert(Scratch::new(folder)?);
+            let (left_out, run) = crate::oci::read(&mut tree, scratch, &mut budget, layout, progress)?;
+            config = Some(run);
+            left_out
+        }
+    };
+    if options.root {
+        root(&mut tree)?;
+    }
+    progress("compressing");
+    let written = squashfs::write(&tree, scratch.as_ref().map(Scratch::file), options.time, output)?;
+    Ok(Image {
+        bytes: written.bytes,
+        sha256: hex::encode(written.sha256),
+        entries: written.entries,
+        left_out,
+        #[cfg(feature = "oci")]
+        config,
+    })
+}
+
+fn root(tree: &mut Tree) -> Result<(), ImageError> {
+    let directories = MOUNT_POINTS.iter().map(|(path, mode)| (path, *mode, Kind::Directory(Default::default())));
+    let files = MOUNTED_FILES.iter().map(|(path, text)| (path, 0o644, Kind::File(Content::Bytes(text))));
+    for (path, mode, kind) in directories.chain(files) {
+        let refused = |reason| ImageError::Layer { layer: format!("the image's /{path}"), reason };
+        tree.ensure(path, kind, mode).map_err(|error| refused(error.to_string()))?;
+    }
+    Ok(())
+}
