@@ -72,7 +72,7 @@ pub(crate) fn read(
         let _ = stderr.read_to_end(&mut bytes);
         String::from_utf8_lossy(&bytes).into_owned()
     });
-    // After the release's time, which is before the image's, only what was made just now.
+    // What was made just now has the time of now.
     let rules = Rules { whiteouts: false, latest: Some(time) };
     let result = layer::apply(tree, scratch, budget, &name, rules, &mut stdout);
     // If the archive was refused, this is what ends the program.
