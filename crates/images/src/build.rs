@@ -26,7 +26,7 @@ const MOUNT_POINTS: &[(&str, u16)] = &[
     ("var/task", 0o755),
 ];
 
-/// The same for files. OCI images have them not, since container engines mount them.
+/// The same for files.
 const MOUNTED_FILES: &[(&str, &[u8])] =
     &[("etc/hosts", b"127.0.0.1 localhost\n::1 localhost\n"), ("etc/resolv.conf", b"")];
 
@@ -37,9 +37,6 @@ pub enum Source {
     Directory(PathBuf),
     /// A Debian release.
     Debian(Debian),
-    /// An OCI image in a layout directory.
-    #[cfg(feature = "oci")]
-    OciLayout(crate::oci::Layout),
 }
 
 /// How an image is made.
@@ -70,9 +67,6 @@ pub struct Image {
     pub entries: u64,
     /// Devices, pipes and sockets, which images never have: `/dev` is the sandbox's.
     pub left_out: u64,
-    /// How the OCI image wants to be run.
-    #[cfg(feature = "oci")]
-    pub config: Option<crate::oci::Run>,
 }
 
 /// Makes the squashfs image `output`, complete or not at all. Blocks, for as long as compressing it takes.
@@ -89,8 +83,6 @@ pub fn build(
     let mut tree = Tree::new(options.time);
     let mut budget = Budget::new(options.limits);
     let mut scratch = None;
-    #[cfg(feature = "oci")]
-    let mut config = None;
     let left_out = match source {
         Source::Directory(directory) => {
             progress(&format!("reading {}", directory.display()));
@@ -100,13 +92,6 @@ pub fn build(
             progress(&format!("installing Debian {} with mmdebstrap", debian.release));
             let scratch = scratch.insert(Scratch::new(folder)?);
             debian::read(&mut tree, scratch, &mut budget, options.time, debian)?
-        }
-        #[cfg(feature = "oci")]
-        Source::OciLayout(layout) => {
-            let scratch = scratch.insert(Scratch::new(folder)?);
-            let (left_out, run) = crate::oci::read(&mut tree, scratch, &mut budget, layout, progress)?;
-            config = Some(run);
-            left_out
         }
     };
     if options.root {
@@ -119,8 +104,6 @@ pub fn build(
         sha256: hex::encode(written.sha256),
         entries: written.entries,
         left_out,
-        #[cfg(feature = "oci")]
-        config,
     })
 }
 

@@ -72,22 +72,6 @@ pub enum ImageError {
         /// Why, and what would be one.
         reason: String,
     },
-    /// An OCI image that is damaged, or that we do not read.
-    #[error("OCI image {image}: {reason}")]
-    Oci {
-        /// Which image.
-        image: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The registry did not give the image.
-    #[error("pull {image}: {reason}")]
-    Registry {
-        /// Which image.
-        image: String,
-        /// What happened, and what to do.
-        reason: String,
-    },
 }
 
 pub(crate) fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError {

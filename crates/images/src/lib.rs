@@ -1,9 +1,8 @@
 //! What a microVM boots: the guest kernel, and read-only images.
 //!
 //! ```text
-//!  directory ───────────────────────────┐
-//!  Debian release ──mmdebstrap──► tar ──┼──► tree in memory ──► squashfs
-//!  OCI image ──digests──► layers' tar ──┘    (never a directory of the host)
+//!  directory ───────────────────────────┬──► tree in memory ──► squashfs
+//!  Debian release ──mmdebstrap──► tar ──┘    (never a directory of the host)
 //! ```
 //!
 //! The same input gives the same bytes, so an image can be kept by the hash of its content, and shared by all VMs. Owner
@@ -28,8 +27,6 @@ mod error;
 mod layer;
 #[cfg(feature = "image")]
 mod limits;
-#[cfg(feature = "oci")]
-pub mod oci;
 #[cfg(feature = "image")]
 mod scratch;
 #[cfg(feature = "image")]
