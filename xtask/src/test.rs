@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{run, setup};
+use crate::{firecracker, run, setup};
 
 /// Which tests to run.
 #[derive(clap::Args)]
@@ -28,6 +28,8 @@ pub fn main(root: &Path, args: &Args) -> Result<()> {
     steps.run("set-up: Debian packages", setup::debian_packages)?;
     steps.run("set-up: third parties' clients and servers", || python(root).map(drop))?;
     if !args.system {
+        let firecracker =
+            steps.run("set-up: Firecracker", || firecracker::programs(root, &python(root)?.join("python")))?;
         steps.run("formatting", || run(cargo(root).args(["fmt", "--all", "--check"])))?;
         steps.run("wire model is the one that the generator makes", || crate::codegen::check(root))?;
         steps.run("lints", || {
@@ -37,7 +39,11 @@ pub fn main(root: &Path, args: &Args) -> Result<()> {
             run(cargo(root).args(["clippy", "-p", "emberbox", "--quiet", "--", "-D", "warnings"]))
         })?;
         steps.run("unit and integration tests", || {
-            run(cargo(root).args(["test", "--workspace", "--all-features", "--quiet"]))
+            let mut tests = cargo(root);
+            if let Some(folder) = &firecracker {
+                tests.env("EMBERBOX_TEST_FIRECRACKER", folder);
+            }
+            run(tests.args(["test", "--workspace", "--all-features", "--quiet"]))
         })?;
     }
     if !args.unit {
@@ -125,12 +131,12 @@ fn cargo(root: &Path) -> Command {
 struct Steps(Vec<(&'static str, f64)>);
 
 impl Steps {
-    fn run(&mut self, name: &'static str, step: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn run<T>(&mut self, name: &'static str, step: impl FnOnce() -> Result<T>) -> Result<T> {
         println!("\n== {name}");
         let start = Instant::now();
-        step().with_context(|| format!("step failed: {name}"))?;
+        let done = step().with_context(|| format!("step failed: {name}"))?;
         self.0.push((name, start.elapsed().as_secs_f64()));
-        Ok(())
+        Ok(done)
     }
 
     fn print(&self) {
