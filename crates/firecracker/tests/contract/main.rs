@@ -1,0 +1,2 @@
+//! Contract.
+fn main() {}
