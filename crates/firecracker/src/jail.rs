@@ -107,7 +107,7 @@ impl Jail {
     pub(crate) fn create(jailer: Jailer, spec: JailSpec) -> Result<Self> {
         let directory = jailer.config().jail_directory(&spec.id);
         let doing = || format!("creating the jail {}", directory.display());
-        fs::create_dir_all(directory.parent().unwrap_or(Path::new("/"))).doing(doing)?;
+        fs::create_dir_all(directory.parent().unwrap_or_else(|| Path::new("/"))).doing(doing)?;
         // Fails if it is there: the id is in use.
         fs::DirBuilder::new().mode(0o700).create(&directory).doing(doing)?;
         let jail = Self { jailer, spec, directory, process: None, removed: false };
