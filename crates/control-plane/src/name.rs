@@ -96,7 +96,7 @@ impl Target {
     pub fn full_arn(&self) -> String {
         match &self.qualifier {
             Some(qualifier) => self.arn.qualified(qualifier),
-            None => self.arn.to_string(),
+            None => self.arn.text(),
         }
     }
 }

@@ -21,7 +21,7 @@ pub fn hop(trace: &str, function: &FunctionArn) -> (String, u32) {
     if !trace.contains("Lineage=") {
         // The first of a chain, as most are.
         let separator = if trace.is_empty() || trace.ends_with(';') { "" } else { ";" };
-        return (format!("{trace}{separator}Lineage={own}:1"), 1);
+        return ([trace, separator, "Lineage=", &own, ":1"].concat(), 1);
     }
     let mut counts: Vec<(&str, u32)> = Vec::new();
     let mut fields: Vec<&str> = Vec::new();
@@ -51,7 +51,7 @@ pub fn hop(trace: &str, function: &FunctionArn) -> (String, u32) {
 /// What names a function in a lineage.
 fn tag(function: &FunctionArn) -> String {
     let mut hash = Sha256::new();
-    for part in ["arn:aws:lambda:", &function.region, ":", function.account.as_str(), ":function:", &function.name] {
+    for part in function.parts() {
         hash.update(part);
     }
     let digest: [u8; 32] = hash.finalize().into();
