@@ -70,6 +70,10 @@ impl MicrovmEngine {
     /// # Errors
     /// [`SandboxError::Host`] says what is missing on this host, and where to get it.
     pub async fn start(config: MicrovmConfig) -> Result<Self, SandboxError> {
+        if initramfs::AGENT.is_empty() {
+            let source = io::Error::other("this build of Emberbox has no agent for them: its build said why");
+            return Err(SandboxError::Host { operation: "start microVMs".to_owned(), source });
+        }
         let engine: Box<dyn Engine> = Box::new(Qemu::new(&config, &initramfs::archive(initramfs::AGENT))?);
         helper::raise_descriptor_limit();
         let privileged = rustix::process::geteuid().is_root();
