@@ -28,6 +28,8 @@ mod qemu;
 mod sandbox;
 mod seat;
 mod spawner;
+#[cfg(test)]
+mod tests;
 mod trial;
 
 pub use config::{Accel, MicrovmConfig};

@@ -18,8 +18,6 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::api::{ExitStatus, ProcessId, SandboxEvent};
 
-/// The agent answers within milliseconds; under emulation, on a busy host, seconds. Less than the worker waits.
-const PATIENCE: Duration = Duration::from_secs(9);
 /// Read at most so much at once between two other things.
 const READ: usize = LONGEST_WORD + 4;
 
@@ -63,14 +61,9 @@ impl Control {
         Ok(Self { stream, order, state, events })
     }
 
-    /// Gives an order and waits for the answer. After an error, or if it is dropped before it is done, the conversation is
-    /// of no more use: an answer may still be on its way.
-    pub async fn ask(&self, order: &Order) -> io::Result<Result<Reply, Failure>> {
-        self.ask_within(order, PATIENCE).await
-    }
-
-    /// As [`Control::ask`], with a limit of its own.
-    pub async fn ask_within(&self, order: &Order, patience: Duration) -> io::Result<Result<Reply, Failure>> {
+    /// Gives an order and waits for the answer, no longer than `patience`. After an error, or if it is dropped before it is
+    /// done, the conversation is of no more use: an answer may still be on its way.
+    pub async fn ask(&self, order: &Order, patience: Duration) -> io::Result<Result<Reply, Failure>> {
         let asked = async {
             let _order = self.order.lock().await;
             let (sender, answer) = oneshot::channel();

@@ -75,6 +75,11 @@ impl MicrovmEngine {
             return Err(SandboxError::Host { operation: "start microVMs".to_owned(), source });
         }
         let engine: Box<dyn Engine> = Box::new(Qemu::new(&config, &initramfs::archive(initramfs::AGENT))?);
+        Self::with(engine, config)
+    }
+
+    /// With the machines of this engine.
+    pub(super) fn with(engine: Box<dyn Engine>, config: MicrovmConfig) -> Result<Self, SandboxError> {
         helper::raise_descriptor_limit();
         let privileged = rustix::process::geteuid().is_root();
         let vms = config.state_dir.join("vms");
@@ -207,6 +212,7 @@ impl MicrovmEngine {
             events: Mutex::new(Some(events)),
             frozen: AtomicBool::new(false),
             end: ending.disarm(),
+            answer_limit: self.config.answer_limit,
             gone,
         })
     }
@@ -222,7 +228,7 @@ impl MicrovmEngine {
         let (stream, _) = tokio::net::UnixListener::from_std(control)?.accept().await?;
         let control = Control::greet(stream, VERSION, events).await?;
         let order = self.order(spec);
-        let answered = control.ask_within(&order, self.config.boot_limit);
+        let answered = control.ask(&order, self.config.boot_limit);
         let answer = tokio::select! {
             answer = answered => answer?,
             error = control.listen() => return Err(error),

@@ -20,9 +20,6 @@ use super::machine::Machine;
 use crate::api::{Command, Listener, Process, ProcessId, Sandbox, SandboxError, SandboxEvent, Signal, Usage};
 use crate::process::error_of;
 
-/// The connection for a process's output is made before its start is answered.
-const OUTPUT_PATIENCE: Duration = Duration::from_secs(5);
-
 /// A sandbox whose agent has made it ready.
 pub struct MicrovmSandbox {
     pub id: SandboxId,
@@ -33,6 +30,7 @@ pub struct MicrovmSandbox {
     pub outputs: tokio::sync::Mutex<UnixListener>,
     pub events: Mutex<Option<mpsc::UnboundedReceiver<SandboxEvent>>>,
     pub frozen: AtomicBool,
+    pub answer_limit: Duration,
     /// Kills it.
     pub end: CancellationToken,
     /// Set when nothing is left of it.
@@ -55,7 +53,7 @@ impl MicrovmSandbox {
     async fn ask(&self, order: &Order) -> Result<Reply, SandboxError> {
         self.thaw()?;
         let mut unanswered = Unanswered((!self.end.is_cancelled()).then_some(self));
-        match self.control.ask(order).await {
+        match self.control.ask(order, self.answer_limit).await {
             Ok(answer) => {
                 unanswered.0 = None;
                 answer.map_err(error_of)
@@ -85,9 +83,12 @@ impl Sandbox for MicrovmSandbox {
     async fn spawn(&self, command: Command) -> Result<Process, SandboxError> {
         let outputs = self.outputs.lock().await;
         let reply = self.ask(&Order::Spawn(command.into())).await;
+        if let Err(gone @ SandboxError::Gone(_)) = reply {
+            return Err(gone);
+        }
         // It comes also when the start failed.
         let mut unanswered = Unanswered((!self.end.is_cancelled()).then_some(self));
-        let accepted = tokio::time::timeout(OUTPUT_PATIENCE, outputs.accept()).await;
+        let accepted = tokio::time::timeout(self.answer_limit, outputs.accept()).await;
         let Ok(Ok((output, _))) = accepted else { return Err(SandboxError::Gone(self.id)) };
         unanswered.0 = None;
         let output = output.into_std().map(OwnedFd::from).map_err(|source| {

@@ -13,7 +13,7 @@ fn main() {
     if let [_, part, rest @ ..] = arguments.as_slice() {
         match part.as_str() {
             inside::PART => return inside::run(rest),
-            lifecycle::SERVER => return lifecycle::run_server(),
+            lifecycle::SERVER => return lifecycle::run_server(&rest[0]),
             _ => {}
         }
     }

@@ -200,6 +200,13 @@ pub async fn read_all(output: OwnedFd) -> String {
     tokio::time::timeout(PATIENCE, read).await.expect("the output ends").unwrap()
 }
 
+/// What has come by now.
+pub fn read_now(output: &OwnedFd) -> String {
+    let mut text = [0; 4096];
+    let length = rustix::io::read(output, &mut text).unwrap_or(0);
+    String::from_utf8_lossy(&text[..length]).into_owned()
+}
+
 /// Waits until `condition` holds.
 pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
