@@ -175,12 +175,14 @@ async fn a_guest_that_does_not_answer_is_killed() {
 async fn a_guest_that_breaks_the_protocol_is_killed() {
     killed(|_, mut control| {
         begin(&control);
+        let _ = protocol::read::<Order>(&mut control, LONGEST_ORDER);
         control.write_all(&[0xff; 64]).unwrap();
         wait(&control);
     })
     .await;
     killed(|_, mut control| {
         begin(&control);
+        let _ = protocol::read::<Order>(&mut control, LONGEST_ORDER);
         // Ends of processes that never were, without end.
         let word = Word::Exited { process: 7, status: Status::Code(0), used: Used::default() };
         while protocol::write(&mut control, &word).is_ok() {}
