@@ -16,10 +16,10 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use crate::listener::{Listener, Stream};
 use crate::machine::ApiError;
 use crate::slot::Slot;
 
@@ -54,7 +54,7 @@ struct Context {
 
 impl ApiServer {
     /// Serves on the listener from the sandbox until the value is dropped.
-    pub(crate) fn start(listener: TcpListener, slot: Arc<Slot>) -> Self {
+    pub(crate) fn start(listener: Listener, slot: Arc<Slot>) -> Self {
         let (resets, requests) = mpsc::channel(1);
         let context = Arc::new(Context { slot, bodies: Semaphore::new(MAX_BODIES) });
         // Ends by itself when `resets` is dropped.
@@ -72,7 +72,7 @@ impl ApiServer {
     }
 }
 
-async fn serve(listener: TcpListener, context: Arc<Context>, mut resets: mpsc::Receiver<oneshot::Sender<()>>) {
+async fn serve(listener: Listener, context: Arc<Context>, mut resets: mpsc::Receiver<oneshot::Sender<()>>) {
     let mut connections = JoinSet::new();
     loop {
         // Resets first: a connection accepted after the reset was asked for must be one of the cut ones.
@@ -87,7 +87,7 @@ async fn serve(listener: TcpListener, context: Arc<Context>, mut resets: mpsc::R
             }
             Some(_) = connections.join_next() => {}
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                Ok((stream, _)) => {
+                Ok(stream) => {
                     connections.spawn(connection(stream, Arc::clone(&context)));
                 }
                 Err(error) => {
@@ -100,7 +100,7 @@ async fn serve(listener: TcpListener, context: Arc<Context>, mut resets: mpsc::R
 }
 
 /// Closes connections that wait to be accepted.
-async fn drop_backlog(listener: &TcpListener) {
+async fn drop_backlog(listener: &Listener) {
     loop {
         // Accept first: the other branch is always ready.
         tokio::select! {
@@ -111,9 +111,7 @@ async fn drop_backlog(listener: &TcpListener) {
     }
 }
 
-async fn connection(stream: TcpStream, context: Arc<Context>) {
-    // Without it the answer is only slower.
-    let _ = stream.set_nodelay(true);
+async fn connection(stream: Stream, context: Arc<Context>) {
     let service = hyper::service::service_fn(move |request| {
         let context = Arc::clone(&context);
         async move { Ok::<_, Infallible>(context.handle(request).await) }
