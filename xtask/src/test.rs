@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::setup::MicroVm;
 use crate::{firecracker, run, setup};
 
 /// Which tests to run.
@@ -27,6 +28,7 @@ pub fn main(root: &Path, args: &Args) -> Result<()> {
     let mut steps = Steps::default();
     steps.run("set-up: Debian packages", setup::debian_packages)?;
     steps.run("set-up: third parties' clients and servers", || python(root).map(drop))?;
+    let micro_vm = steps.run("set-up: what microVMs need", || MicroVm::set_up(root))?;
     if !args.system {
         let firecracker =
             steps.run("set-up: Firecracker", || firecracker::programs(root, &python(root)?.join("python")))?;
@@ -43,11 +45,12 @@ pub fn main(root: &Path, args: &Args) -> Result<()> {
             if let Some(folder) = &firecracker {
                 tests.env("EMBERBOX_TEST_FIRECRACKER", folder);
             }
+            micro_vm.tell(&mut tests)?;
             run(tests.args(["test", "--workspace", "--all-features", "--quiet"]))
         })?;
     }
     if !args.unit {
-        steps.run("whole-system suite", || system(root, args.filter.as_deref()))?;
+        steps.run("whole-system suite", || system(root, &micro_vm, args.filter.as_deref()))?;
     }
     steps.print();
     Ok(())
@@ -58,7 +61,7 @@ fn python(root: &Path) -> Result<PathBuf> {
     setup::python_environment(root, &root.join("tests/system/requirements.txt"))
 }
 
-fn system(root: &Path, filter: Option<&str>) -> Result<()> {
+fn system(root: &Path, micro_vm: &MicroVm, filter: Option<&str>) -> Result<()> {
     // With the engines that have a feature, which the suite tests as well.
     run(cargo(root).args(["build", "--quiet", "-p", "emberbox", "--features", "postgres,sqs"]))?;
     build_examples(root)?;
@@ -73,6 +76,7 @@ fn system(root: &Path, filter: Option<&str>) -> Result<()> {
             .arg(root.join("target/system")))?;
     }
     let mut pytest = Command::new(bin.join("python"));
+    micro_vm.tell(&mut pytest)?;
     pytest.current_dir(root.join("tests/system")).args(["-m", "pytest", "--durations=10"]);
     if let Some(filter) = filter {
         pytest.args(["-k", filter]);
@@ -134,9 +138,9 @@ impl Steps {
     fn run<T>(&mut self, name: &'static str, step: impl FnOnce() -> Result<T>) -> Result<T> {
         println!("\n== {name}");
         let start = Instant::now();
-        let done = step().with_context(|| format!("step failed: {name}"))?;
+        let made = step().with_context(|| format!("step failed: {name}"))?;
         self.0.push((name, start.elapsed().as_secs_f64()));
-        Ok(done)
+        Ok(made)
     }
 
     fn print(&self) {

@@ -106,10 +106,7 @@ async fn devices_change_while_it_runs() {
     // This guest has no driver for the balloon.
     refused(api.patch_balloon(&BalloonUpdate { amount_mib: 8 }).await, "not activated");
     assert_eq!(api.balloon_stats().await.unwrap().actual_mib, 0);
-    refused(
-        api.patch_balloon_stats(&BalloonStatsUpdate { stats_polling_interval_s: 0 }).await,
-        "Cannot enable/disable",
-    );
+    refused(api.patch_balloon_stats(&BalloonStatsUpdate { stats_polling_interval_s: 0 }).await, "cannot be enabled");
     api.patch_balloon_stats(&BalloonStatsUpdate { stats_polling_interval_s: 2 }).await.unwrap();
     assert_eq!(api.balloon().await.unwrap().stats_polling_interval_s, 2);
 }
