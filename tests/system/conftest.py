@@ -28,7 +28,8 @@ REPO = pathlib.Path(__file__).resolve().parents[2]
 BINARY = pathlib.Path(os.environ.get("EMBERBOX_BINARY", REPO / "target/debug/emberbox"))
 RUNTIMES = pathlib.Path(os.environ.get("EMBERBOX_TEST_RUNTIMES", REPO / "target/system"))
 ROLE = "arn:aws:iam::000000000000:role/lambda"
-PYTHON = "python3.%d" % sys.version_info[1]
+# The version under test, among those of this host.
+PYTHON = os.environ.get("EMBERBOX_TEST_PYTHON", "python3.%d" % sys.version_info[1])
 # "microvm" runs the suite's functions in virtual machines, by software emulation, so that any host can.
 ISOLATION = os.environ.get("EMBERBOX_TEST_ISOLATION", "process")
 KERNEL = pathlib.Path(os.environ.get("EMBERBOX_TEST_KERNEL", REPO / "target/guest-kernel/vmlinux"))

@@ -22,13 +22,35 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("automake", "automake", "builds AWS's runtime clients"),
     ("libtoolize", "libtool", "builds AWS's runtime clients"),
     ("openssl", "openssl", "makes the TLS test's certificate"),
+    ("qemu-system-x86_64", "qemu-system-x86", "microVMs without KVM"),
+    ("unsquashfs", "squashfs-tools", "the tests read images with it"),
+    ("mmdebstrap", "mmdebstrap", "images of a Debian release"),
+    ("flex", "flex", "builds the guest kernel"),
+    ("bison", "bison", "builds the guest kernel"),
+    ("bc", "bc", "builds the guest kernel"),
+    ("xz", "xz-utils", "unpacks the guest kernel's source"),
 ];
+
+/// The same for what is no program.
+const FILES: &[(&str, &str, &str)] = &[
+    ("/usr/include/gelf.h", "libelf-dev", "builds the guest kernel"),
+    ("/usr/include/openssl/opensslv.h", "libssl-dev", "builds the guest kernel"),
+    (images::kernel::SOURCE, images::kernel::SOURCE_PACKAGE, "the guest kernel's source"),
+];
+
+/// The other half of QEMU's vsock device, which Debian 12 has no package of.
+const VSOCK_DEVICE: (&str, &str) = ("vhost-device-vsock", "0.3.0");
 
 /// Installs what is missing, saying what and why; without root it says what to run.
 pub fn debian_packages() -> Result<()> {
     let mut missing: Vec<(&str, &str)> = Vec::new();
     for (program, package, why) in PROGRAMS {
         if !on_path(program) {
+            missing.push((package, why));
+        }
+    }
+    for (file, package, why) in FILES {
+        if !Path::new(file).exists() {
             missing.push((package, why));
         }
     }
@@ -43,7 +65,7 @@ pub fn debian_packages() -> Result<()> {
     }
     println!("Missing on this machine:");
     for (package, why) in &missing {
-        println!("  {package:<12} {why}");
+        println!("  {package:<16} {why}");
     }
     let packages: Vec<&str> = missing.iter().map(|(package, _)| *package).collect();
     let install = format!("apt-get install --no-install-recommends {}", packages.join(" "));
@@ -104,6 +126,53 @@ pub fn node_packages(root: &Path, manifest: &Path) -> Result<()> {
         "--no-package-lock",
         "--loglevel=error",
     ]))
+}
+
+/// What the tests of microVMs need beside Debian's packages.
+pub struct MicroVm {
+    kernel: PathBuf,
+    tools: PathBuf,
+}
+
+impl MicroVm {
+    /// Builds what is missing in `target`: minutes at first, then nothing.
+    pub fn set_up(root: &Path) -> Result<Self> {
+        let made = Self { kernel: root.join("target/guest-kernel/vmlinux"), tools: root.join("target/tools") };
+        made.build_kernel()?;
+        made.install_vsock_device()?;
+        Ok(made)
+    }
+
+    /// Tells a test where they are.
+    pub fn tell(&self, command: &mut Command) -> Result<()> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::iter::once(self.tools.join("bin")).chain(std::env::split_paths(&path));
+        command.env("EMBERBOX_TEST_KERNEL", &self.kernel).env("PATH", std::env::join_paths(path)?);
+        Ok(())
+    }
+
+    fn build_kernel(&self) -> Result<()> {
+        println!("Guest kernel, which the tests' microVMs boot: {}", self.kernel.display());
+        let build = images::kernel::Build::new(&self.kernel);
+        images::kernel::build(&build, &|step| println!("  {step}"))?;
+        Ok(())
+    }
+
+    fn install_vsock_device(&self) -> Result<()> {
+        let (name, version) = VSOCK_DEVICE;
+        let program = self.tools.join("bin").join(name);
+        println!("{name} {version}, by which the tests' microVMs talk to the worker: {}", program.display());
+        let installed = Command::new(&program).arg("--version").output();
+        if installed.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).trim_end().ends_with(version)) {
+            return Ok(());
+        }
+        println!("  compiling it from crates.io");
+        let mut install = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        install.args(["install", "--quiet", "--locked", "--force", name, "--version", version, "--root"]);
+        // A folder of its own and kept, so that an interrupted build goes on where it was.
+        install.arg(&self.tools).arg("--target-dir").arg(self.tools.join("build"));
+        run(&mut install)
+    }
 }
 
 /// Whether `program` is on PATH, or where Debian keeps an administrator's programs.

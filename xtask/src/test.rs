@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::setup::MicroVm;
 use crate::{run, setup};
 
 /// Which tests to run.
@@ -27,6 +28,7 @@ pub fn main(root: &Path, args: &Args) -> Result<()> {
     let mut steps = Steps::default();
     steps.run("set-up: Debian packages", setup::debian_packages)?;
     steps.run("set-up: third parties' clients and servers", || python(root).map(drop))?;
+    let micro_vm = steps.run("set-up: what microVMs need", || MicroVm::set_up(root))?;
     if !args.system {
         steps.run("formatting", || run(cargo(root).args(["fmt", "--all", "--check"])))?;
         steps.run("wire model is the one that the generator makes", || crate::codegen::check(root))?;
@@ -37,11 +39,13 @@ pub fn main(root: &Path, args: &Args) -> Result<()> {
             run(cargo(root).args(["clippy", "-p", "emberbox", "--quiet", "--", "-D", "warnings"]))
         })?;
         steps.run("unit and integration tests", || {
-            run(cargo(root).args(["test", "--workspace", "--all-features", "--quiet"]))
+            let mut tests = cargo(root);
+            micro_vm.tell(&mut tests)?;
+            run(tests.args(["test", "--workspace", "--all-features", "--quiet"]))
         })?;
     }
     if !args.unit {
-        steps.run("whole-system suite", || system(root, args.filter.as_deref()))?;
+        steps.run("whole-system suite", || system(root, &micro_vm, args.filter.as_deref()))?;
     }
     steps.print();
     Ok(())
@@ -52,7 +56,7 @@ fn python(root: &Path) -> Result<PathBuf> {
     setup::python_environment(root, &root.join("tests/system/requirements.txt"))
 }
 
-fn system(root: &Path, filter: Option<&str>) -> Result<()> {
+fn system(root: &Path, micro_vm: &MicroVm, filter: Option<&str>) -> Result<()> {
     // With the engines that have a feature, which the suite tests as well.
     run(cargo(root).args(["build", "--quiet", "-p", "emberbox", "--features", "postgres,sqs"]))?;
     build_examples(root)?;
@@ -67,6 +71,7 @@ fn system(root: &Path, filter: Option<&str>) -> Result<()> {
             .arg(root.join("target/system")))?;
     }
     let mut pytest = Command::new(bin.join("python"));
+    micro_vm.tell(&mut pytest)?;
     pytest.current_dir(root.join("tests/system")).args(["-m", "pytest", "--durations=10"]);
     if let Some(filter) = filter {
         pytest.args(["-k", filter]);
@@ -125,12 +130,12 @@ fn cargo(root: &Path) -> Command {
 struct Steps(Vec<(&'static str, f64)>);
 
 impl Steps {
-    fn run(&mut self, name: &'static str, step: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn run<T>(&mut self, name: &'static str, step: impl FnOnce() -> Result<T>) -> Result<T> {
         println!("\n== {name}");
         let start = Instant::now();
-        step().with_context(|| format!("step failed: {name}"))?;
+        let made = step().with_context(|| format!("step failed: {name}"))?;
         self.0.push((name, start.elapsed().as_secs_f64()));
-        Ok(())
+        Ok(made)
     }
 
     fn print(&self) {

@@ -31,6 +31,8 @@ pub(crate) const PORT: u16 = 9001;
 /// Largest answer of a function: 6 MiB and room for the envelope, as RAPID has it.
 pub(crate) const MAX_PAYLOAD: usize = 6 * 1024 * 1024 + 100;
 
+/// Bodies up to this size, in bytes, are copied out of the connection's buffer, which is larger.
+const SMALL: usize = 2 << 10;
 const MAX_CONNECTIONS: usize = 64;
 const MAX_HEAD: usize = 64 << 10;
 /// Bodies that are read at once: the runtime's and a few of extensions.
@@ -127,7 +129,7 @@ async fn connection(stream: Stream, context: Arc<Context>) {
 impl Context {
     async fn handle(&self, request: Request<Incoming>) -> Reply {
         let (head, mut body) = request.into_parts();
-        let reply = self.route(&head, &mut body).await;
+        let reply = self.route(head, &mut body).await;
         // A refusal may have left the body unread, and with it the connection would be of no further use.
         let mut discarded = 0;
         while !body.is_end_stream() && discarded < MAX_DISCARD {
@@ -139,13 +141,18 @@ impl Context {
         reply
     }
 
-    async fn route(&self, head: &Parts, body: &mut Incoming) -> Reply {
+    async fn route(&self, head: Parts, body: &mut Incoming) -> Reply {
         let path = head.uri.path();
         if let Some(rest) = path.strip_prefix("/2018-06-01/runtime/") {
-            return self.runtime(rest, head, body).await;
+            if head.method == Method::GET && rest == "invocation/next" {
+                // It may wait for long, and the head is part of the connection's buffer.
+                drop(head);
+                return self.next().await;
+            }
+            return self.runtime(rest, &head, body).await;
         }
         if let Some(rest) = path.strip_prefix("/2020-01-01/extension/") {
-            return self.extension(rest, head, body).await;
+            return self.extension(rest, &head, body).await;
         }
         match (&head.method, path) {
             (&Method::GET, "/2018-06-01/ping" | "/ping") => text(StatusCode::OK, "pong"),
@@ -188,7 +195,12 @@ impl Context {
                 }
             }
         }
-        let body = if whole.is_empty() { first } else { whole.freeze() };
+        let body = match whole.is_empty() {
+            // So that a small body does not keep the connection's buffer, in whose place another would be made.
+            true if first.len() <= SMALL => Bytes::copy_from_slice(&first),
+            true => first,
+            false => whole.freeze(),
+        };
         Ok((body, trailers))
     }
 }
