@@ -245,7 +245,13 @@ fn check_kernel(kernel: &Path) -> Result<(), SandboxError> {
 /// The group that may use KVM.
 fn kvm() -> io::Result<u32> {
     let device = File::options().read(true).write(true).open("/dev/kvm")?;
-    Ok(device.metadata()?.gid())
+    let metadata = device.metadata()?;
+    // QEMU runs as a user of its own; root's group would give it more than this device.
+    let usable = metadata.gid() != 0 && metadata.mode() & 0o060 == 0o060;
+    if rustix::process::geteuid().is_root() && !usable {
+        return Err(io::Error::other("no group but root's may use it: chgrp kvm /dev/kvm && chmod 660 /dev/kvm"));
+    }
+    Ok(metadata.gid())
 }
 
 /// A file without a name, readable by everybody who has it.
