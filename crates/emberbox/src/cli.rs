@@ -56,6 +56,9 @@ pub enum Command {
     /// List or install runtimes (languages) on this machine
     #[command(subcommand)]
     Runtime(Runtime),
+    /// Make what microVMs boot
+    #[command(subcommand)]
+    Image(Image),
     /// Say what this machine can do, what is missing and how to get it
     Doctor(Doctor),
     /// Start Emberbox, deploy samples, invoke them cold and warm, show the timeline, clean up
@@ -300,6 +303,26 @@ pub enum Runtime {
     Install {
         /// e.g. python3.12
         name: String,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        local: Local,
+    },
+}
+
+/// `emberbox image`
+#[derive(Subcommand, Debug)]
+pub enum Image {
+    /// Build the guest kernel from Debian's kernel source; takes minutes, and nothing when it is there already
+    Kernel {
+        /// Where to [default: where `emberbox serve` looks for it]
+        #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        output: Option<PathBuf>,
+        /// The source, a tarball of Linux 6.1 [default: that of Debian's package linux-source-6.1]
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        source: Option<PathBuf>,
+        /// Print where it is as JSON
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         #[allow(missing_docs)]
         local: Local,
