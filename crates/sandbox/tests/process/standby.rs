@@ -161,8 +161,6 @@ async fn a_standby_that_died_is_started_again() {
         let _ =
             rustix::process::kill_process(rustix::process::Pid::from_raw(*pid).unwrap(), rustix::process::Signal::KILL);
     }
-    // A dead process that nobody has taken note of has no command line any more, and so no mark.
-    let is_there = |pid: &i32| std::path::Path::new(&format!("/proc/{pid}")).exists();
-    eventually("they are reaped", || !pids.iter().any(is_there)).await;
+    eventually("they are reaped", || !with_mark(mark).any(|pid| pids.contains(&pid))).await;
     assert_eq!(run(&mut guest, command(mark, &[])).await.0, "started");
 }
