@@ -3,6 +3,7 @@
 
 mod bench;
 mod codegen;
+mod firecracker;
 mod setup;
 mod test;
 

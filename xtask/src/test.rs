@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::setup::MicroVm;
-use crate::{run, setup};
+use crate::{firecracker, run, setup};
 
 /// Which tests to run.
 #[derive(clap::Args)]
@@ -30,6 +30,8 @@ pub fn main(root: &Path, args: &Args) -> Result<()> {
     steps.run("set-up: third parties' clients and servers", || python(root).map(drop))?;
     let micro_vm = steps.run("set-up: what microVMs need", || MicroVm::set_up(root))?;
     if !args.system {
+        let firecracker =
+            steps.run("set-up: Firecracker", || firecracker::programs(root, &python(root)?.join("python")))?;
         steps.run("formatting", || run(cargo(root).args(["fmt", "--all", "--check"])))?;
         steps.run("wire model is the one that the generator makes", || crate::codegen::check(root))?;
         steps.run("lints", || {
@@ -40,6 +42,9 @@ pub fn main(root: &Path, args: &Args) -> Result<()> {
         })?;
         steps.run("unit and integration tests", || {
             let mut tests = cargo(root);
+            if let Some(folder) = &firecracker {
+                tests.env("EMBERBOX_TEST_FIRECRACKER", folder);
+            }
             micro_vm.tell(&mut tests)?;
             run(tests.args(["test", "--workspace", "--all-features", "--quiet"]))
         })?;

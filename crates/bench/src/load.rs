@@ -1,4 +1,4 @@
-//! The load generator: connections that each send the next request when the answer to the last one is there.
+//! The load generator: clients that each send the next request when the answer to the last one is there.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -12,6 +12,8 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+
+use crate::client::Client;
 
 /// An answer that takes longer than this is an error.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -137,14 +139,6 @@ impl Connection {
         Ok((parts, body.collect().await?.to_bytes()))
     }
 
-    /// Sends the event; the answer must be what this kind of invocation has.
-    pub async fn invoke(&mut self, path: &str, kind: Kind) -> Result<()> {
-        match kind {
-            Kind::RequestResponse => self.echo(path).await,
-            Kind::Event => self.accept(path, Bytes::from_static(EVENT.as_bytes()), &[]).await.map(drop),
-        }
-    }
-
     /// Sends an event for later; its request id.
     pub async fn accept(&mut self, path: &str, event: Bytes, headers: &[(&str, &str)]) -> Result<String> {
         let headers = [&[("X-Amz-Invocation-Type", "Event")], headers].concat();
@@ -164,11 +158,19 @@ impl Connection {
     }
 }
 
-/// Runtimes format JSON as they like.
-fn same_json(body: &[u8]) -> bool {
+/// Whether it is the event. Runtimes format JSON as they like.
+pub fn same_json(body: &[u8]) -> bool {
     body == EVENT.as_bytes()
         || serde_json::from_slice::<serde_json::Value>(body)
             .is_ok_and(|v| v == serde_json::from_str::<serde_json::Value>(EVENT).expect("it is JSON"))
+}
+
+async fn open(kind: Kind, target: &Target, clients: usize) -> Result<Vec<Client>> {
+    try_join_all((0..clients).map(|_| Client::open(target.address, &target.path, kind))).await
+}
+
+async fn invoke(client: &mut Client) -> Result<()> {
+    tokio::time::timeout(PATIENCE, client.invoke()).await.with_context(|| format!("no answer in {PATIENCE:?}"))?
 }
 
 /// `connections` clients at once that wait for the function.
@@ -178,22 +180,22 @@ pub async fn closed_loop(target: &Target, connections: usize, until: Until) -> R
 
 /// `connections` clients at once.
 pub async fn closed_loop_of(kind: Kind, target: &Target, connections: usize, until: Until) -> Result<Outcome> {
-    let clients = try_join_all((0..connections).map(|_| Connection::open(target.address))).await?;
+    let clients = open(kind, target, connections).await?;
     let each = until.requests.div_ceil(connections as u64);
     let started = Instant::now();
-    let clients = clients.into_iter().map(|mut connection| async move {
+    let clients = clients.into_iter().map(|mut client| async move {
         let mut outcome = Outcome::default();
         for _ in 0..each {
             let sent = Instant::now();
             if sent - started >= until.time {
                 break;
             }
-            match connection.invoke(&target.path, kind).await {
+            match invoke(&mut client).await {
                 Ok(()) => outcome.latencies.saturating_record(sent.elapsed().as_nanos() as u64),
                 Err(error) => {
                     outcome.errors += 1;
                     outcome.first_error.get_or_insert_with(|| format!("{error:#}"));
-                    connection = Connection::open(target.address).await?;
+                    client = Client::open(target.address, &target.path, kind).await?;
                 }
             }
         }
@@ -210,14 +212,14 @@ pub async fn closed_loop_of(kind: Kind, target: &Target, connections: usize, unt
 /// Events that are sent at an even rate, by turns over `connections`. A latency counts from when the event was to be
 /// sent: that the one before it was late is no excuse.
 pub async fn events_at_rate(target: &Target, connections: usize, rate: f64, events: u64) -> Result<Outcome> {
-    let clients = try_join_all((0..connections).map(|_| Connection::open(target.address))).await?;
+    let clients = open(Kind::Event, target, connections).await?;
     let started = Instant::now();
-    let clients = clients.into_iter().zip(0_u64..).map(|(mut connection, first)| async move {
+    let clients = clients.into_iter().zip(0_u64..).map(|(mut client, first)| async move {
         let mut outcome = Outcome::default();
         for number in (first..events).step_by(connections) {
             let due = started + Duration::from_secs_f64(number as f64 / rate);
             tokio::time::sleep_until(due.into()).await;
-            connection.invoke(&target.path, Kind::Event).await?;
+            invoke(&mut client).await?;
             outcome.latencies.saturating_record(due.elapsed().as_nanos() as u64);
         }
         anyhow::Ok(outcome)

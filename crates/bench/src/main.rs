@@ -1,6 +1,6 @@
 //! The benchmark: Emberbox beside what it is measured against, in one run, by a native load generator.
 //!
-//! * [`load`]: the closed-loop HTTP client.
+//! * [`load`]: closed loops of HTTP clients, and one for all other requests. [`client`]: what a closed loop is made of.
 //! * [`bare`]: the reference server, which hands each request to a runtime process with nothing between.
 //! * [`rie`]: AWS's Runtime Interface Emulator.
 //! * [`emberbox`]: the server under test, through its public API.
@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod bare;
+mod client;
 mod cold;
 mod density;
 mod emberbox;

@@ -1,5 +1,7 @@
 //! Who asks, and for which function.
 
+use std::borrow::Cow;
+
 use domain::{AccountId, FunctionArn, FunctionRef};
 use lambda_api::{ApiError, ErrorCode};
 
@@ -17,8 +19,17 @@ pub struct Caller {
     pub account: AccountId,
     /// The region that it talks to.
     pub region: String,
-    /// Its ARN, for resource policies and messages.
-    pub principal_arn: String,
+    /// Its ARN, for resource policies and messages; without one it is the account itself.
+    pub principal: Option<String>,
+}
+
+impl Caller {
+    pub(crate) fn principal_arn(&self) -> Cow<'_, str> {
+        match &self.principal {
+            Some(arn) => arn.into(),
+            None => format!("arn:aws:iam::{}:root", self.account).into(),
+        }
+    }
 }
 
 /// The function that a request is about.
@@ -85,7 +96,7 @@ impl Target {
     pub fn full_arn(&self) -> String {
         match &self.qualifier {
             Some(qualifier) => self.arn.qualified(qualifier),
-            None => self.arn.to_string(),
+            None => self.arn.text(),
         }
     }
 }
@@ -108,7 +119,7 @@ pub(crate) fn denied(caller: &Caller, operation: &str, target: &Target) -> ApiEr
         format!(
             "User: {} is not authorized to perform: lambda:{operation} on resource: {} because no resource-based policy \
              allows the lambda:{operation} action",
-            caller.principal_arn,
+            caller.principal_arn(),
             target.full_arn()
         ),
     )
@@ -137,7 +148,7 @@ mod tests {
         Caller {
             account: AccountId::parse("111111111111").unwrap(),
             region: "us-east-1".into(),
-            principal_arn: "arn:aws:iam::111111111111:user/me".into(),
+            principal: Some("arn:aws:iam::111111111111:user/me".into()),
         }
     }
 

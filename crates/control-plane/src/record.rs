@@ -22,11 +22,12 @@ pub(crate) const PACKAGE: &str = "package";
 pub(crate) const LATEST: &str = "$LATEST";
 
 pub(crate) fn account_key(account: &str, region: &str) -> String {
-    format!("{account}/{region}")
+    [account, "/", region].concat()
 }
 
 pub(crate) fn function_key(arn: &FunctionArn) -> String {
-    format!("{}/{}/{}", arn.account, arn.region, arn.name)
+    // On the path of every invocation.
+    [arn.account.as_str(), "/", &arn.region, "/", &arn.name].concat()
 }
 
 /// Sorts by number within the function.

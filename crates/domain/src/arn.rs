@@ -18,15 +18,25 @@ pub struct FunctionArn {
 }
 
 impl FunctionArn {
+    /// The same as `to_string`, without the machinery of formatting: every invocation needs it.
+    pub fn text(&self) -> String {
+        self.parts().concat()
+    }
+
     /// With `:qualifier` appended.
     pub fn qualified(&self, qualifier: &str) -> String {
         format!("{self}:{qualifier}")
+    }
+
+    /// What the text is made of.
+    pub(crate) fn parts(&self) -> [&str; 6] {
+        ["arn:aws:lambda:", &self.region, ":", self.account.as_str(), ":function:", &self.name]
     }
 }
 
 impl fmt::Display for FunctionArn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "arn:aws:lambda:{}:{}:function:{}", self.region, self.account, self.name)
+        self.parts().iter().try_for_each(|part| f.write_str(part))
     }
 }
 

@@ -17,8 +17,12 @@ const FUNCTIONS: usize = 16;
 
 /// The trace header as the function gets it, with this invocation counted; and the count.
 pub fn hop(trace: &str, function: &FunctionArn) -> (String, u32) {
-    let digest = Sha256::digest(function.to_string());
-    let own: String = digest[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    let own = tag(function);
+    if !trace.contains("Lineage=") {
+        // The first of a chain, as most are.
+        let separator = if trace.is_empty() || trace.ends_with(';') { "" } else { ";" };
+        return ([trace, separator, "Lineage=", &own, ":1"].concat(), 1);
+    }
     let mut counts: Vec<(&str, u32)> = Vec::new();
     let mut fields: Vec<&str> = Vec::new();
     for field in trace.split(';').filter(|field| !field.is_empty()) {
@@ -42,6 +46,16 @@ pub fn hop(trace: &str, function: &FunctionArn) -> (String, u32) {
     let lineage = format!("Lineage={}", lineage.join("|"));
     fields.push(&lineage);
     (fields.join(";"), count)
+}
+
+/// What names a function in a lineage.
+fn tag(function: &FunctionArn) -> String {
+    let mut hash = Sha256::new();
+    for part in function.parts() {
+        hash.update(part);
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    format!("{:08x}", u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]))
 }
 
 /// Whether a count is that of a loop.
@@ -68,6 +82,14 @@ mod tests {
         }
         assert!(trace.starts_with("Root=1-5-6;Sampled=0;Lineage="), "{trace}");
         assert!(trace.ends_with(":17"), "{trace}");
+    }
+
+    #[test]
+    fn a_function_keeps_its_tag() {
+        // Headers that are on their way while Emberbox is updated still count.
+        let trace = hop("Root=1-5-6;", &function("a"));
+        assert_eq!(trace, ("Root=1-5-6;Lineage=285fdfbe:1".to_owned(), 1));
+        assert_eq!(hop("", &function("a")).0, "Lineage=285fdfbe:1");
     }
 
     #[test]

@@ -56,6 +56,9 @@ pub enum Command {
     /// List or install runtimes (languages) on this machine
     #[command(subcommand)]
     Runtime(Runtime),
+    /// Make what microVMs boot
+    #[command(subcommand)]
+    Image(Image),
     /// Say what this machine can do, what is missing and how to get it
     Doctor(Doctor),
     /// Start Emberbox, deploy samples, invoke them cold and warm, show the timeline, clean up
@@ -300,6 +303,48 @@ pub enum Runtime {
     Install {
         /// e.g. python3.12
         name: String,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        local: Local,
+    },
+}
+
+/// `emberbox image`
+#[derive(Subcommand, Debug)]
+pub enum Image {
+    /// Make a read-only root image (squashfs) from a folder or a Debian release: same input, same bytes
+    #[command(after_help = "\
+Examples:
+  emberbox image build --from ./root -o root.squashfs
+  emberbox image build --from debian:bookworm --include python3 -o debian.squashfs
+
+Owner and time of a folder's files are left out, as are devices, pipes, sockets, setuid bits and extended attributes.
+A Debian release is installed by mmdebstrap; the bytes are the same as long as Debian's packages are.")]
+    Build {
+        /// A folder, or debian:RELEASE
+        #[arg(long, value_name = "FOLDER|debian:RELEASE")]
+        from: String,
+        /// The image
+        #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        output: PathBuf,
+        /// Packages to install beside Debian's smallest set, with commas between
+        #[arg(long, value_name = "PACKAGES", value_delimiter = ',')]
+        include: Vec<String>,
+        /// Print size and hash as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Build the guest kernel from Debian's kernel source; takes minutes, and nothing when it is there already
+    Kernel {
+        /// Where to [default: where `emberbox serve` looks for it]
+        #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        output: Option<PathBuf>,
+        /// The source, a tarball of Linux 6.1 [default: that of Debian's package linux-source-6.1]
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        source: Option<PathBuf>,
+        /// Print where it is as JSON
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         #[allow(missing_docs)]
         local: Local,

@@ -6,6 +6,7 @@ mod deploy;
 mod doctor;
 mod events;
 mod functions;
+mod image;
 mod invoke;
 mod logs;
 mod runtime;
@@ -39,6 +40,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Doctor(args) => doctor::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Runtime(command) => runtime::run(command),
+        Command::Image(command) => image::run(command),
         Command::Demo(args) => demo::run(args),
     }
 }

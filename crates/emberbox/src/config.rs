@@ -1,5 +1,6 @@
 //! The configuration file. Every option is described, with its default, in `emberbox.example.toml`.
 
+mod microvm;
 mod values;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use domain::AccountId;
 use sandbox::process::Destination;
 use serde::Deserialize;
 
+pub use microvm::{Accel, Microvm};
 pub use values::{EventEngine, Isolation, Network};
 
 /// Everything that an operator can set.
@@ -36,6 +38,8 @@ pub struct Config {
     pub limits: Limits,
     /// How functions are isolated.
     pub sandbox: Sandbox,
+    /// How microVMs are made.
+    pub microvm: Microvm,
     /// What functions get.
     pub functions: Functions,
     /// Where `S3Bucket` and `S3Key` lead.
@@ -226,6 +230,7 @@ impl Default for Config {
             allowed_hosts: Vec::new(),
             limits: Limits::default(),
             sandbox: Sandbox::default(),
+            microvm: Microvm::default(),
             functions: Functions::default(),
             s3: None,
             runtimes: Runtimes::default(),
@@ -273,6 +278,7 @@ impl Config {
         let mut paths: Vec<&mut PathBuf> = config.runtimes.dirs.iter_mut().collect();
         paths.extend(config.runtimes.interpreters.values_mut());
         paths.extend(config.data_dir.iter_mut());
+        paths.extend(config.microvm.paths());
         paths.extend(config.tls.iter_mut().flat_map(|tls| [&mut tls.cert, &mut tls.key]));
         for path in paths {
             *path = base.join(&*path);

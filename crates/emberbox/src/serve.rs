@@ -19,6 +19,7 @@
 
 mod event_sources;
 mod events;
+pub mod isolation;
 pub mod settings;
 
 use std::future::Future;
@@ -77,8 +78,7 @@ impl Emberbox {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let mut registry = Registry::with_prefix("emberbox");
 
-        let engine = sandbox::process::ProcessEngine::start(settings::sandbox(&config, dir)).await?;
-        let engine: Arc<dyn SandboxEngine> = Arc::new(engine);
+        let engine = isolation::engine(&config, dir).await?;
         for note in engine.describe() {
             tracing::info!("sandbox: {note}");
         }

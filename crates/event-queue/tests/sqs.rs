@@ -277,7 +277,7 @@ async fn child_of_the_crash_test() {
 #[tokio::test]
 async fn kill_minus_nine_loses_nothing_that_was_answered() {
     let Some(moto) = Moto::start("kill_minus_nine_loses_nothing_that_was_answered") else { return };
-    let seen = suite::crash(&moto.url, 30, Duration::from_millis(300));
+    let seen = suite::crash(&moto.url, 30);
     // An hour later than the server's time: the leases of the dead are over.
     let later = ManualClock::at(SystemTime::now() + Duration::from_secs(3600));
     let clock = Arc::new(later.mirrored(moto.dir.path().join("clock")));

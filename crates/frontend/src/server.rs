@@ -28,8 +28,6 @@ use activity::Activity;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Most bytes that are buffered of a request's head, and the size of the read buffer.
 const HEAD_BYTES: usize = 128 << 10;
-/// Most header fields of a request.
-const HEADERS: usize = 128;
 /// Requests at once on one HTTP/2 connection.
 const STREAMS: u32 = 256;
 /// How long accepting pauses when the process is out of file descriptors.
@@ -147,7 +145,9 @@ impl Server {
     fn http(&self) -> auto::Builder<TokioExecutor> {
         let idle = self.config.limits.idle;
         let mut http = auto::Builder::new(TokioExecutor::new());
-        http.http1().timer(TokioTimer::new()).header_read_timeout(idle).max_headers(HEADERS).max_buf_size(HEAD_BYTES);
+        // At most 100 header fields, as hyper has it: with another number it would allocate room for them anew for every
+        // request.
+        http.http1().timer(TokioTimer::new()).header_read_timeout(idle).max_buf_size(HEAD_BYTES);
         http.http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS)

@@ -9,6 +9,9 @@ use domain::{
 use lambda_api::{ApiError, ErrorCode};
 
 use crate::metrics::Metrics;
+use journal::{Entry, Journal};
+
+mod journal;
 
 /// Sandboxes that are tried when one dies, or its worker stops, before the payload reached the function.
 const ATTEMPTS: usize = 3;
@@ -21,6 +24,7 @@ struct Parts {
     manager: Arc<dyn WorkerManager>,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
+    journal: Arc<Journal>,
 }
 
 /// A valid request to run a function.
@@ -59,7 +63,7 @@ pub enum Failure {
 impl SyncPath {
     /// `clock` is that of the other parts' timelines; `metrics` are the Frontend's.
     pub fn new(manager: Arc<dyn WorkerManager>, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
-        Self(Arc::new(Parts { manager, clock, metrics }))
+        Self(Arc::new(Parts { manager, clock, metrics, journal: Arc::default() }))
     }
 
     /// Runs an invocation to its end, counts and logs it. A warm one touches no disk, no database and no lock that it
@@ -79,27 +83,19 @@ impl SyncPath {
         if failed {
             metrics.function_errors.inc();
         }
-        let logged = tracing::enabled!(target: "emberbox::invoke", tracing::Level::INFO);
+        let logged = Journal::wanted();
         let timeline = (invocation.show_timeline || logged).then(|| {
             let mut timeline = invocation.before;
             timeline.append(lease_timeline);
             timeline.append(std::mem::take(&mut outcome.timeline));
             timeline
         });
-        if logged {
-            let (version, request_id) = (Arc::clone(&invocation.assign.version), invocation.request.request_id);
-            let timeline = timeline.clone();
-            // After the caller has its answer: to write a line takes as long as much of what comes before.
-            tokio::spawn(async move {
-                tracing::info!(
-                    target: "emberbox::invoke",
-                    %request_id, account = %version.account, function = version.name, version = version.version,
-                    start = if cold { "cold" } else { "warm" }, failed, us = latency.as_micros() as u64,
-                    timeline = timeline.as_ref().map(timeline_json),
-                );
-            });
+        let shown = timeline.as_ref().filter(|_| invocation.show_timeline).cloned();
+        if let Some(timeline) = timeline.filter(|_| logged) {
+            let (version, request_id) = (invocation.assign.version, invocation.request.request_id);
+            self.0.journal.add(Entry { request_id, version, cold, failed, latency, timeline });
         }
-        Ok(Done { outcome, timeline })
+        Ok(Done { outcome, timeline: shown })
     }
 
     /// Gets a sandbox and sends it the payload; with another one if the first was lost before the function saw it.

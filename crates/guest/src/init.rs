@@ -173,6 +173,10 @@ impl Processes<'_> {
         let answer = match request {
             Request::Spawn(spawn) => match descriptors.into_iter().next() {
                 Some(output) => {
+                    if self.standby.is_some() {
+                        // One that has just died is none, though the signal that says so was not looked at yet.
+                        self.reap()?;
+                    }
                     if let Some((pid, output)) = self.standby.take().and_then(|it| it.become_process(&spawn)) {
                         let spawned = self.number(pid);
                         return reply(self.channel, Ok(spawned), &[output.as_fd()]);

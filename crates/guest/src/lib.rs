@@ -31,4 +31,5 @@ pub mod seccomp;
 pub mod stage;
 pub mod standby;
 pub mod sys;
+pub mod vm;
 pub mod wire;

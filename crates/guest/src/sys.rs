@@ -177,3 +177,38 @@ pub fn landlock_abi() -> Option<u32> {
     let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, ptr::null::<u8>(), 0usize, VERSION) };
     u32::try_from(abi).ok().filter(|abi| *abi > 0)
 }
+
+/// Connects to a port by virtio-vsock. Blocking, closed on exec.
+pub fn vsock_connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    check(fd)?;
+    // SAFETY: the call succeeded, so that `fd` is a new descriptor that nobody else owns.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: sockaddr_vm is plain numbers, for which all zeros is a valid value.
+    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+    address.svm_cid = cid;
+    address.svm_port = port;
+    // SAFETY: `address` is of the size given, and outlives the call.
+    check(unsafe { libc::connect(fd, (&raw const address).cast(), size_of_val(&address) as libc::socklen_t) })?;
+    Ok(socket)
+}
+
+/// Adds random bytes to the kernel's entropy, counting every bit. Takes the privilege of PID 1 of a VM.
+pub fn add_entropy(bytes: &[u8]) -> io::Result<()> {
+    const RNDADDENTROPY: c_ulong = 0x4008_5203;
+    const MOST: usize = 256;
+    #[repr(C)]
+    struct PoolInfo {
+        bits: c_int,
+        size: c_int,
+        bytes: [u8; MOST],
+    }
+    let bytes = &bytes[..bytes.len().min(MOST)];
+    let mut info = PoolInfo { bits: bytes.len() as c_int * 8, size: bytes.len() as c_int, bytes: [0; MOST] };
+    info.bytes[..bytes.len()].copy_from_slice(bytes);
+    let device = std::fs::File::options().write(true).open("/dev/urandom")?;
+    // SAFETY: the kernel reads the two numbers and `size` bytes behind them, which are there, and outlive the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY as _, &raw const info) })
+}

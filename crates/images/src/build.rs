@@ -73,13 +73,8 @@ pub struct Image {
 ///
 /// In the folder of `output` there has to be room for the image, and for the uncompressed contents beside it where they
 /// come from an archive. `progress` hears each step in a few words.
-pub fn build(
-    source: &Source,
-    options: &Options,
-    output: &Path,
-    progress: &dyn Fn(&str),
-) -> Result<Image, ImageError> {
-    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+pub fn build(source: &Source, options: &Options, output: &Path, progress: &dyn Fn(&str)) -> Result<Image, ImageError> {
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     let mut tree = Tree::new(options.time);
     let mut budget = Budget::new(options.limits);
     let mut scratch = None;
@@ -99,12 +94,7 @@ pub fn build(
     }
     progress("compressing");
     let written = squashfs::write(&tree, scratch.as_ref().map(Scratch::file), options.time, output)?;
-    Ok(Image {
-        bytes: written.bytes,
-        sha256: hex::encode(written.sha256),
-        entries: written.entries,
-        left_out,
-    })
+    Ok(Image { bytes: written.bytes, sha256: hex::encode(written.sha256), entries: written.entries, left_out })
 }
 
 fn root(tree: &mut Tree) -> Result<(), ImageError> {

@@ -77,7 +77,8 @@ pub(crate) fn read(
     let result = layer::apply(tree, scratch, budget, &name, rules, &mut stdout);
     // If the archive was refused, this is what ends the program.
     drop(stdout);
-    let status = child.wait().map_err(|source| ImageError::Io { doing: "wait for", path: "mmdebstrap".into(), source })?;
+    let status =
+        child.wait().map_err(|source| ImageError::Io { doing: "wait for", path: "mmdebstrap".into(), source })?;
     let said = said.join().unwrap_or_default();
     match result {
         Err(error @ ImageError::TooLarge { .. }) => Err(error),

@@ -77,8 +77,7 @@ impl Reader<'_> {
 
     fn add(&mut self, meta: &Metadata, path: &[u8], kind: Kind, entry: &Path) -> Result<(), ImageError> {
         let meta = Meta { mode: permissions(meta.mode().into()), uid: 0, gid: 0, mtime: self.time };
-        let failed =
-            |reason| ImageError::Layer { layer: entry.display().to_string(), reason };
+        let failed = |reason| ImageError::Layer { layer: entry.display().to_string(), reason };
         self.tree.insert(path, meta, kind).map_err(|error| failed(error.to_string()))
     }
 }

@@ -123,7 +123,9 @@ fn entries(
                 left_out += 1;
                 Ok(())
             }
-            other => return Err(refused(format!("entries of type {:?} are not supported", char::from(other.as_byte())))),
+            other => {
+                return Err(refused(format!("entries of type {:?} are not supported", char::from(other.as_byte()))));
+            }
         };
         added.map_err(|error| refused(error.to_string()))?;
     }
@@ -143,8 +145,10 @@ struct Extended {
 impl Extended {
     /// Takes an extended header; false for every other entry.
     fn take<R: Read>(&mut self, kind: EntryType, entry: &mut Entry<'_, R>) -> Result<bool, String> {
-        if !matches!(kind, EntryType::XHeader | EntryType::XGlobalHeader | EntryType::GNULongName | EntryType::GNULongLink)
-        {
+        if !matches!(
+            kind,
+            EntryType::XHeader | EntryType::XGlobalHeader | EntryType::GNULongName | EntryType::GNULongLink
+        ) {
             return Ok(false);
         }
         if entry.size() > EXTENDED {

@@ -47,7 +47,7 @@ pub(crate) fn write(tree: &Tree, scratch: Option<&Arc<File>>, time: u32, output:
     adder.children(tree.root(), Path::new("/")).map_err(refused)?;
     let Adder { mut writer, entries, .. } = adder;
 
-    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     let temp = tempfile::Builder::new().prefix(".emberbox-image-").tempfile_in(folder);
     let mut temp = temp.map_err(at("create a file in", folder))?;
     writer.write(BufWriter::with_capacity(1 << 20, temp.as_file_mut())).map_err(refused)?;

@@ -15,6 +15,8 @@ use crate::uri::query_pairs;
 use crate::validate::validate;
 use crate::wire::Timestamp;
 
+mod text;
+
 /// The input of a request that was routed to `Op`.
 ///
 /// # Errors
@@ -27,10 +29,18 @@ pub fn decode<Op: Operation>(
     headers: &HeaderMap,
     body: Bytes,
 ) -> Result<Op::Input, ApiError> {
-    let structure = Op::Input::structure();
     let source = Source { labels: &routed.labels, query: query.unwrap_or(""), headers, status: None, body: &body };
-    let input = gather(structure, &source)?;
-    validate(structure, &input, body.len())?;
+    if let Some(mut input) = text::decode::<Op::Input>(&source) {
+        input.set_payload(body);
+        return Ok(input);
+    }
+    general(&source, body.clone())
+}
+
+/// By way of a JSON tree, for every input; knows the words for whatever is wrong.
+fn general<M: Message>(source: &Source<'_>, body: Bytes) -> Result<M, ApiError> {
+    let input = gather(M::structure(), source)?;
+    validate(M::structure(), &input, body.len())?;
     build(input, body)
 }
 

@@ -20,6 +20,11 @@ pub fn validate(structure: &Structure, input: &Map<String, Value>, payload_size:
     errors.into_result()
 }
 
+/// Whether a text fulfils all constraints of its shape.
+pub fn is_valid_text(shape: &Shape, text: &str) -> bool {
+    broken_text(shape, text).is_empty()
+}
+
 #[derive(Default)]
 struct Errors(Vec<String>);
 

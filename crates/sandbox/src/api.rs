@@ -76,7 +76,7 @@ pub trait Sandbox: Send + Sync + 'static {
     /// Its id.
     fn id(&self) -> SandboxId;
     /// Takes the listener for a port of [`SandboxSpec::listen`], non-blocking; `None` when taken before or not asked for.
-    fn take_listener(&self, port: u16) -> Option<std::net::TcpListener>;
+    fn take_listener(&self, port: u16) -> Option<Listener>;
     /// Takes the stream of events; `None` when taken before.
     fn take_events(&self) -> Option<mpsc::UnboundedReceiver<SandboxEvent>>;
     /// Starts a process as the sandbox's unprivileged user, or makes one of the [`Standby`].
@@ -99,6 +99,15 @@ pub trait Sandbox: Send + Sync + 'static {
     async fn destroy(&self);
 }
 
+/// Where connections to a port of [`LINK_ADDRESS`] arrive. Non-blocking.
+#[derive(Debug)]
+pub enum Listener {
+    /// In the sandbox's network.
+    Tcp(std::net::TcpListener),
+    /// On the host: connections from a virtual machine are carried there.
+    Unix(std::os::unix::net::UnixListener),
+}
+
 /// A process to start.
 #[derive(Clone, Debug, Default)]
 pub struct Command {
@@ -119,7 +128,7 @@ pub struct ProcessId(pub u32);
 pub struct Process {
     /// For [`Sandbox::signal`] and [`SandboxEvent::Exited`].
     pub id: ProcessId,
-    /// Read end of the pipe that is its stdout and stderr, non-blocking.
+    /// Read end of the pipe that is its stdout and stderr, or a stream socket to which that is carried; non-blocking.
     pub output: OwnedFd,
 }
 

@@ -28,22 +28,23 @@
 //! network, IPC; a packet filter that the function's network namespace ends at.
 
 mod blank;
-mod cgroup;
+pub(crate) mod cgroup;
 mod config;
 mod connection;
 mod engine;
 mod firewall;
-mod helper;
-mod instance;
+pub(crate) mod helper;
+pub(crate) mod instance;
 mod messages;
 mod pasta;
 mod probe;
-mod scratch;
+pub(crate) mod scratch;
 mod standbys;
 mod sys;
 
 pub use config::{BadAddress, Destination, Egress, Network, ProcessConfig, Range, STANDBY_KINDS};
 pub use engine::ProcessEngine;
+pub(crate) use engine::error_of;
 pub use probe::{Finding, HostReport, probe};
 
 /// In the environment of a program: it is to be the helper.

@@ -16,10 +16,10 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use crate::listener::{Listener, Stream};
 use crate::machine::ApiError;
 use crate::slot::Slot;
 
@@ -31,6 +31,8 @@ pub(crate) const PORT: u16 = 9001;
 /// Largest answer of a function: 6 MiB and room for the envelope, as RAPID has it.
 pub(crate) const MAX_PAYLOAD: usize = 6 * 1024 * 1024 + 100;
 
+/// Bodies up to this size, in bytes, are copied out of the connection's buffer, which is larger.
+const SMALL: usize = 2 << 10;
 const MAX_CONNECTIONS: usize = 64;
 const MAX_HEAD: usize = 64 << 10;
 /// Bodies that are read at once: the runtime's and a few of extensions.
@@ -52,7 +54,7 @@ struct Context {
 
 impl ApiServer {
     /// Serves on the listener from the sandbox until the value is dropped.
-    pub(crate) fn start(listener: TcpListener, slot: Arc<Slot>) -> Self {
+    pub(crate) fn start(listener: Listener, slot: Arc<Slot>) -> Self {
         let (resets, requests) = mpsc::channel(1);
         let context = Arc::new(Context { slot, bodies: Semaphore::new(MAX_BODIES) });
         // Ends by itself when `resets` is dropped.
@@ -70,7 +72,7 @@ impl ApiServer {
     }
 }
 
-async fn serve(listener: TcpListener, context: Arc<Context>, mut resets: mpsc::Receiver<oneshot::Sender<()>>) {
+async fn serve(listener: Listener, context: Arc<Context>, mut resets: mpsc::Receiver<oneshot::Sender<()>>) {
     let mut connections = JoinSet::new();
     loop {
         // Resets first: a connection accepted after the reset was asked for must be one of the cut ones.
@@ -85,7 +87,7 @@ async fn serve(listener: TcpListener, context: Arc<Context>, mut resets: mpsc::R
             }
             Some(_) = connections.join_next() => {}
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                Ok((stream, _)) => {
+                Ok(stream) => {
                     connections.spawn(connection(stream, Arc::clone(&context)));
                 }
                 Err(error) => {
@@ -98,7 +100,7 @@ async fn serve(listener: TcpListener, context: Arc<Context>, mut resets: mpsc::R
 }
 
 /// Closes connections that wait to be accepted.
-async fn drop_backlog(listener: &TcpListener) {
+async fn drop_backlog(listener: &Listener) {
     loop {
         // Accept first: the other branch is always ready.
         tokio::select! {
@@ -109,9 +111,7 @@ async fn drop_backlog(listener: &TcpListener) {
     }
 }
 
-async fn connection(stream: TcpStream, context: Arc<Context>) {
-    // Without it the answer is only slower.
-    let _ = stream.set_nodelay(true);
+async fn connection(stream: Stream, context: Arc<Context>) {
     let service = hyper::service::service_fn(move |request| {
         let context = Arc::clone(&context);
         async move { Ok::<_, Infallible>(context.handle(request).await) }
@@ -129,7 +129,7 @@ async fn connection(stream: TcpStream, context: Arc<Context>) {
 impl Context {
     async fn handle(&self, request: Request<Incoming>) -> Reply {
         let (head, mut body) = request.into_parts();
-        let reply = self.route(&head, &mut body).await;
+        let reply = self.route(head, &mut body).await;
         // A refusal may have left the body unread, and with it the connection would be of no further use.
         let mut discarded = 0;
         while !body.is_end_stream() && discarded < MAX_DISCARD {
@@ -141,13 +141,18 @@ impl Context {
         reply
     }
 
-    async fn route(&self, head: &Parts, body: &mut Incoming) -> Reply {
+    async fn route(&self, head: Parts, body: &mut Incoming) -> Reply {
         let path = head.uri.path();
         if let Some(rest) = path.strip_prefix("/2018-06-01/runtime/") {
-            return self.runtime(rest, head, body).await;
+            if head.method == Method::GET && rest == "invocation/next" {
+                // It may wait for long, and the head is part of the connection's buffer.
+                drop(head);
+                return self.next().await;
+            }
+            return self.runtime(rest, &head, body).await;
         }
         if let Some(rest) = path.strip_prefix("/2020-01-01/extension/") {
-            return self.extension(rest, head, body).await;
+            return self.extension(rest, &head, body).await;
         }
         match (&head.method, path) {
             (&Method::GET, "/2018-06-01/ping" | "/ping") => text(StatusCode::OK, "pong"),
@@ -190,7 +195,12 @@ impl Context {
                 }
             }
         }
-        let body = if whole.is_empty() { first } else { whole.freeze() };
+        let body = match whole.is_empty() {
+            // So that a small body does not keep the connection's buffer, in whose place another would be made.
+            true if first.len() <= SMALL => Bytes::copy_from_slice(&first),
+            true => first,
+            false => whole.freeze(),
+        };
         Ok((body, trailers))
     }
 }

@@ -104,10 +104,11 @@ pub(crate) fn standby(image: &RuntimeImage) -> Vec<(String, String)> {
 }
 
 /// Whether a runtime that was started without this variable of the customer's could be another than one that was
-/// started with it: what loaders, C libraries and interpreters read as they start.
+/// started with it: what loaders, C libraries, interpreters and AWS's clients (`AWS_LAMBDA_LOG_FORMAT`, which customers
+/// may set themselves) read as they start.
 pub(crate) fn acts_on_start(name: &str) -> bool {
-    const PREFIXES: [&str; 7] = ["PYTHON", "LD_", "LC_", "MALLOC_", "GLIBC_", "OPENSSL_", "LOCPATH"];
-    const NAMES: [&str; 6] = ["LANG", "LANGUAGE", "TZ", "TZDIR", "HOME", "AWS_LAMBDA_EXEC_WRAPPER"];
+    const PREFIXES: [&str; 7] = ["PYTHON", "LD_", "LC_", "MALLOC_", "GLIBC_", "OPENSSL_", "AWS_LAMBDA_"];
+    const NAMES: [&str; 7] = ["LANG", "LANGUAGE", "LOCPATH", "GCONV_PATH", "TZ", "TZDIR", "HOME"];
     PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || NAMES.contains(&name)
 }
 
@@ -134,10 +135,11 @@ mod tests {
 
     #[test]
     fn what_a_runtime_reads_as_it_starts_is_known() {
-        for name in ["PYTHONPATH", "LD_PRELOAD", "LC_ALL", "LANG", "TZ", "HOME", "AWS_LAMBDA_EXEC_WRAPPER"] {
+        let client = ["AWS_LAMBDA_EXEC_WRAPPER", "AWS_LAMBDA_LOG_FORMAT", "AWS_LAMBDA_LOG_LEVEL"];
+        for name in ["PYTHONPATH", "LD_PRELOAD", "LC_ALL", "LANG", "TZ", "HOME"].iter().chain(&client) {
             assert!(acts_on_start(name), "{name}");
         }
-        for name in ["PATH", "TABLE", "LANGUAGES", "LDAP_URL", "AWS_LAMBDA_FUNCTION_NAME"] {
+        for name in ["PATH", "TABLE", "LANGUAGES", "LDAP_URL", "AWS_MAX_ATTEMPTS"] {
             assert!(!acts_on_start(name), "{name}");
         }
     }

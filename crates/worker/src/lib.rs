@@ -22,6 +22,7 @@ mod config;
 mod env;
 mod layers;
 mod lines;
+mod listener;
 pub mod logs;
 pub mod machine;
 pub mod metrics;

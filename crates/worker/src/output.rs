@@ -1,11 +1,13 @@
 //! What a process writes to stdout and stderr, cut into lines, or into the messages that a runtime client frames.
 
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::time::Instant;
 
@@ -23,10 +25,50 @@ const PERIOD: Duration = Duration::from_millis(100);
 
 /// The read end of a process's output.
 pub(crate) struct Output {
-    pipe: pipe::Receiver,
+    source: Source,
     lines: Mutex<Splitter>,
     /// Cost of what was read in this period.
     spent: AtomicUsize,
+}
+
+/// Where it comes from.
+enum Source {
+    Pipe(pipe::Receiver),
+    /// Carried from a virtual machine.
+    Stream(UnixStream),
+}
+
+impl Source {
+    fn new(fd: OwnedFd) -> std::io::Result<Self> {
+        let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
+        Ok(match kind {
+            rustix::fs::FileType::Socket => Self::Stream(UnixStream::from_std(StdUnixStream::from(fd))?),
+            _ => Self::Pipe(pipe::Receiver::from_owned_fd(fd)?),
+        })
+    }
+
+    async fn readable(&self) -> std::io::Result<()> {
+        match self {
+            Self::Pipe(pipe) => pipe.readable().await,
+            Self::Stream(stream) => stream.readable().await,
+        }
+    }
+
+    fn try_read(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Self::Pipe(pipe) => pipe.try_read(buffer),
+            Self::Stream(stream) => stream.try_read(buffer),
+        }
+    }
+}
+
+impl AsFd for Source {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Pipe(pipe) => pipe.as_fd(),
+            Self::Stream(stream) => stream.as_fd(),
+        }
+    }
 }
 
 /// What a read found.
@@ -42,17 +84,17 @@ pub(crate) enum Drained {
 
 impl Output {
     pub(crate) fn new(fd: OwnedFd) -> std::io::Result<Self> {
-        Ok(Self { pipe: pipe::Receiver::from_owned_fd(fd)?, lines: Mutex::default(), spent: AtomicUsize::new(0) })
+        Ok(Self { source: Source::new(fd)?, lines: Mutex::default(), spent: AtomicUsize::new(0) })
     }
 
     /// Reads what is in the pipe now, without waiting, whether the reactor has heard of it or not.
     pub(crate) fn drain(&self, line: impl FnMut(String)) -> Drained {
-        self.read_all(DRAIN_COST, line, |buffer| Ok(rustix::io::read(self.pipe.as_fd(), buffer)?))
+        self.read_all(DRAIN_COST, line, |buffer| Ok(rustix::io::read(&self.source, buffer)?))
     }
 
     /// As [`Output::drain`], after [`Output::pump`] was woken.
     pub(crate) fn drain_ready(&self, line: impl FnMut(String)) -> Drained {
-        self.read_all(PUMP_COST, line, |buffer| self.pipe.try_read(buffer))
+        self.read_all(PUMP_COST, line, |buffer| self.source.try_read(buffer))
     }
 
     fn read_all(
@@ -99,7 +141,7 @@ impl Output {
     /// than a period's worth.
     pub(crate) async fn pump(&self, mut drain: impl FnMut() -> Drained) {
         let mut period = Instant::now();
-        while self.pipe.readable().await.is_ok() {
+        while self.source.readable().await.is_ok() {
             if period.elapsed() >= PERIOD {
                 period = Instant::now();
                 self.spent.store(0, Ordering::Relaxed);

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::api_server;
+use crate::listener::Listener;
 
 /// A function's SDK keeps a handful open.
 const MAX_CONNECTIONS: usize = 64;
@@ -78,7 +79,7 @@ impl Endpoint {
     }
 
     /// Forwards connections until dropped.
-    pub(crate) async fn forward(self, listener: TcpListener) {
+    pub(crate) async fn forward(self, listener: Listener) {
         let mut connections = JoinSet::new();
         // Said again only after it was reached: a function may try as often as it likes.
         let silent = Arc::new(AtomicBool::new(false));
@@ -87,7 +88,7 @@ impl Endpoint {
             tokio::select! {
                 Some(_) = connections.join_next() => {}
                 accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => {
-                    let Ok((mut inside, _)) = accepted else {
+                    let Ok(mut inside) = accepted else {
                         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                         continue;
                     };
@@ -97,7 +98,7 @@ impl Endpoint {
                         match TcpStream::connect((host.as_str(), port)).await {
                             Ok(mut outside) => {
                                 silent.store(false, Ordering::Relaxed);
-                                let _ = (inside.set_nodelay(true), outside.set_nodelay(true));
+                                let _ = outside.set_nodelay(true);
                                 // Either side may cut the connection at any time.
                                 let _ = copy_bidirectional(&mut inside, &mut outside).await;
                             }

@@ -14,13 +14,13 @@ use runtimes::RuntimeImage;
 use sandbox::api::LINK_ADDRESS;
 use sandbox::{Command, Mount, Sandbox, SandboxEngine, SandboxSpec, Standby};
 use time::OffsetDateTime;
-use tokio::net::TcpListener;
 
 use crate::api_server::{self, ApiServer};
 use crate::config::Config;
 use crate::env;
 use crate::layers;
 use crate::lines::Lines;
+use crate::listener::Listener;
 use crate::logs::{GroupId, LogStore, StreamId};
 use crate::machine::{Machine, Settings};
 use crate::metrics::Metrics;
@@ -205,18 +205,14 @@ impl Inner {
         let id = sandbox.id();
         let config = &self.host.config;
         let listener = take_listener(sandbox.as_ref(), api_server::PORT)?;
-        let api =
-            listener.local_addr().map_err(|e| WorkerError::Sandbox(format!("address of the Runtime API: {e}")))?;
+        let api = listener.address(api_server::PORT);
         let events =
             sandbox.take_events().ok_or_else(|| WorkerError::Sandbox(format!("sandbox {id}: its events are taken")))?;
         let relay = match &self.endpoint {
             Some(endpoint) => Some((endpoint.clone(), take_listener(sandbox.as_ref(), endpoint.port)?)),
             None => None,
         };
-        let endpoint_url = match &relay {
-            Some((endpoint, listener)) => listener.local_addr().ok().map(|address| endpoint.url(address)),
-            None => None,
-        };
+        let endpoint_url = relay.as_ref().map(|(endpoint, listener)| endpoint.url(listener.address(endpoint.port)));
 
         let stream = self.stream_name(id, &version);
         let env = env::runtime(&env::Inputs {
@@ -288,12 +284,12 @@ fn standby(version: &FunctionVersion, image: &RuntimeImage) -> Option<Standby> {
     Some(Standby { command: Command { argv, env: env::standby(image), cwd: "/".into() }, mounts: image.mounts.len() })
 }
 
-fn take_listener(sandbox: &dyn Sandbox, port: u16) -> Result<TcpListener, WorkerError> {
+fn take_listener(sandbox: &dyn Sandbox, port: u16) -> Result<Listener, WorkerError> {
     let id = sandbox.id();
     let listener = sandbox
         .take_listener(port)
         .ok_or_else(|| WorkerError::Sandbox(format!("sandbox {id} has no listener on port {port}")))?;
-    TcpListener::from_std(listener)
+    Listener::new(listener)
         .map_err(|error| WorkerError::Sandbox(format!("listen on port {port} of sandbox {id}: {error}")))
 }
 

@@ -102,7 +102,7 @@ fn is_principal(principal: &Value, caller: &Caller) -> bool {
         return true;
     }
     match principal["AWS"].as_str() {
-        Some(arn) => arn == format!("arn:aws:iam::{}:root", caller.account) || arn == caller.principal_arn,
+        Some(arn) => arn == format!("arn:aws:iam::{}:root", caller.account) || arn == caller.principal_arn(),
         None => false,
     }
 }

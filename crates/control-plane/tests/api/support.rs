@@ -149,7 +149,7 @@ pub fn caller(account: &str) -> Caller {
     Caller {
         account: AccountId::parse(account).unwrap(),
         region: "us-east-1".into(),
-        principal_arn: format!("arn:aws:iam::{account}:user/someone"),
+        principal: Some(format!("arn:aws:iam::{account}:user/someone")),
     }
 }
 

@@ -242,9 +242,5 @@ impl Functions {
 }
 
 fn caller(identity: &Identity) -> Caller {
-    Caller {
-        account: identity.account.clone(),
-        region: identity.region.clone(),
-        principal_arn: format!("arn:aws:iam::{}:root", identity.account),
-    }
+    Caller { account: identity.account.clone(), region: identity.region.clone(), principal: None }
 }

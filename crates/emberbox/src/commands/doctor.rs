@@ -1,6 +1,6 @@
 //! `emberbox doctor`: what this host can do, what is missing, how to get it.
 
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use runtimes::{RuntimeState, RuntimeStatus};
@@ -8,7 +8,9 @@ use serde::Serialize;
 
 use super::{print_json, runtime};
 use crate::cli::{Doctor, Local};
-use crate::host;
+use crate::config::Config;
+use crate::data_dir;
+use crate::serve::isolation;
 use crate::ui;
 
 /// How a finding is to be taken.
@@ -62,7 +64,7 @@ pub fn run(args: Doctor) -> Result<ExitCode> {
     let mut findings = system();
     findings.extend(process_sandbox());
     findings.extend(runtimes(&args.local)?);
-    findings.extend(microvm());
+    findings.extend(microvm(&args.local)?);
     if args.json {
         print_json(&findings)?;
     } else {
@@ -161,23 +163,21 @@ fn runtimes(local: &Local) -> Result<Vec<Finding>> {
     Ok(runtime::open(local)?.list().into_iter().map(finding).collect())
 }
 
-/// Emberbox does not run functions in microVMs yet; this says whether the host could.
-fn microvm() -> Vec<Finding> {
-    let area = "MicroVM (not used yet)";
-    let program = |name: &str| match host::find(name) {
-        Some(path) => {
-            let output = Command::new(&path).arg("--version").stdin(Stdio::null()).output();
-            let version =
-                output.map(|o| String::from_utf8_lossy(&o.stdout).lines().next().unwrap_or_default().to_owned());
-            Finding::ok(area, name, format!("{} {}", path.display(), version.unwrap_or_default()))
-        }
-        None => Finding::not(
-            area,
-            name,
-            Status::Optional,
-            "not installed",
-            "from https://github.com/firecracker-microvm/firecracker/releases",
-        ),
+/// Whether functions can run in virtual machines here: one is booted, which takes seconds at most.
+fn microvm(local: &Local) -> Result<Vec<Finding>> {
+    let config = match &local.config {
+        Some(path) => Config::read(path)?,
+        None => Config::default(),
     };
-    vec![program("firecracker"), program("jailer")]
+    let dir = match local.data_dir.clone().or_else(|| config.data_dir.clone()) {
+        Some(dir) => std::path::absolute(dir)?,
+        None => data_dir::default_dir()?,
+    };
+    data_dir::make(&dir)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let remedy = "needed for isolation = \"microvm\" only; see [microvm] in emberbox.example.toml";
+    Ok(vec![match runtime.block_on(isolation::verdict(&config, &dir)) {
+        Ok(words) => Finding::ok("MicroVM", "trial boot", words),
+        Err(error) => Finding::not("MicroVM", "trial boot", Status::Optional, format!("{error:#}"), remedy),
+    }])
 }

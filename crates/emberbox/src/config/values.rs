@@ -14,6 +14,10 @@ use crate::units::{parse_duration, parse_size};
 pub enum Isolation {
     /// Namespaces, cgroups, seccomp, Landlock.
     Process,
+    /// Virtual machines.
+    Microvm,
+    /// Virtual machines where the processor can run them, or else processes.
+    Auto,
 }
 
 /// `network`.

@@ -28,6 +28,24 @@ pub fn sandbox(config: &Config, dir: &Path) -> ProcessConfig {
     ProcessConfig { network, pool, standbys, max_sandboxes, memory_mb, ..ProcessConfig::new(dir.join("sandboxes")) }
 }
 
+/// For the engine of microVMs.
+#[cfg(feature = "microvm")]
+pub fn microvm(config: &Config, dir: &Path) -> sandbox::microvm::MicrovmConfig {
+    use sandbox::microvm::{Accel, MicrovmConfig};
+
+    let accel = match config.microvm.accel {
+        config::Accel::Kvm => Accel::Kvm,
+        config::Accel::Tcg => Accel::Tcg,
+    };
+    MicrovmConfig {
+        qemu: config.microvm.qemu.clone(),
+        vsock_device: config.microvm.vsock_device.clone(),
+        max_sandboxes: config.limits.sandboxes,
+        memory_mb: Some(host_memory_mb() / 10 * 9),
+        ..MicrovmConfig::new(dir.join("microvm"), super::isolation::kernel(config, dir), accel)
+    }
+}
+
 /// For the package storage.
 pub fn packages(config: &Config, dir: &Path) -> packages::Config {
     let s3 = config.s3.as_ref().map(|s3| packages::S3Config {

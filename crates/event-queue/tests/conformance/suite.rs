@@ -506,9 +506,9 @@ pub struct Seen {
     acked: BTreeSet<Uuid>,
 }
 
-/// Starts the test `child_of_the_crash_test` of this binary and kills it, again and again, each time at another moment
-/// after `opening`.
-pub fn crash(target: &str, rounds: u64, opening: Duration) -> Seen {
+/// Starts the test `child_of_the_crash_test` of this binary and kills it, again and again, each time at another moment:
+/// in every fifth round after its start, while it opens, and else after its first answer.
+pub fn crash(target: &str, rounds: u64) -> Seen {
     let mut seen = Seen::default();
     for round in 0..rounds {
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -518,9 +518,13 @@ pub fn crash(target: &str, rounds: u64, opening: Duration) -> Seen {
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        // Between nothing (while it opens) and some dozens of groups.
-        let after = opening + Duration::from_millis(10 + round * 37 % 110);
+        // Up to some dozens of groups.
+        let after = Duration::from_millis(10 + round * 37 % 110);
+        let (first, answered) = std::sync::mpsc::channel();
         let killer = std::thread::spawn(move || {
+            if round % 5 > 0 {
+                answered.recv_timeout(Duration::from_secs(60)).expect("the child answers within a minute");
+            }
             std::thread::sleep(after);
             child.kill().unwrap();
             child.wait().unwrap();
@@ -529,6 +533,8 @@ pub fn crash(target: &str, rounds: u64, opening: Duration) -> Seen {
             let id = |text: &str| Uuid::parse_str(text).ok();
             if let Some(id) = line.strip_prefix('+').and_then(id) {
                 seen.answered.insert(id);
+                // In rounds that do not wait for it nobody listens.
+                let _ = first.send(());
             } else if let Some(id) = line.strip_prefix('-').and_then(id) {
                 seen.acked.insert(id);
             }
@@ -543,7 +549,9 @@ impl Seen {
     pub async fn none_lost(&self, engine: Queue) {
         let mut found = BTreeSet::new();
         loop {
-            let leases = engine.lease(500, LEASE * 10, Duration::ZERO).await.unwrap();
+            // An engine on queues that must be polled does not look at all of them in every call: nothing within a while
+            // is nothing.
+            let leases = engine.lease(500, LEASE * 10, Duration::from_secs(3)).await.unwrap();
             if leases.is_empty() {
                 break;
             }
@@ -553,6 +561,7 @@ impl Seen {
         let (answered, acked) = (self.answered.len(), self.acked.len());
         println!("{answered} answered, {acked} acknowledged, {} found, {lost} lost", found.len());
         assert_eq!(lost, 0);
-        assert!(answered > 100, "the child got somewhere");
+        // Each round but every fifth has waited for one.
+        assert!(answered > 20, "the child got somewhere");
     }
 }

@@ -23,17 +23,13 @@ pub fn trace_id(header: Option<&str>, wall: Duration, random: [u8; 20], sampled:
         Some("1") => true,
         _ => sampled,
     };
-    let mut trace = format!(
-        "Root={};Parent={};Sampled={}",
-        root.map_or_else(fresh, str::to_owned),
-        parent.map_or_else(|| hex::encode(&random[12..]), str::to_owned),
-        u8::from(decision),
-    );
-    if let Some(lineage) = inherited("Lineage") {
-        trace.push_str(";Lineage=");
-        trace.push_str(lineage);
+    let root = root.map_or_else(fresh, str::to_owned);
+    let parent = parent.map_or_else(|| hex::encode(&random[12..]), str::to_owned);
+    let sampled = if decision { ";Sampled=1" } else { ";Sampled=0" };
+    match inherited("Lineage") {
+        None => ["Root=", &root, ";Parent=", &parent, sampled].concat(),
+        Some(lineage) => ["Root=", &root, ";Parent=", &parent, sampled, ";Lineage=", lineage].concat(),
     }
-    trace
 }
 
 /// Wall-clock time as the trace id wants it.

@@ -106,7 +106,8 @@ fn long_names_come_from_extended_headers() {
 
 #[test]
 fn limits_hold_while_reading() {
-    let files = |count: usize| (0..count).fold(Archive::default(), |a, i| a.entry(&format!("f{i}"), b'0', "", &[7; 4096]));
+    let files =
+        |count: usize| (0..count).fold(Archive::default(), |a, i| a.entry(&format!("f{i}"), b'0', "", &[7; 4096]));
     let bytes = Limits { unpacked: 100_000, ..Limits::default() };
     let error = files(50).read(bytes).unwrap_err();
     assert!(matches!(error, ImageError::TooLarge { limit: 100_000, unit: "bytes", .. }), "{error}");
@@ -131,7 +132,5 @@ fn damaged_archives_are_an_error() {
         ),
         Err(ImageError::Layer { .. })
     ));
-    let mut noise = Archive::default();
-    noise.0 = vec![0x5a; 4096];
-    assert!(noise.refused().contains("cannot be read"));
+    assert!(Archive(vec![0x5a; 4096]).refused().contains("cannot be read"));
 }

@@ -92,7 +92,10 @@ fn deep_trees_cannot_be_made_through_links_either() {
     let deep = "d/".repeat(200);
     tree.insert(deep.as_bytes(), META, directory()).unwrap();
     tree.insert(b"l", META, link(&deep)).unwrap();
-    assert_eq!(tree.insert(deep.replace('d', "e").replacen('e', "l", 1).as_bytes(), META, file("x")), Err(TreeError::TooLong));
+    assert_eq!(
+        tree.insert(deep.replace('d', "e").replacen('e', "l", 1).as_bytes(), META, file("x")),
+        Err(TreeError::TooLong)
+    );
 }
 
 #[test]

@@ -156,6 +156,16 @@ impl Group {
         Ok(())
     }
 
+    /// Moves another process into it.
+    #[cfg(feature = "microvm")]
+    pub fn add(&self, pid: u32) -> io::Result<()> {
+        for directory in self.distinct() {
+            fs::write(directory.join("cgroup.procs"), pid.to_string())
+                .map_err(|error| about(&format!("put process {pid} into"), directory, error))?;
+        }
+        Ok(())
+    }
+
     /// Bounds the memory of all the groups in it together.
     pub fn limit_memory(&self, memory_mb: u64) -> io::Result<()> {
         let Some(file) = self.file(Controller::Memory, "memory.limit_in_bytes", "memory.max") else { return Ok(()) };

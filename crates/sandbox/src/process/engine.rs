@@ -28,8 +28,8 @@ use super::connection::Connection;
 use super::helper::raise_descriptor_limit;
 use super::messages::{Order, Report};
 use crate::api::{
-    Command, ExitStatus, Process, ProcessId, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec, Signal,
-    Usage,
+    Command, ExitStatus, Listener, Process, ProcessId, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec,
+    Signal, Usage,
 };
 
 /// Makes sandboxes of namespaces and cgroups. See [`super`].
@@ -405,8 +405,8 @@ impl Sandbox for ProcessSandbox {
         self.handle.id
     }
 
-    fn take_listener(&self, port: u16) -> Option<TcpListener> {
-        self.listeners.lock().remove(&port)
+    fn take_listener(&self, port: u16) -> Option<Listener> {
+        self.listeners.lock().remove(&port).map(Listener::Tcp)
     }
 
     fn take_events(&self) -> Option<mpsc::UnboundedReceiver<SandboxEvent>> {
@@ -480,7 +480,7 @@ impl Drop for ProcessSandbox {
     }
 }
 
-fn error_of(failure: Failure) -> SandboxError {
+pub(crate) fn error_of(failure: Failure) -> SandboxError {
     let source = failure.source();
     match failure.kind {
         FailureKind::Host => SandboxError::Host { operation: failure.operation, source },

@@ -5,6 +5,9 @@
 
 mod purpose;
 
+#[cfg(feature = "microvm")]
+pub(crate) use purpose::hosts_file;
+
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::IpAddr;

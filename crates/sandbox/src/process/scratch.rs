@@ -62,6 +62,13 @@ impl Scratch {
     }
 }
 
+/// A formatted, empty file of `size_mb` in `directory`, without a name.
+#[cfg(feature = "microvm")]
+pub fn disk(directory: &Path, size_mb: u32) -> Result<File, Failure> {
+    let template = template(directory, size_mb)?;
+    copy(directory, &template).during("copy the template of /tmp")
+}
+
 /// The formatted, empty file of a size.
 fn template(directory: &Path, size_mb: u32) -> Result<PathBuf, Failure> {
     let path = directory.join(format!("empty-{size_mb}.ext4"));

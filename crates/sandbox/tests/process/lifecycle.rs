@@ -130,6 +130,7 @@ async fn listens_inside() {
     let client =
         "import socket; s = socket.create_connection(('169.254.100.1', 9001)); s.sendall(b'hi'); print(s.recv(9))";
     let (_, output) = guest.spawn(&["/usr/bin/python3", "-c", client]).await.unwrap();
+    let sandbox::Listener::Tcp(listener) = listener else { panic!("{listener:?}") };
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
     let (mut stream, _) = tokio::time::timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
     let mut text = [0; 2];

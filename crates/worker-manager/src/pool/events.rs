@@ -85,8 +85,8 @@ impl<C, W: Clone> FunctionPool<C, W> {
         true
     }
 
-    /// A sandbox that is in no list can serve: the request of its version that waits longest gets it, or it is idle, or
-    /// it goes. `held` is the permit of what it served last.
+    /// A sandbox that is in no list can serve: of the requests of its version the one that waits longest and may run gets
+    /// it, or it is idle, or it goes. `held` is the permit of what it served last.
     fn free(&mut self, now: Duration, id: SandboxId, held: Option<Permit>, actions: &mut Vec<Action<C, W>>) {
         let sandbox = self.sandboxes.get_mut(&id).expect("a sandbox that became free exists");
         // Neither listed nor counted from here on; what follows decides.
@@ -100,25 +100,26 @@ impl<C, W: Clone> FunctionPool<C, W> {
             return self.settle(now, actions);
         }
         let key = sandbox.version.clone();
-        let held = match self.waiters.iter().position(|w| w.version.key == key) {
-            None => held,
-            Some(at) => {
-                let (limits, start) = (self.waiters[at].limits, self.waiters[at].start);
-                let (permit, left_over) = match start {
-                    Some((own, _)) => (Some(own), held),
-                    None => (self.pass_on(held, &limits), None),
-                };
-                if let Some(permit) = permit {
-                    let caller = self.leave(at).caller;
-                    let grant = self.lease(now, id, permit, false);
-                    actions.push(Action::Grant { caller, grant });
-                    start.into_iter().for_each(|(_, starting)| self.detach(starting));
-                    left_over.into_iter().for_each(|p| self.release_permit(p));
-                    return self.settle(now, actions);
-                }
-                left_over
+        let mut held = held;
+        for at in 0..self.waiters.len() {
+            let Waiter { version, limits, start, .. } = &self.waiters[at];
+            if version.key != key {
+                continue;
             }
-        };
+            let (limits, start) = (*limits, *start);
+            let permit = match start {
+                Some((own, _)) => Some(own),
+                None => self.pass_on(held.take(), &limits),
+            };
+            // One that may not run, by limits that were lower when it came, keeps nobody behind it from running.
+            let Some(permit) = permit else { continue };
+            let caller = self.leave(at).caller;
+            let grant = self.lease(now, id, permit, false);
+            actions.push(Action::Grant { caller, grant });
+            start.into_iter().for_each(|(_, starting)| self.detach(starting));
+            held.into_iter().for_each(|p| self.release_permit(p));
+            return self.settle(now, actions);
+        }
         held.into_iter().for_each(|p| self.release_permit(p));
         let sandbox = self.sandboxes.get_mut(&id).expect("it was there above");
         sandbox.state = State::Idle { since: now };

@@ -209,6 +209,28 @@ fn a_request_whose_sandbox_starts_takes_one_that_becomes_free() {
 }
 
 #[test]
+fn a_request_that_may_not_run_keeps_nobody_behind_it_from_a_free_sandbox() {
+    let mut b = Bench::new(Config::default());
+    // The account's limit changes between requests.
+    let [one, none, two] = [1, 0, 2].map(|unreserved| AssignRequest {
+        limits: ConcurrencyLimits { unreserved, reserved: None },
+        ..request("v", None)
+    });
+    let warm = b.cold(&one);
+    b.pool.answered(warm);
+    b.waits(&none);
+    b.waits(&two);
+    let starting = b.started();
+    b.idle(warm);
+    // Lying idle, it would have gone to a later request, while this one waits for its start.
+    assert_eq!(b.granted(), (3, warm, false));
+    assert!(matches!(b.actions.pop(), Some(Action::Throttle { caller: 2, reason: ThrottleReason::Account })));
+    b.init_done(starting);
+    b.quiet();
+    assert_eq!(b.leased(&two), starting);
+}
+
+#[test]
 fn a_cancelled_start_leaves_an_idle_sandbox() {
     let mut b = Bench::new(Config::default());
     let r = request("v", Some(1));

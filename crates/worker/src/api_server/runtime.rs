@@ -20,21 +20,29 @@ const INVOCATION_ID: HeaderName = HeaderName::from_static("lambda-runtime-invoca
 const ERROR_CAUSE_JSON: &str = "application/vnd.aws.lambda.error.cause+json";
 
 impl Context {
+    /// All but `next`.
     pub(super) async fn runtime(&self, path: &str, head: &Parts, body: &mut Incoming) -> Reply {
-        let parts: Vec<&str> = path.split('/').collect();
-        match (&head.method, parts.as_slice()) {
-            (&Method::GET, ["invocation", "next"]) => self.next().await,
-            (&Method::POST, ["invocation", id, "response"]) => self.response(id, head, body).await,
-            (&Method::POST, ["invocation", id, "error"]) => self.invocation_error(id, head, body).await,
-            (&Method::POST, ["init", "error"]) => self.init_error(head, body).await,
-            (_, ["invocation", "next"] | ["invocation", _, "response" | "error"] | ["init", "error"]) => {
-                text(StatusCode::METHOD_NOT_ALLOWED, "")
+        let mut parts = path.split('/');
+        match (&head.method, (parts.next(), parts.next(), parts.next(), parts.next())) {
+            (&Method::POST, (Some("invocation"), Some(id), Some("response"), None)) => {
+                self.response(id, head, body).await
             }
+            (&Method::POST, (Some("invocation"), Some(id), Some("error"), None)) => {
+                self.invocation_error(id, head, body).await
+            }
+            (&Method::POST, (Some("init"), Some("error"), None, None)) => self.init_error(head, body).await,
+            (
+                _,
+                (Some("invocation"), Some("next"), None, None)
+                | (Some("invocation"), Some(_), Some("response" | "error"), None)
+                | (Some("init"), Some("error"), None, None),
+            ) => text(StatusCode::METHOD_NOT_ALLOWED, ""),
             _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
         }
     }
 
-    async fn next(&self) -> Reply {
+    /// Waits for an event.
+    pub(super) async fn next(&self) -> Reply {
         let wait = match self.slot.runtime_next() {
             Ok(wait) => wait,
             Err(refusal) => return refusal.into(),

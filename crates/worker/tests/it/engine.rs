@@ -100,8 +100,8 @@ impl Sandbox for PlainSandbox {
         self.spec.id
     }
 
-    fn take_listener(&self, port: u16) -> Option<std::net::TcpListener> {
-        self.listeners.lock().unwrap().remove(&port)
+    fn take_listener(&self, port: u16) -> Option<sandbox::Listener> {
+        self.listeners.lock().unwrap().remove(&port).map(sandbox::Listener::Tcp)
     }
 
     fn take_events(&self) -> Option<mpsc::UnboundedReceiver<SandboxEvent>> {

@@ -112,7 +112,8 @@ fn resolv_conf(dns: &[IpAddr]) -> String {
     dns.iter().fold(String::new(), |text, server| text + &format!("nameserver {server}\n"))
 }
 
-fn hosts_file(more: &[(IpAddr, String)]) -> String {
+/// Contents of `/etc/hosts`.
+pub fn hosts_file(more: &[(IpAddr, String)]) -> String {
     let mut text = format!("127.0.0.1 localhost localhost.localdomain\n{LINK_ADDRESS} sandbox.localdomain sandbox\n");
     for (address, name) in more {
         writeln!(text, "{address} {name}").expect("a String takes everything");

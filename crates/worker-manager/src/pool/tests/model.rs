@@ -306,6 +306,8 @@ impl Model {
             assert_eq!(version.idle.len(), of(&|s| matches!(s, State::Idle { .. })));
             assert_eq!(version.finishing, of(&|s| matches!(s, State::Finishing { .. })));
             assert_eq!(version.spare.len(), of(&|s| matches!(s, State::Starting { waiter: None, .. })));
+            let starts = pool.waiters.iter().any(|w| w.start.is_some() && w.version.key == *key);
+            assert!(version.idle.is_empty() || !starts, "waits for a start beside an idle sandbox");
         }
     }
 

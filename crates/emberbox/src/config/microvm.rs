@@ -1,0 +1,48 @@
+//! `[microvm]`.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+/// How microVMs are made, where `[sandbox] isolation` asks for them.
+#[derive(Deserialize, Debug, Clone, PartialEq, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Microvm {
+    /// What runs them.
+    pub engine: Engine,
+    /// What executes their instructions.
+    pub accel: Accel,
+    /// The guest kernel, an uncompressed `vmlinux`; `None`: `guest-kernel/vmlinux` in the data directory.
+    pub kernel: Option<PathBuf>,
+    /// The program `qemu-system-x86_64`; `None`: from PATH.
+    pub qemu: Option<PathBuf>,
+    /// The program `vhost-device-vsock`; `None`: from PATH.
+    pub vsock_device: Option<PathBuf>,
+}
+
+impl Microvm {
+    /// All that may be relative to the file.
+    pub fn paths(&mut self) -> impl Iterator<Item = &mut PathBuf> {
+        [&mut self.kernel, &mut self.qemu, &mut self.vsock_device].into_iter().flatten()
+    }
+}
+
+/// `engine`.
+#[derive(Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// QEMU's machine `microvm`.
+    #[default]
+    Qemu,
+}
+
+/// `accel`.
+#[derive(Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    /// The processor.
+    #[default]
+    Kvm,
+    /// Software emulation.
+    Tcg,
+}

@@ -1,0 +1,5 @@
+//! The program that a microVM's kernel starts.
+
+fn main() {
+    guest::vm::agent::main()
+}

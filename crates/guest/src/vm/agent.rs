@@ -1,0 +1,172 @@
+//! The agent's life: boot, make the sandbox, carry until the host hangs up.
+
+use std::fs::File;
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::pipe::PipeFlags;
+
+use super::protocol::{self, CONTROL_PORT, HOST, LONGEST_ORDER, OUTPUT_PORT, Order, Start, VERSION, Word};
+use super::pump::Carrier;
+use super::{boot, pump};
+use crate::init;
+use crate::protocol::{During, Failure, Message, Prepare, Reply, Request, SetUp, Spawn};
+use crate::seccomp::Programs;
+use crate::sys::{self, Cloned};
+use crate::wire::Channel;
+
+/// The function's user inside, as on AWS: `sbx_user1051`.
+const USER: u32 = 993;
+/// And its group.
+const GROUP: u32 = 990;
+/// Where the worker's listeners appear.
+const LINK_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 100, 1);
+/// The sandbox's own. The user namespace is the VM's: a guest kernel without them has less to attack.
+const NAMESPACES: i32 = libc::CLONE_NEWPID
+    | libc::CLONE_NEWNS
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWCGROUP;
+
+/// Runs the VM. To be called in its PID 1, by nothing else.
+pub fn main() -> ! {
+    if std::process::id() != 1 {
+        eprintln!("emberbox-guest is PID 1 of a microVM; it does nothing elsewhere");
+        sys::exit(2);
+    }
+    if let Err(failure) = run() {
+        // On the console, which the host keeps a little of.
+        eprintln!("emberbox-guest: {}: {}", failure.operation, failure.source());
+    }
+    boot::end()
+}
+
+fn run() -> Result<(), Failure> {
+    boot::file_systems()?;
+    let filter = Programs::compile().map_err(io::Error::other).during("compile the system call filter")?;
+    let mut control = File::from(sys::vsock_connect(HOST, CONTROL_PORT).during("connect to the host by vsock")?);
+    protocol::write(&mut control, &Word::Hello { version: VERSION }).during("speak to the host")?;
+    let start = match protocol::read(&mut control, LONGEST_ORDER).during("listen to the host")? {
+        Order::Start(start) => start,
+        _ => return Err(Failure::host("begin with something else", &io::ErrorKind::InvalidData.into())),
+    };
+    let said = control.try_clone().during("use the control connection")?;
+    let (channel, listeners) = match make_sandbox(&start, &filter) {
+        Ok(made) => made,
+        Err(failure) => {
+            // Said again on the console.
+            let word = Word::Reply(Err(Failure { operation: failure.operation.clone(), ..failure }));
+            protocol::write(&mut control, &word).during("speak to the host")?;
+            return Err(failure);
+        }
+    };
+    // From here on there are threads, and so no more forks.
+    let carrier = Arc::new(Carrier::new(said));
+    for (listener, port) in listeners.into_iter().zip(&start.listen) {
+        carrier.carry_connections(listener, protocol::link_port(*port)).during("start a thread")?;
+    }
+    carrier.say(&Word::Reply(Ok(Reply::Done))).during("speak to the host")?;
+    let channel = Arc::new(channel);
+    pump::spawn({
+        let (carrier, channel) = (Arc::clone(&carrier), Arc::clone(&channel));
+        // Without its PID 1 there is no sandbox, and so nothing for the VM to do.
+        move || {
+            if let Err(error) = carry_words(&carrier, &channel) {
+                eprintln!("emberbox-guest: carry words of the sandbox: {error}");
+            }
+            boot::end()
+        }
+    })
+    .during("start a thread")?;
+    loop {
+        match protocol::read(&mut control, LONGEST_ORDER) {
+            Ok(order) => obey(&carrier, &channel, order).during("carry an order")?,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(error).during("listen to the host"),
+        }
+    }
+}
+
+/// Makes the sandbox; returns the way to its PID 1, and its listeners.
+fn make_sandbox(start: &Start, filter: &Programs) -> Result<(Channel, Vec<TcpListener>), Failure> {
+    boot::clock_and_entropy(start)?;
+    boot::limits(start)?;
+    let mut mounts = vec![boot::image(&start.root)?, boot::scratch(&start.tmp)?];
+    for (drive, _) in &start.mounts {
+        mounts.push(boot::image(drive)?);
+    }
+    let (ours, theirs) = Channel::pair().during("make a socket")?;
+    match sys::clone(NAMESPACES).during("make namespaces")? {
+        // This closes the other end as well, and all else of the agent's.
+        Cloned::Child => init::run(theirs, filter),
+        Cloned::Parent { pid, .. } => boot::limit(pid)?,
+    }
+    drop(theirs);
+    let prepare = Prepare {
+        init_id: 0,
+        user: USER,
+        group: GROUP,
+        drop_groups: true,
+        link_address: LINK_ADDRESS,
+        uplink: None,
+        await_route: false,
+    };
+    ask(&ours, &Request::Prepare(prepare), &[])?;
+    let set_up = SetUp {
+        targets: start.mounts.iter().map(|(_, target)| target.clone()).collect(),
+        hosts: start.hosts.clone(),
+        resolv_conf: start.resolv_conf.clone(),
+        listen: start.listen.clone(),
+        standby: None,
+    };
+    let listeners = ask(&ours, &Request::SetUp(set_up), &mounts)?;
+    Ok((ours, listeners.into_iter().map(TcpListener::from).collect()))
+}
+
+fn ask(channel: &Channel, request: &Request, descriptors: &[OwnedFd]) -> Result<Vec<OwnedFd>, Failure> {
+    let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    channel.send(request, &descriptors).during("speak to the sandbox")?;
+    match channel.receive().during("listen to the sandbox")? {
+        Some((Message::Reply(Ok(_)), descriptors)) => Ok(descriptors),
+        Some((Message::Reply(Err(failure)), _)) => Err(failure),
+        _ => Err(Failure::host("set up the sandbox: its PID 1 died", &io::ErrorKind::UnexpectedEof.into())),
+    }
+}
+
+/// Until the sandbox is gone.
+fn carry_words(carrier: &Carrier, channel: &Channel) -> io::Result<()> {
+    while let Some((message, _)) = channel.receive()? {
+        let word = match message {
+            Message::Reply(reply) => Word::Reply(reply),
+            Message::Exited { process, status } => {
+                carrier.say_all_before();
+                Word::Exited { process, status, used: boot::used() }
+            }
+        };
+        carrier.say(&word)?;
+    }
+    Ok(())
+}
+
+/// Carries an order to the sandbox, which answers it.
+fn obey(carrier: &Arc<Carrier>, channel: &Channel, order: Order) -> io::Result<()> {
+    match order {
+        Order::Spawn(spawn) => start_process(carrier, channel, spawn),
+        Order::Signal { process, signal } => channel.send(&Request::Signal { process, signal }, &[]),
+        Order::KillAll => channel.send(&Request::KillAll, &[]),
+        Order::Start(_) => {
+            let failure = Failure::host("start a VM twice", &io::ErrorKind::InvalidInput.into());
+            carrier.say(&Word::Reply(Err(failure)))
+        }
+    }
+}
+
+fn start_process(carrier: &Arc<Carrier>, channel: &Channel, spawn: Spawn) -> io::Result<()> {
+    let stream = File::from(sys::vsock_connect(HOST, OUTPUT_PORT)?);
+    let (output, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    carrier.carry_output(output, stream)?;
+    channel.send(&Request::Spawn(spawn), &[theirs.as_fd()])
+}

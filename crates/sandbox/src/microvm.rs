@@ -1,0 +1,37 @@
+//! Sandboxes that are virtual machines of their own, each with its own kernel.
+//!
+//! ```text
+//! emberbox ── MicrovmEngine ── Engine (qemu) ──► QEMU ◄──────────────► vhost-device-vsock   (one pair for each sandbox)
+//!    │                                            │ guest kernel               │
+//!    │                                            │   agent, PID 1 (`guest::vm`)
+//!    └── control, output, Runtime API ◄─ Unix sockets in the VM's directory ◄──┘
+//! ```
+//!
+//! A VM is booted for each sandbox, from files: the guest kernel, an initramfs with nothing but the agent (which is part
+//! of this program), a read-only squashfs of every directory that the sandbox sees ([`images`]), and a sized ext4 for
+//! `/tmp`. Inside, the agent makes the same sandbox that [`crate::process`] makes on a host, so a function sees no
+//! difference; the memory limit is a cgroup in there, and the VM has some more for its kernel.
+//!
+//! Everything that comes from a VM is hostile: it is bounded in size, in time and in meaning ([`control`]), and what does
+//! not fit ends the VM. Nothing outlives the server: the kernel kills its children with it, and what has a name (cgroups,
+//! the directory) the next start removes.
+//!
+//! Not yet: network (loopback only), snapshots, a pool of booted VMs, giving idle memory back.
+
+mod config;
+mod control;
+mod engine;
+mod images;
+mod initramfs;
+mod machine;
+mod qemu;
+mod sandbox;
+mod seat;
+mod spawner;
+#[cfg(test)]
+mod tests;
+mod trial;
+
+pub use config::{Accel, MicrovmConfig};
+pub use engine::MicrovmEngine;
+pub use trial::{Trial, trial};

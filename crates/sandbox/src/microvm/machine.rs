@@ -1,0 +1,69 @@
+//! What a virtual machine monitor must do for us.
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use domain::SandboxId;
+
+use crate::SandboxError;
+use crate::process::cgroup::Group;
+
+/// Name, in [`Vm::directory`], of the socket for connections by vsock. A guest's connection to port N of the host arrives
+/// at the socket of this name, `_` and N.
+pub const VSOCK: &str = "vsock";
+
+/// What a machine is made of.
+#[derive(Debug)]
+pub struct Vm {
+    /// Its name in errors.
+    pub id: SandboxId,
+    /// Its working directory, owned by `user`.
+    pub directory: PathBuf,
+    /// User and group that its processes run as; `None`: the server's own.
+    pub user: Option<(u32, u32)>,
+    /// Where its processes go.
+    pub group: Option<Group>,
+    /// Memory in MB.
+    pub memory_mb: u32,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Its disks. The guest finds each by the name that [`Engine::drive`] gives it.
+    pub drives: Vec<Drive>,
+}
+
+/// A disk.
+#[derive(Debug)]
+pub struct Drive {
+    /// Its contents.
+    pub file: File,
+    /// Whether the guest may write.
+    pub writable: bool,
+}
+
+/// Starts machines.
+#[async_trait]
+pub trait Engine: Send + Sync + 'static {
+    /// Starts one; it boots when this returns. On error nothing is left of it but its directory.
+    async fn boot(&self, vm: Vm) -> Result<Box<dyn Machine>, SandboxError>;
+    /// How the guest knows the drive of this number.
+    fn drive(&self, number: usize) -> String;
+    /// What it is, for the operator.
+    fn describe(&self) -> String;
+}
+
+/// A machine. Dropping it kills it.
+#[async_trait]
+pub trait Machine: Send + Sync + 'static {
+    /// Stops it from running. Quick.
+    fn pause(&self) -> io::Result<()>;
+    /// Lets it run again. Quick. No error if it runs.
+    fn resume(&self) -> io::Result<()>;
+    /// Kills it at once.
+    fn kill(&self);
+    /// Returns when its guest runs no more, by itself or killed.
+    async fn ended(&self);
+    /// The end of what its console said.
+    fn console(&self) -> String;
+}

@@ -1,0 +1,199 @@
+//! The life of a sandbox.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use libtest_mimic::Trial;
+use sandbox::microvm::MicrovmEngine;
+use sandbox::{ExitStatus, Listener, SandboxEngine, SandboxError, SandboxEvent, Signal};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::{
+    Guest, Host, PATIENCE, build_root, command, config, eventually, processes, read_all, read_now, spec, test,
+};
+
+/// First argument of the program as a server that will be killed.
+pub const SERVER: &str = "server";
+
+pub fn tests() -> Vec<Trial> {
+    vec![
+        test("microvm_boots_and_is_gone_when_destroyed", boots_and_is_gone),
+        test("microvm_runs_processes", runs_processes),
+        test("microvm_carries_connections_and_output_in_order", carries_connections),
+        test("microvm_is_paused_and_resumed", is_paused_and_resumed),
+        test("microvm_limits_hold", limits_hold),
+        test("microvm_that_dies_is_gone", dies),
+        test("microvm_leaves_nothing_when_the_server_is_killed", leaves_nothing),
+    ]
+}
+
+async fn boots_and_is_gone() {
+    let host = Host::start().await;
+    let begin = std::time::Instant::now();
+    let guest = host.guest().await;
+    eprintln!("booted in {:?}", begin.elapsed());
+    let vms = host.directory.path().join("state/vms");
+    assert_eq!(std::fs::read_dir(&vms).unwrap().count(), 1);
+    guest.sandbox.destroy().await;
+    assert_eq!(std::fs::read_dir(&vms).unwrap().count(), 0);
+    host.engine.stop().await;
+}
+
+async fn runs_processes() {
+    let host = Host::start().await;
+    let mut guest: Guest = host.guest().await;
+    let (text, status) = guest.sh("echo out; echo err >&2; exit 3").await;
+    assert_eq!((text.as_str(), status), ("out\nerr\n", ExitStatus::Code(3)));
+    let (text, _) = guest.sh("cat text; echo; cat /etc/hosts; echo kept >/tmp/f && cat /tmp/f; echo x > text").await;
+    assert!(text.contains("the code of this function") && text.contains("192.0.2.7 db.internal"), "{text}");
+    assert!(text.contains("kept") && text.contains("Read-only file system"), "{text}");
+    let (text, _) = guest.run(&["/bin/cat", "/proc/self/status"]).await;
+    assert!(text.contains("Uid:\t993\t993\t993\t993") && text.contains("CapEff:\t0000000000000000"), "{text}");
+
+    let (process, output) = guest.spawn(&["/bin/sleep", "1000"]).await.unwrap();
+    guest.sandbox.signal(process, Signal::Terminate).await.unwrap();
+    assert_eq!(guest.exit_of(process).await, (ExitStatus::Signal(15), false));
+    assert_eq!(read_all(output).await, "");
+
+    match guest.spawn(&["/no/such/program"]).await {
+        Err(SandboxError::Exec { program, source }) => {
+            assert_eq!((program.as_str(), source.kind()), ("/no/such/program", std::io::ErrorKind::NotFound));
+        }
+        other => panic!("{other:?}"),
+    }
+    let (text, _) = guest.sh("echo still here").await;
+    assert_eq!(text, "still here\n");
+    let (process, _output) = guest.spawn(&["/bin/sleep", "1000"]).await.unwrap();
+    guest.sandbox.kill_all().await.unwrap();
+    assert_eq!(guest.exit_of(process).await.0, ExitStatus::Signal(9));
+    host.engine.stop().await;
+}
+
+/// The path of the VM's directory, which its processes have among their arguments or as their place.
+fn directory(host: &Host) -> std::path::PathBuf {
+    let vms = host.directory.path().join("state/vms");
+    fs::read_dir(vms).unwrap().next().unwrap().unwrap().path()
+}
+
+/// The processes of VMs below this directory.
+fn machines(below: &std::path::Path) -> Vec<i32> {
+    let all = processes("qemu-system").into_iter().chain(processes("vhost-device-vsock"));
+    all.filter(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(below))).collect()
+}
+
+async fn carries_connections() {
+    let host = Host::start().await;
+    let mut guest = host.guest().await;
+    let Some(Listener::Unix(listener)) = guest.sandbox.take_listener(9001) else { panic!("no listener") };
+    assert!(guest.sandbox.take_listener(9001).is_none());
+    let listener = tokio::net::UnixListener::from_std(listener).unwrap();
+    for round in 0..3 {
+        let argv = [crate::support::PROGRAM, crate::inside::PART, "talk", "question"];
+        let (process, output) = guest.spawn(&argv).await.unwrap();
+        let (mut stream, _) = tokio::time::timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
+        let mut text = [0; 8];
+        stream.read_exact(&mut text).await.unwrap();
+        assert_eq!(&text, b"question");
+        assert_eq!(read_now(&output), "before\n", "round {round}: what was said before has come before");
+        assert!(guest.sandbox.memory_peak() > 1 << 20);
+        stream.write_all(b"answer").await.unwrap();
+        assert_eq!(guest.exit_of(process).await.0, ExitStatus::Code(0));
+        assert_eq!(read_all(output).await, "answer\n");
+    }
+    assert_eq!(guest.inside(&["vsock"]).await.0, "denied\n", "only the agent speaks to the host");
+    host.engine.stop().await;
+}
+
+async fn is_paused_and_resumed() {
+    let host = Host::start().await;
+    let mut guest = host.guest().await;
+    let qemu = machines(&directory(&host)).into_iter().find(|pid| processes("qemu-system").contains(pid)).unwrap();
+    let state = || {
+        let stat = fs::read_to_string(format!("/proc/{qemu}/stat")).unwrap();
+        stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
+    };
+    for _ in 0..3 {
+        guest.sandbox.freeze().unwrap();
+        eventually("it stands still", || state() == 'T').await;
+        guest.sandbox.thaw().unwrap();
+        eventually("it runs", || state() != 'T').await;
+        assert_eq!(guest.sh("echo here").await.0, "here\n");
+    }
+    guest.sandbox.freeze().unwrap();
+    assert_eq!(guest.sh("echo thawed by the order").await.0, "thawed by the order\n");
+    guest.sandbox.freeze().unwrap();
+    guest.sandbox.destroy().await;
+    assert!(machines(host.directory.path()).is_empty(), "a frozen one dies as well");
+    host.engine.stop().await;
+}
+
+async fn limits_hold() {
+    let host = Host::start().await;
+    let mut guest = host.guest().await;
+    let argv = [crate::support::PROGRAM, crate::inside::PART, "fill-memory"];
+    let (process, _output) = guest.spawn(&argv).await.unwrap();
+    assert_eq!(guest.exit_of(process).await, (ExitStatus::Signal(9), true), "killed, for want of memory");
+    let usage = guest.sandbox.usage();
+    assert!(usage.oom_kills == 1 && usage.memory_peak > 120 << 20 && usage.memory_peak <= 128 << 20, "{usage:?}");
+
+    let (text, _) = guest.sh("cat /dev/zero >/tmp/full; echo; cat /dev/null >/tmp/full; echo room again").await;
+    assert!(text.contains("No space left on device") && text.contains("room again"), "{text}");
+
+    let argv = [crate::support::PROGRAM, crate::inside::PART, "fork-bomb"];
+    let (_, _output) = guest.spawn(&argv).await.unwrap();
+    guest.sandbox.kill_all().await.unwrap();
+    let (text, status) = guest.sh("echo alive").await;
+    assert_eq!((text.as_str(), status), ("alive\n", ExitStatus::Code(0)));
+    host.engine.stop().await;
+}
+
+async fn dies() {
+    let host = Host::start().await;
+    for victim in ["qemu-system", "vhost-device-vsock"] {
+        let mut guest = host.guest().await;
+        let pid = machines(&directory(&host)).into_iter().find(|pid| processes(victim).contains(pid)).unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL)
+            .unwrap();
+        assert_eq!(tokio::time::timeout(PATIENCE, guest.events.recv()).await.unwrap(), Some(SandboxEvent::Gone));
+        let spawned = guest.sandbox.spawn(command(&["/bin/true"])).await;
+        assert!(matches!(spawned, Err(SandboxError::Gone(_))), "{spawned:?}");
+        guest.sandbox.destroy().await;
+        assert!(machines(host.directory.path()).is_empty());
+        assert_eq!(fs::read_dir(host.directory.path().join("state/vms")).unwrap().count(), 0);
+    }
+    host.engine.stop().await;
+}
+
+/// As a server: a sandbox, and the word that it is there; then nothing, until it is killed.
+pub fn run_server(directory: &str) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let engine = MicrovmEngine::start(config(directory.as_ref())).await.unwrap();
+        let _sandbox = engine.create(spec(directory.as_ref())).await.unwrap();
+        println!("ready");
+        std::future::pending::<()>().await;
+    });
+}
+
+async fn leaves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    build_root(directory.path());
+    let mut server = Command::new(std::env::current_exe().unwrap())
+        .args([SERVER, directory.path().to_str().unwrap()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    assert_eq!(machines(directory.path()).len(), 2);
+    server.kill().unwrap();
+    server.wait().unwrap();
+    eventually("its processes are gone", || machines(directory.path()).is_empty()).await;
+    let vms = directory.path().join("state/vms");
+    assert_eq!(fs::read_dir(&vms).unwrap().count(), 1, "a directory has a name, and stays");
+    let engine = MicrovmEngine::start(config(directory.path())).await.unwrap();
+    assert_eq!(fs::read_dir(&vms).unwrap().count(), 0, "until the next start");
+    engine.stop().await;
+}

@@ -1,0 +1,22 @@
+//! MicroVM sandboxes through the public API: real guests, under QEMU.
+//!
+//! This program plays three parts: the tests, the program that runs in the VMs, and a server that is killed.
+
+mod inside;
+mod lifecycle;
+mod support;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, part, rest @ ..] = arguments.as_slice() {
+        match part.as_str() {
+            inside::PART => return inside::run(rest),
+            lifecycle::SERVER => return lifecycle::run_server(&rest[0]),
+            _ => {}
+        }
+    }
+    let trials: Vec<Trial> = [lifecycle::tests()].into_iter().flatten().collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit()
+}
