@@ -1,13 +1,14 @@
 //! What this crate says and asks, against the real, unmodified `firecracker` and `jailer`.
 //!
 //! Most guests here are a few instructions that write letters to the serial port (`guest.rs`): they run where KVM only
-//! emulates, and show that processor and memory of a VM outlive a snapshot. Whole kernels are not booted here yet. The
+//! emulates, and show that processor and memory of a VM outlive a snapshot. `linux.rs` boots the guest kernel as well. The
 //! programs are in the directory `EMBERBOX_TEST_FIRECRACKER`, the kernel is the file `EMBERBOX_TEST_KERNEL`.
 #![forbid(unsafe_code)]
 
 mod guest;
 mod jails;
 mod lifecycle;
+mod linux;
 mod refusals;
 mod settings;
 mod snapshots;
@@ -18,6 +19,13 @@ fn main() {
         return jails::serve(directory.into());
     }
     let arguments = libtest_mimic::Arguments::from_args();
-    let trials = [settings::trials(), refusals::trials(), lifecycle::trials(), snapshots::trials(), jails::trials()];
+    let trials = [
+        settings::trials(),
+        refusals::trials(),
+        lifecycle::trials(),
+        snapshots::trials(),
+        jails::trials(),
+        linux::trials(),
+    ];
     libtest_mimic::run(&arguments, trials.into_iter().flatten().collect()).exit()
 }
