@@ -10,10 +10,14 @@ use images::{Debian, Image, ImageError, Limits, Options, Source, build};
 
 /// Whether the program is there; where it is not the test is skipped, or fails where nothing may be skipped.
 fn has(test: &str, program: &str) -> bool {
-    let there = Command::new(program).arg("-version").output().is_ok();
+    given(test, program, Command::new(program).arg("-version").output().is_ok())
+}
+
+/// The same for whatever a test needs.
+fn given(test: &str, need: &str, there: bool) -> bool {
     if !there {
-        assert!(std::env::var_os("EMBERBOX_REQUIRE_ALL").is_none(), "{test} needs {program}");
-        eprintln!("SKIPPED {test}: needs {program}");
+        assert!(std::env::var_os("EMBERBOX_REQUIRE_ALL").is_none(), "{test} needs {need}");
+        eprintln!("SKIPPED {test}: needs {need}");
     }
     there
 }
@@ -127,7 +131,7 @@ fn a_failure_leaves_nothing() {
 #[test]
 fn a_debian_release_makes_the_same_bytes_twice() {
     let test = "a_debian_release_makes_the_same_bytes_twice";
-    if !has(test, "mmdebstrap") || !rustix::process::geteuid().is_root() {
+    if !has(test, "mmdebstrap") || !given(test, "root", rustix::process::geteuid().is_root()) {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
