@@ -247,17 +247,21 @@ def test_failures_come_again(emberbox, client, function, source, mapped):
     )
 
 
-def test_fifo_groups_keep_their_order(emberbox, function, source, mapped):
-    name, queue = function(CODE), source(fifo=True)
-    for n in range(30):
-        queue.send(f"{n % 3} {n}", MessageGroupId=str(n % 3), MessageDeduplicationId=str(n))
-    mapped(name, queue, BatchSize=3)
-    queue.wait_empty()
-    got = wait_until(lambda: (b := sum(bodies(emberbox, name), [])) and len(b) == 30 and b, what="all messages")
-    for group in "012":
-        own = [int(body.split()[1]) for body in got if body.startswith(group)]
-        assert own == sorted(own)
-    assert said(emberbox, name)[0]["Records"][0]["attributes"]["MessageGroupId"] in "012"
+def test_fifo_groups_keep_their_order(function, mapped):
+    """On a queue of Emberbox's own: the third party's, asked by two at once, may give the second of a group to one of them
+    before the other has marked the first as taken."""
+    with running() as server:
+        client = server.client()
+        name, queue = function(CODE, on=client), Source(server.client("sqs"), fifo=True)
+        for n in range(30):
+            queue.send(f"{n % 3} {n}", MessageGroupId=str(n % 3), MessageDeduplicationId=str(n))
+        mapped(name, queue, on=client, BatchSize=3)
+        queue.wait_empty()
+        got = wait_until(lambda: (b := sum(bodies(server, name), [])) and len(b) == 30 and b, what="all messages")
+        for group in "012":
+            own = [int(body.split()[1]) for body in got if body.startswith(group)]
+            assert own == sorted(own)
+        assert said(server, name)[0]["Records"][0]["attributes"]["MessageGroupId"] in "012"
 
 
 def test_a_window_gathers(emberbox, function, source, mapped):
