@@ -14,13 +14,32 @@ mod serve;
 
 use std::future::Future;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::CommandFactory;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, Local};
 use crate::client::Client;
+use crate::config::Config;
+use crate::data_dir;
+
+impl Local {
+    /// The configuration and the data directory, made if missing, of a server that is started with these options.
+    fn open(&self) -> Result<(Config, PathBuf)> {
+        let config = match &self.config {
+            Some(path) => Config::read(path)?,
+            None => Config::default(),
+        };
+        let dir = match self.data_dir.clone().or_else(|| config.data_dir.clone()) {
+            Some(dir) => std::path::absolute(dir)?,
+            None => data_dir::default_dir()?,
+        };
+        data_dir::make(&dir)?;
+        Ok((config, dir))
+    }
+}
 
 /// Does what was asked.
 pub fn run(cli: Cli) -> Result<ExitCode> {

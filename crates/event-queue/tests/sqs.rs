@@ -23,8 +23,11 @@ mod suite;
 use suite::{LEASE, ManualClock, Queue, Traits, entry, lease_now, queue};
 
 /// Runs `moto_server`, whose SQS has the time that a file says, or the host's if it is empty.
+///
+/// Its threads share a queue's list of messages without a lock: to delete makes a new list, in which a message that
+/// another request has added meanwhile is missing. So the two take turns here.
 const SERVER: &str = "
-import os, moto.sqs.models as sqs
+import os, threading, moto.sqs.models as sqs
 from moto.core.utils import unix_time
 from moto.server import main
 def millis(_=None):
@@ -32,6 +35,14 @@ def millis(_=None):
     return float(text) if text else unix_time() * 1000
 sqs.unix_time_millis = millis
 sqs.unix_time = lambda _=None: millis() / 1000
+turn = threading.RLock()
+def in_turn(change):
+    def changed(*arguments):
+        with turn:
+            return change(*arguments)
+    return changed
+sqs.Queue.add_message = in_turn(sqs.Queue.add_message)
+sqs.Queue.delete_message = in_turn(sqs.Queue.delete_message)
 main(['-p', '0'])
 ";
 

@@ -8,8 +8,6 @@ use serde::Serialize;
 
 use super::{print_json, runtime};
 use crate::cli::{Doctor, Local};
-use crate::config::Config;
-use crate::data_dir;
 use crate::serve::isolation;
 use crate::ui;
 
@@ -165,15 +163,7 @@ fn runtimes(local: &Local) -> Result<Vec<Finding>> {
 
 /// Whether functions can run in virtual machines here: one is booted, which takes seconds at most.
 fn microvm(local: &Local) -> Result<Vec<Finding>> {
-    let config = match &local.config {
-        Some(path) => Config::read(path)?,
-        None => Config::default(),
-    };
-    let dir = match local.data_dir.clone().or_else(|| config.data_dir.clone()) {
-        Some(dir) => std::path::absolute(dir)?,
-        None => data_dir::default_dir()?,
-    };
-    data_dir::make(&dir)?;
+    let (config, dir) = local.open()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let remedy = "needed for isolation = \"microvm\" only; see [microvm] in emberbox.example.toml";
     Ok(vec![match runtime.block_on(isolation::verdict(&config, &dir)) {

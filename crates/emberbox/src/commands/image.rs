@@ -10,9 +10,8 @@ use serde_json::json;
 
 use super::print_json;
 use crate::cli::{Image, Local};
-use crate::config::Config;
 use crate::serve::isolation;
-use crate::{data_dir, ui};
+use crate::ui;
 
 /// `emberbox image build` and `kernel`
 pub fn run(command: Image) -> Result<ExitCode> {
@@ -86,15 +85,7 @@ fn kernel(output: Option<PathBuf>, source: Option<PathBuf>, json: bool, local: &
 
 /// The kernel that a server with these options would boot.
 fn configured(local: &Local) -> Result<PathBuf> {
-    let config = match &local.config {
-        Some(path) => Config::read(path)?,
-        None => Config::default(),
-    };
-    let dir = match local.data_dir.clone().or_else(|| config.data_dir.clone()) {
-        Some(dir) => std::path::absolute(dir)?,
-        None => data_dir::default_dir()?,
-    };
-    data_dir::make(&dir)?;
+    let (config, dir) = local.open()?;
     Ok(isolation::kernel(&config, &dir))
 }
 

@@ -10,8 +10,6 @@ use serde_json::{Value, json};
 
 use super::{client_side, print, print_json, table};
 use crate::cli::{Local, Runtime};
-use crate::config::Config;
-use crate::data_dir;
 use crate::serve::settings;
 use crate::ui;
 
@@ -42,15 +40,7 @@ pub fn run(command: Runtime) -> Result<ExitCode> {
 
 /// The runtimes of the data directory that a server with these options would use.
 pub fn open(local: &Local) -> Result<Runtimes> {
-    let config = match &local.config {
-        Some(path) => Config::read(path)?,
-        None => Config::default(),
-    };
-    let dir = match local.data_dir.clone().or_else(|| config.data_dir.clone()) {
-        Some(dir) => std::path::absolute(dir)?,
-        None => data_dir::default_dir()?,
-    };
-    data_dir::make(&dir)?;
+    let (config, dir) = local.open()?;
     Ok(Runtimes::open(settings::runtimes(&config, &dir))?)
 }
 

@@ -2,6 +2,8 @@
 //!
 //! This program plays three parts: the tests, the program that runs in the VMs, and a server that is killed.
 
+#[path = "../common/guest.rs"]
+mod guest;
 mod inside;
 mod lifecycle;
 mod support;

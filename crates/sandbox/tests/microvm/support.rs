@@ -1,16 +1,15 @@
 //! An engine, a small root file system made of this host's programs, and ways to run things in a sandbox.
 
 use std::fs;
-use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libtest_mimic::Trial;
 use sandbox::microvm::{Accel, MicrovmConfig, MicrovmEngine};
-use sandbox::{Command, ExitStatus, Mount, ProcessId, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec};
-use tokio::sync::mpsc::UnboundedReceiver;
+use sandbox::{Command, ExitStatus, Mount, SandboxEngine, SandboxSpec};
+
+pub use crate::guest::{Guest, eventually, read_all};
 
 /// Nothing in these tests takes longer, emulated, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -24,11 +23,6 @@ const LIBRARIES: [&str; 3] = ["libc.so.6", "libgcc_s.so.1", "libm.so.6"];
 pub struct Host {
     pub engine: MicrovmEngine,
     pub directory: tempfile::TempDir,
-}
-
-pub struct Guest {
-    pub sandbox: Box<dyn Sandbox>,
-    pub events: UnboundedReceiver<SandboxEvent>,
 }
 
 /// The guest kernel for tests.
@@ -138,18 +132,6 @@ pub fn build_root(directory: &Path) {
 }
 
 impl Guest {
-    pub fn of(sandbox: Box<dyn Sandbox>) -> Self {
-        let events = sandbox.take_events().unwrap();
-        Self { sandbox, events }
-    }
-
-    /// Runs a program to its end.
-    pub async fn run(&mut self, argv: &[&str]) -> (String, ExitStatus) {
-        let (process, output) = self.spawn(argv).await.unwrap();
-        let (status, _) = self.exit_of(process).await;
-        (read_all(output).await, status)
-    }
-
     /// Runs a line of shell.
     pub async fn sh(&mut self, line: &str) -> (String, ExitStatus) {
         self.run(&["/bin/dash", "-c", line]).await
@@ -159,25 +141,6 @@ impl Guest {
     pub async fn inside(&mut self, arguments: &[&str]) -> (String, ExitStatus) {
         let argv: Vec<&str> = [PROGRAM, crate::inside::PART].iter().chain(arguments).copied().collect();
         self.run(&argv).await
-    }
-
-    pub async fn spawn(&self, argv: &[&str]) -> Result<(ProcessId, OwnedFd), SandboxError> {
-        let process = self.sandbox.spawn(command(argv)).await?;
-        Ok((process.id, process.output))
-    }
-
-    /// Waits for the end of a process: how, and whether memory was short.
-    pub async fn exit_of(&mut self, process: ProcessId) -> (ExitStatus, bool) {
-        let end = async {
-            loop {
-                match self.events.recv().await.expect("the sandbox is there") {
-                    SandboxEvent::Exited { process: ended, status, oom } if ended == process => return (status, oom),
-                    SandboxEvent::Exited { .. } => {}
-                    SandboxEvent::Gone => panic!("the sandbox is gone"),
-                }
-            }
-        };
-        tokio::time::timeout(PATIENCE, end).await.expect("the process ends")
     }
 }
 
@@ -189,31 +152,11 @@ pub fn command(argv: &[&str]) -> Command {
     }
 }
 
-pub async fn read_all(output: OwnedFd) -> String {
-    let stream = UnixStream::from(output);
-    stream.set_nonblocking(false).unwrap();
-    let read = tokio::task::spawn_blocking(move || {
-        let mut text = Vec::new();
-        (&stream).read_to_end(&mut text).unwrap();
-        String::from_utf8_lossy(&text).into_owned()
-    });
-    tokio::time::timeout(PATIENCE, read).await.expect("the output ends").unwrap()
-}
-
 /// What has come by now.
 pub fn read_now(output: &OwnedFd) -> String {
     let mut text = [0; 4096];
     let length = rustix::io::read(output, &mut text).unwrap_or(0);
     String::from_utf8_lossy(&text[..length]).into_owned()
-}
-
-/// Waits until `condition` holds.
-pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 /// The host's processes whose arguments contain `word`.

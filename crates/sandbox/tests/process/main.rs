@@ -4,6 +4,8 @@
 
 mod attacker;
 mod attacks;
+#[path = "../common/guest.rs"]
+mod guest;
 mod lifecycle;
 mod measure;
 mod standby;

@@ -1,16 +1,15 @@
 //! An engine, a root file system made of this host's libraries, and ways to run things in a sandbox.
 
-use std::fs::{self, File};
-use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libtest_mimic::Trial;
 use sandbox::process::{Network, ProcessConfig, ProcessEngine};
-use sandbox::{Command, ExitStatus, Mount, ProcessId, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec};
-use tokio::sync::mpsc::UnboundedReceiver;
+use sandbox::{Command, ExitStatus, Mount, SandboxEngine, SandboxSpec};
+
+pub use crate::guest::{Guest, eventually, read_all};
 
 /// Nothing in these tests takes longer, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,12 +21,6 @@ pub const ATTACKER: &str = "/var/task/attacker";
 pub struct Host {
     pub engine: ProcessEngine,
     pub directory: tempfile::TempDir,
-}
-
-/// One sandbox, with its events.
-pub struct Guest {
-    pub sandbox: Box<dyn Sandbox>,
-    pub events: UnboundedReceiver<SandboxEvent>,
 }
 
 /// Programs of the host that these tests use. (Sandboxes work without python3, ip and setpriv.)
@@ -120,37 +113,6 @@ pub fn build_root(directory: &Path) {
 }
 
 impl Guest {
-    pub fn of(sandbox: Box<dyn Sandbox>) -> Self {
-        let events = sandbox.take_events().unwrap();
-        Self { sandbox, events }
-    }
-
-    /// Runs a program to its end.
-    pub async fn run(&mut self, argv: &[&str]) -> (String, ExitStatus) {
-        let (process, output) = self.spawn(argv).await.unwrap();
-        let (status, _) = self.exit_of(process).await;
-        (read_all(output).await, status)
-    }
-
-    pub async fn spawn(&self, argv: &[&str]) -> Result<(ProcessId, OwnedFd), SandboxError> {
-        let process = self.sandbox.spawn(command(argv)).await?;
-        Ok((process.id, process.output))
-    }
-
-    /// Waits for the end of a process: how, and whether memory was short.
-    pub async fn exit_of(&mut self, process: ProcessId) -> (ExitStatus, bool) {
-        let end = async {
-            loop {
-                match self.events.recv().await.expect("the sandbox is there") {
-                    SandboxEvent::Exited { process: ended, status, oom } if ended == process => return (status, oom),
-                    SandboxEvent::Exited { .. } => {}
-                    SandboxEvent::Gone => panic!("the sandbox is gone"),
-                }
-            }
-        };
-        tokio::time::timeout(PATIENCE, end).await.expect("the process ends")
-    }
-
     /// Has the attacker try something; what it says.
     pub async fn attack(&mut self, arguments: &[&str]) -> String {
         let argv: Vec<&str> = [ATTACKER, crate::attacker::PART].iter().chain(arguments).copied().collect();
@@ -172,25 +134,6 @@ pub fn command(argv: &[&str]) -> Command {
         argv: argv.iter().map(|text| (*text).to_owned()).collect(),
         env: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
         cwd: "/var/task".into(),
-    }
-}
-
-pub async fn read_all(output: OwnedFd) -> String {
-    rustix::io::ioctl_fionbio(&output, false).unwrap();
-    let read = tokio::task::spawn_blocking(move || {
-        let mut text = Vec::new();
-        File::from(output).read_to_end(&mut text).unwrap();
-        String::from_utf8_lossy(&text).into_owned()
-    });
-    tokio::time::timeout(PATIENCE, read).await.expect("the output ends").unwrap()
-}
-
-/// Waits until `condition` holds.
-pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
