@@ -261,6 +261,8 @@ async fn child_of_the_crash_test() {
 async fn kill_minus_nine_loses_nothing_that_was_answered() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("events.db");
-    let seen = suite::crash(path.to_str().unwrap(), 100);
-    seen.none_lost(Arc::new(SqliteQueue::open(&path, Arc::new(SystemClock::default())).await.unwrap())).await;
+    let mut seen = suite::crash(path.to_str().unwrap(), 100);
+    let engine: suite::Queue = Arc::new(SqliteQueue::open(&path, Arc::new(SystemClock::default())).await.unwrap());
+    seen.find(&engine).await;
+    seen.none_lost();
 }

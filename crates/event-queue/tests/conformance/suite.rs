@@ -499,11 +499,12 @@ pub async fn crash_child(engine: Queue) {
     }
 }
 
-/// What the killed processes have printed.
+/// What the killed processes have printed, and what was handed out after them.
 #[derive(Default)]
 pub struct Seen {
     answered: BTreeSet<Uuid>,
     acked: BTreeSet<Uuid>,
+    found: BTreeSet<Uuid>,
 }
 
 /// Starts the test `child_of_the_crash_test` of this binary and kills it, again and again, each time at another moment:
@@ -545,9 +546,8 @@ pub fn crash(target: &str, rounds: u64) -> Seen {
 }
 
 impl Seen {
-    /// Whatever was answered and not acknowledged is handed out, after all leases of the dead have ended.
-    pub async fn none_lost(&self, engine: Queue) {
-        let mut found = BTreeSet::new();
+    /// Takes all that is handed out; to be called when all leases of the dead have ended.
+    pub async fn find(&mut self, engine: &Queue) {
         loop {
             // An engine on queues that must be polled does not look at all of them in every call: nothing within a while
             // is nothing.
@@ -555,11 +555,15 @@ impl Seen {
             if leases.is_empty() {
                 break;
             }
-            found.extend(leases.iter().map(|lease| lease.event));
+            self.found.extend(leases.iter().map(|lease| lease.event));
         }
-        let lost = self.answered.iter().filter(|id| !found.contains(*id) && !self.acked.contains(*id)).count();
+    }
+
+    /// Whatever was answered and not acknowledged was found.
+    pub fn none_lost(&self) {
+        let lost = self.answered.iter().filter(|id| !self.found.contains(*id) && !self.acked.contains(*id)).count();
         let (answered, acked) = (self.answered.len(), self.acked.len());
-        println!("{answered} answered, {acked} acknowledged, {} found, {lost} lost", found.len());
+        println!("{answered} answered, {acked} acknowledged, {} found, {lost} lost", self.found.len());
         assert_eq!(lost, 0);
         // Each round but every fifth has waited for one.
         assert!(answered > 20, "the child got somewhere");
