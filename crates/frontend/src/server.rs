@@ -147,7 +147,8 @@ impl Server {
         let mut http = auto::Builder::new(TokioExecutor::new());
         // At most 100 header fields, as hyper has it: with another number it would allocate room for them anew for every
         // request.
-        http.http1().timer(TokioTimer::new()).header_read_timeout(idle).max_buf_size(HEAD_BYTES);
+        // A head that takes too long is noticed by `Activity`, with one timer for a connection instead of one for a request.
+        http.http1().header_read_timeout(None).max_buf_size(HEAD_BYTES);
         http.http2()
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS)

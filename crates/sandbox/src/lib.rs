@@ -7,6 +7,7 @@
 pub mod api;
 #[cfg(feature = "microvm")]
 pub mod microvm;
+pub mod priority;
 pub mod process;
 
 pub use api::{

@@ -61,6 +61,8 @@ struct Inner {
 struct Function {
     arn: FunctionArn,
     pool: Mutex<Pool>,
+    /// Whether [`Inner::watch`] runs. Changes under the pool's lock only.
+    watched: AtomicBool,
 }
 
 impl Manager {
@@ -122,7 +124,8 @@ impl Inner {
         }
         let account = Arc::clone(self.accounts.lock().entry(version.account.clone()).or_default());
         let pool = FunctionPool::new(self.config, account, || SandboxId(Uuid::new_v4()), self.now());
-        let function = Arc::new(Function { arn: version.arn.clone(), pool: Mutex::new(pool) });
+        let function =
+            Arc::new(Function { arn: version.arn.clone(), pool: Mutex::new(pool), watched: AtomicBool::new(false) });
         functions.insert(version.arn.clone(), Arc::clone(&function));
         function
     }
@@ -188,21 +191,22 @@ impl Inner {
         }
     }
 
-    /// The part of `assign` that takes time: the request waits for a sandbox that finishes or starts.
-    async fn wait(self: Arc<Self>, mut waiting: Waiting) -> Result<Lease> {
-        for grace in [self.config.finishing_grace, self.config.limit_grace] {
-            let left = (waiting.arrived + grace).saturating_sub(self.now());
-            tokio::select! {
-                            // An answer that came in time counts, however late it is looked at.
-                            biased;
-                            answer = &mut waiting.answer => return waiting.answered(answer),
-                            () = tokio::time::sleep(left) => {
-             self.with(&waiting.function, |pool, now, actions| pool.settle(now, actions));
-            }
-                        }
+    /// Ends the graces of requests that wait for a finishing sandbox, as long as there are any. One timer for all of them:
+    /// under load most requests wait for a moment.
+    async fn watch(self: Arc<Self>, function: Arc<Function>) {
+        loop {
+            let now = self.now();
+            let due = {
+                let pool = function.pool.lock();
+                let due = pool.due(now);
+                // Under the lock under which the next one begins to wait.
+                function.watched.store(due.is_some(), Ordering::Relaxed);
+                due
+            };
+            let Some(due) = due else { return };
+            tokio::time::sleep(due.saturating_sub(now)).await;
+            self.with(&function, |pool, now, actions| pool.settle(now, actions));
         }
-        let answer = (&mut waiting.answer).await;
-        waiting.answered(answer)
     }
 }
 
@@ -211,7 +215,6 @@ struct Waiting {
     manager: Arc<Inner>,
     function: Arc<Function>,
     ticket: Ticket,
-    arrived: Duration,
     answer: oneshot::Receiver<Result<Granted>>,
     over: bool,
 }
@@ -264,6 +267,11 @@ impl WorkerManager for Manager {
                     sender
                 };
                 let answer = pool.assign(now, &request, caller, &mut actions);
+                let waits = matches!(answer, Answer::Wait(_));
+                if waits && !function.watched.load(Ordering::Relaxed) && pool.due(now).is_some() {
+                    function.watched.store(true, Ordering::Relaxed);
+                    inner.runtime.spawn(Arc::clone(inner).watch(Arc::clone(&function)));
+                }
                 inner.carry_out(&function, actions, &mut Timeline::default());
                 answer
             };
@@ -280,9 +288,9 @@ impl WorkerManager for Manager {
             };
             let answer = receiver.expect("a request that waits has left its caller");
             let manager = Arc::clone(inner);
-            let waiting = Waiting { manager, function, ticket, arrived: now, answer, over: false };
-            // Boxed, so that a warm request does not carry it.
-            return Box::pin(Arc::clone(inner).wait(waiting)).await;
+            let mut waiting = Waiting { manager, function, ticket, answer, over: false };
+            let answer = (&mut waiting.answer).await;
+            return waiting.answered(answer);
         }
     }
 

@@ -1,10 +1,11 @@
 //! A map whose readers never wait.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use foldhash::HashMap;
+use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
 const SHARDS: usize = 256;
@@ -25,7 +26,7 @@ impl<K: Hash + Eq + Clone, V> ReadMap<K, V> {
     /// Empty.
     pub fn new() -> Self {
         let shard = |_| Shard { entries: ArcSwap::default(), writers: Mutex::new(()) };
-        Self { hasher: RandomState::new(), shards: (0..SHARDS).map(shard).collect() }
+        Self { hasher: RandomState::default(), shards: (0..SHARDS).map(shard).collect() }
     }
 
     /// The entry of `key`.

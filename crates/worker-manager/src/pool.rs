@@ -23,11 +23,13 @@ mod events;
 mod upkeep;
 mod waiting;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use domain::{AssignRequest, ConcurrencyLimits, FunctionVersion, SandboxId, ThrottleReason, VersionKey};
+// Several lookups in each invocation, by keys that are Emberbox's own: the hash need not withstand an attacker.
+use foldhash::HashMap;
 
 use crate::concurrency::{AccountUse, ScalingRate};
 use crate::config::Config;
@@ -45,6 +47,9 @@ pub struct FunctionPool<C, W> {
     in_use: u32,
     /// Sandboxes in `Finishing`, over all versions.
     finishing: usize,
+    /// What the account's use was when the waiting requests were last looked at, and what this pool has changed since:
+    /// with less in use than that, another function has made room.
+    account_seen: u32,
     scaling: ScalingRate,
     last_ticket: u64,
     last_assign: Duration,
@@ -203,11 +208,12 @@ impl<C, W: Clone> FunctionPool<C, W> {
             config,
             account,
             new_sandbox_id,
-            sandboxes: HashMap::new(),
-            versions: HashMap::new(),
+            sandboxes: HashMap::default(),
+            versions: HashMap::default(),
             waiters: VecDeque::new(),
             in_use: 0,
             finishing: 0,
+            account_seen: 0,
             scaling: ScalingRate::new(config.scaling_burst, config.scaling_per_10s, now),
             last_ticket: 0,
             last_assign: now,
@@ -230,7 +236,9 @@ impl<C, W: Clone> FunctionPool<C, W> {
         }
         self.last_assign = now;
         // Another function may have made room in the account: those that came before take it first.
-        self.settle(now, actions);
+        if self.account.in_use() < self.account_seen {
+            self.settle(now, actions);
+        }
         let key = &request.version.key;
         let ahead = self.ahead_of_newcomer(key);
         let start = match self.choose(now, key, &request.limits, now, ahead) {
@@ -305,7 +313,10 @@ impl<C, W: Clone> FunctionPool<C, W> {
         let permit = match limits.reserved {
             Some(reserved) if self.in_use < reserved => Permit::Reserved,
             Some(_) => return Err(ThrottleReason::Reserved),
-            None if self.account.acquire(limits.unreserved) => Permit::Account,
+            None if self.account.acquire(limits.unreserved) => {
+                self.account_seen += 1;
+                Permit::Account
+            }
             None => return Err(ThrottleReason::Account),
         };
         self.in_use += 1;
@@ -316,6 +327,8 @@ impl<C, W: Clone> FunctionPool<C, W> {
         self.in_use -= 1;
         if permit == Permit::Account {
             self.account.release();
+            // What this pool frees, it hands out itself.
+            self.account_seen = self.account_seen.saturating_sub(1);
         }
     }
 

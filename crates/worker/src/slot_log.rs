@@ -16,9 +16,9 @@ use crate::machine::Line;
 /// `X-Amz-Log-Result` is the last 4 KB.
 const TAIL: usize = 4 << 10;
 /// How long lines may wait to be written.
-const WRITE_AFTER: Duration = Duration::from_millis(10);
+const WRITE_AFTER: Duration = Duration::from_millis(40);
 /// How many may wait; a queue that is fuller is written by whoever filled it.
-pub(crate) const QUEUE: usize = 256;
+pub(crate) const QUEUE: usize = 1024;
 
 /// A line before it is rendered.
 pub(crate) enum Entry {

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -27,8 +28,18 @@ pub fn run(args: Serve) -> Result<ExitCode> {
     // Invocations log, and none should wait for a terminal or for another's line. What is queued is written at the end.
     let (writer, _written_at_the_end) = log::gathered(std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(ui::coloured()).init();
+    let workers = threads();
+    // The runtime starts its workers first, and threads for what blocks when it needs them: those may wait for a core.
+    let started = AtomicUsize::new(0);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads())
+        .worker_threads(workers)
+        .on_thread_start(move || {
+            if started.fetch_add(1, Ordering::Relaxed) < workers
+                && let Err(error) = sandbox::priority::before_functions()
+            {
+                tracing::debug!(%error, "the server's threads get no more of a busy host than functions");
+            }
+        })
         .enable_all()
         .build()
         .context("start the async runtime")?;

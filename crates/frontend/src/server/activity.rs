@@ -17,12 +17,12 @@ pub(super) struct Activity(Arc<Counters>);
 struct Counters {
     /// Requests being worked on.
     running: AtomicUsize,
-    /// Reads and writes that moved bytes, and requests begun.
+    /// Requests begun and ended, and writes that moved bytes.
     progress: AtomicU64,
 }
 
 impl Activity {
-    /// Counts the bytes that pass.
+    /// Sees what is written.
     pub(super) fn watch<S>(&self, stream: S) -> Watched<S> {
         Watched { stream, counters: Arc::clone(&self.0) }
     }
@@ -34,8 +34,9 @@ impl Activity {
         Running(Arc::clone(&self.0))
     }
 
-    /// Ends when, for `limit`, no request was worked on and no byte moved: the client sends no request, does not go
-    /// on with one, or does not take its answer. (A client that stalls within a body is noticed by whoever reads it.)
+    /// Ends when, for `limit` to twice that, no request was worked on and no byte of an answer was taken: the client sends
+    /// no request, takes too long for the head of one, however steadily it dribbles, or does not take its answer. (A
+    /// client that stalls within a body is noticed by whoever reads it.)
     pub(super) async fn stalled(&self, limit: Duration) {
         let mut seen = None;
         loop {
@@ -65,7 +66,7 @@ impl Drop for Running {
     }
 }
 
-/// A stream whose progress is counted.
+/// A stream whose writes are counted.
 pub(super) struct Watched<S> {
     stream: S,
     counters: Arc<Counters>,
@@ -73,9 +74,7 @@ pub(super) struct Watched<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        self.counters.moved();
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 

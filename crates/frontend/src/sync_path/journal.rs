@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use super::timeline_json;
 
 /// How long lines are gathered.
-const GATHER: Duration = Duration::from_millis(10);
+const GATHER: Duration = Duration::from_millis(40);
 
 /// What a line says.
 pub struct Entry {

@@ -131,6 +131,17 @@ async fn clients_that_stall_are_dropped() {
         let text = String::from_utf8_lossy(&answer);
         assert!(text.is_empty() || text.starts_with("HTTP/1.1 4"), "{text}");
     }
+    // Nor does it help to send the head a byte at a time.
+    let mut stream = connect(server.address).await;
+    let dribbles = async {
+        for byte in b"GET / HTTP/1.1\r\nhost: localhost\r\nx: ".iter().chain(std::iter::repeat(&b'x')) {
+            if stream.write_all(&[*byte]).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, dribbles).await.expect("closed");
     // One that waits for its function does not stall.
     let mut slow = connect(server.address).await;
     slow.write_all(&head(server.address, "POST", "/2015-03-31/functions/slow/invocations", &[], 0)).await.unwrap();

@@ -107,8 +107,8 @@ impl<C, W: Clone> FunctionPool<C, W> {
                 continue;
             }
             let (limits, start) = (*limits, *start);
-            let permit = match start {
-                Some((own, _)) => Some(own),
+            let (permit, passed) = match start {
+                Some((own, _)) => (Some(own), false),
                 None => self.pass_on(held.take(), &limits),
             };
             // One that may not run, by limits that were lower when it came, keeps nobody behind it from running.
@@ -118,7 +118,11 @@ impl<C, W: Clone> FunctionPool<C, W> {
             actions.push(Action::Grant { caller, grant });
             start.into_iter().for_each(|(_, starting)| self.detach(starting));
             held.into_iter().for_each(|p| self.release_permit(p));
-            return self.settle(now, actions);
+            // Usual under load: the first has the sandbox and the permit, and no other lost a claim by it.
+            if at > 0 || !passed {
+                self.settle(now, actions);
+            }
+            return;
         }
         held.into_iter().for_each(|p| self.release_permit(p));
         let sandbox = self.sandboxes.get_mut(&id).expect("it was there above");
@@ -128,17 +132,19 @@ impl<C, W: Clone> FunctionPool<C, W> {
     }
 
     /// The permit of one request becomes that of the next, without a moment in which another function could take it.
-    fn pass_on(&mut self, held: Option<Permit>, limits: &ConcurrencyLimits) -> Option<Permit> {
-        let Some(held) = held else { return self.acquire(limits).ok() };
+    ///
+    /// Also whether it was.
+    fn pass_on(&mut self, held: Option<Permit>, limits: &ConcurrencyLimits) -> (Option<Permit>, bool) {
+        let Some(held) = held else { return (self.acquire(limits).ok(), false) };
         let stays = match (held, limits.reserved) {
             (Permit::Account, None) => self.account.in_use() <= limits.unreserved,
             (Permit::Reserved, Some(reserved)) => self.in_use <= reserved,
             _ => false,
         };
         if stays {
-            return Some(held);
+            return (Some(held), true);
         }
         self.release_permit(held);
-        self.acquire(limits).ok()
+        (self.acquire(limits).ok(), false)
     }
 }

@@ -6,10 +6,12 @@ impl<C, W: Clone> FunctionPool<C, W> {
     /// Looks again at every request that waits for a finishing sandbox: something became free, or its time is up. Call
     /// it at the end of both graces after a request began to wait.
     pub fn settle(&mut self, now: Duration, actions: &mut Vec<Action<C, W>>) {
+        self.account_seen = self.account.in_use();
         if self.waiters.is_empty() {
             return;
         }
-        let mut of_version: HashMap<VersionKey, usize> = HashMap::new();
+        // Few versions of a function wait at once.
+        let mut of_version: Vec<(Arc<FunctionVersion>, usize)> = Vec::new();
         let mut of_function = 0;
         let mut at = 0;
         while let Some(waiter) = self.waiters.get(at) {
@@ -19,7 +21,13 @@ impl<C, W: Clone> FunctionPool<C, W> {
             }
             let version = Arc::clone(&waiter.version);
             let (ticket, limits, arrived) = (waiter.ticket, waiter.limits, waiter.arrived);
-            let same_version = of_version.entry(version.key.clone()).or_default();
+            let same_version = match of_version.iter().position(|(other, _)| other.key == version.key) {
+                Some(at) => &mut of_version[at].1,
+                None => {
+                    of_version.push((Arc::clone(&version), 0));
+                    &mut of_version.last_mut().expect("just pushed").1
+                }
+            };
             let ahead = Ahead { of_function, of_version: *same_version };
             match self.choose(now, &version.key, &limits, arrived, ahead) {
                 Choice::Wait => {
@@ -49,6 +57,15 @@ impl<C, W: Clone> FunctionPool<C, W> {
                 }
             }
         }
+    }
+
+    /// When [`Self::settle`] should be called next: the end of the next grace of a request that waits for a finishing
+    /// sandbox.
+    pub fn due(&self, now: Duration) -> Option<Duration> {
+        let Config { finishing_grace, limit_grace, .. } = self.config;
+        let due = |arrived: Duration| [finishing_grace, limit_grace].map(|grace| arrived + grace);
+        let waiting = self.waiters.iter().filter(|w| w.start.is_none());
+        waiting.flat_map(|w| due(w.arrived)).filter(|due| *due > now).min()
     }
 
     /// The caller of a waiting request went away. `false` if the request waits no longer: an action has named its caller.
