@@ -303,7 +303,7 @@ def test_the_command_line_shows_events(emberbox, function):
     out = cli("invoke", name, "{}", "--event", "--timeline", endpoint=emberbox.endpoint).stderr
     steps = [line.split("  ")[0] for line in out.splitlines()]
     assert steps[0].startswith("Queued (") and steps[1] == "step" and steps[2] == "received", out
-    assert {"queued", "dequeued (attempt 1)", "answered"} <= set(steps), out
+    assert {"queued", "dequeued (attempt 1)", "answered", "settled (succeeded)"} <= set(steps), out
     wait_until(lambda: stats(emberbox, name)["succeeded"] == 1, what="it is counted")
     out = cli("events", name, endpoint=emberbox.endpoint).stdout.splitlines()
     assert out[0].split()[:2] == ["QUEUED", "OLDEST"] and out[1].split()[:2] == ["0", "-"], out
@@ -320,6 +320,36 @@ def test_the_command_line_shows_events(emberbox, function):
         follow.kill()
         follow.wait()
         follow.stdout.close()
+
+
+def test_the_timeline_shows_every_attempt_and_the_end(emberbox, client, function):
+    code = "import time\ndef handler(event, context):\n    print('began')\n    time.sleep(event.get('sleep', 0))\n"
+    name = function(code, Timeout=10)
+
+    def first(payload):
+        out = cli("invoke", name, json.dumps(payload), "--event", "--timeline", endpoint=emberbox.endpoint).stderr
+        return out[len("Queued ("):].split(")")[0], [line.split("  ")[0] for line in out.splitlines()]
+
+    # One that no attempt is made of has an end as well, and waiting for it has.
+    client.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=0)
+    request, steps = first({})
+    assert "settled" in steps and "answered" not in steps, steps
+    event = json.loads(cli("events", name, "--request", request, "--json", endpoint=emberbox.endpoint).stdout)
+    assert (event["attempts"], event["settled"]) == (0, True)
+    assert event["timeline"][-1]["note"] == "given up: ZeroReservedConcurrency"
+    # One that is throttled, and runs when there is room.
+    client.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=1)
+    busy = threading.Thread(target=client.invoke, kwargs={"FunctionName": name, "Payload": json.dumps({"sleep": 4})})
+    busy.start()
+    wait_until(lambda: lines(emberbox, name, "began"), what="another invocation to run")
+    request, _ = first({})
+    busy.join()
+    done = lambda: json.loads(cli("events", name, "--request", request, "--json", endpoint=emberbox.endpoint).stdout)
+    wait_until(lambda: done()["timeline"][-1].get("note") == "succeeded", 60, "it to run")
+    settled = [mark["note"] for mark in done()["timeline"] if mark["step"] == "settled"]
+    assert len(settled) >= 2 and all(note.startswith("again in") for note in settled[:-1]), settled
+    shown = cli("events", name, "--request", request, endpoint=emberbox.endpoint).stdout
+    assert shown.count("dequeued") == len(settled) and "settled (succeeded)" in shown, shown
 
 
 @pytest.fixture

@@ -32,6 +32,8 @@ pub enum Step {
     Answered,
     /// The runtime and all extensions asked for the next event; the sandbox may be frozen.
     Frozen,
+    /// What became of an event of an asynchronous invocation (note: how it ended, or when it is tried again).
+    Settled,
 }
 
 /// One mark on a [`Timeline`].

@@ -234,6 +234,9 @@ pub struct Events {
     /// Keep printing whenever something changes
     #[arg(long, short, conflicts_with = "action")]
     pub follow: bool,
+    /// Show the timeline of this event, with every attempt so far, instead: one that was sent with `invoke --event --timeline`
+    #[arg(long, value_name = "REQUEST ID", conflicts_with_all = ["action", "follow"])]
+    pub request: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

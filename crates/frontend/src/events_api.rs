@@ -2,7 +2,7 @@
 //!
 //! - `GET /_emberbox/events/<function>`: how its events are doing ([`crate::ports::EventStats`]).
 //! - `GET /_emberbox/events/<function>/<request id>`: the timeline of an event that was accepted with the header
-//!   `X-Emberbox-Timeline`: `{"attempts": 1, "timeline": […]}`.
+//!   `X-Emberbox-Timeline`: `{"attempts": 1, "settled": true, "timeline": […]}`.
 
 use bytes::Bytes;
 use domain::{FunctionArn, RequestId};
@@ -46,7 +46,8 @@ pub async fn answer(service: &Service, caller: &Identity, parts: &Parts) -> Resu
                 let message = "There is no timeline of this event here; send it with X-Emberbox-Timeline.";
                 ApiError::new(ErrorCode::ResourceNotFoundException, message)
             })?;
-            format!(r#"{{"attempts":{},"timeline":{}}}"#, timeline.attempts, timeline.json)
+            let (attempts, settled) = (timeline.attempts, timeline.settled);
+            format!(r#"{{"attempts":{attempts},"settled":{settled},"timeline":{}}}"#, timeline.json)
         }
     };
     let mut response = Response::new(body.into());

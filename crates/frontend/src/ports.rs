@@ -109,6 +109,8 @@ pub struct EventTimeline {
     pub json: String,
     /// Attempts that ended.
     pub attempts: u32,
+    /// The last attempt has its outcome in the timeline, or the event was settled without one.
+    pub settled: bool,
 }
 
 /// A request for an operation, authenticated and read.

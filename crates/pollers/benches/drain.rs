@@ -51,6 +51,8 @@ impl Invoker for Sandboxes {
         tokio::time::sleep(TAKES).await;
         attempt(Outcome::Success, 200)
     }
+
+    fn settled(&self, _: &AsyncEvent, _: &str) {}
 }
 
 struct Nothing;

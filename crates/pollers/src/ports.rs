@@ -30,6 +30,9 @@ pub trait Invoker: Send + Sync + 'static {
     /// ([`AsyncEvent::waited`]) and which attempt this is ([`AsyncEvent::attempt`]). Its trace header has this
     /// invocation counted in its lineage already and is to be passed on as it is.
     async fn invoke(&self, event: &AsyncEvent) -> Attempt;
+
+    /// For the timeline: what became of an event, after an attempt or in the place of one. Must not block.
+    fn settled(&self, event: &AsyncEvent, how: &str);
 }
 
 /// What is configured for an event's function and qualifier, asked anew for every attempt.

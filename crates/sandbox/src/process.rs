@@ -44,6 +44,7 @@ mod sys;
 
 pub use config::{BadAddress, Destination, Egress, Network, ProcessConfig, Range, STANDBY_KINDS};
 pub use engine::ProcessEngine;
+#[cfg(feature = "microvm")]
 pub(crate) use engine::error_of;
 pub use probe::{Finding, HostReport, probe};
 

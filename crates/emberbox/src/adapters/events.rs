@@ -132,6 +132,11 @@ impl pollers::Invoker for Attempts {
             }
         }
     }
+
+    fn settled(&self, event: &AsyncEvent, how: &str) {
+        let key = (event.function.clone(), event.request_id);
+        self.timelines.settled(&key, || self.direct.clock.monotonic(), how);
+    }
 }
 
 impl Attempts {
@@ -245,9 +250,17 @@ pub struct Timelines(Mutex<Kept>);
 
 #[derive(Default)]
 struct Kept {
-    timelines: HashMap<Key, (Timeline, u32)>,
+    timelines: HashMap<Key, Followed>,
     /// The oldest first.
     order: VecDeque<Key>,
+}
+
+#[derive(Default)]
+struct Followed {
+    timeline: Timeline,
+    attempts: u32,
+    /// The last attempt has its outcome, or there was none and will be none.
+    settled: bool,
 }
 
 impl Timelines {
@@ -260,34 +273,41 @@ impl Timelines {
         }
         let mut timeline = Timeline::default();
         timeline.mark(Step::Received, received);
-        if kept.timelines.insert(key.clone(), (timeline, 0)).is_none() {
+        if kept.timelines.insert(key.clone(), Followed { timeline, ..Followed::default() }).is_none() {
             kept.order.push_back(key);
         }
     }
 
     /// A poller may have been faster.
     fn queued(&self, key: &Key, at: Duration) {
-        if let Some((timeline, _)) = self.0.lock().timelines.get_mut(key) {
-            timeline.mark(Step::Queued, at);
+        if let Some(followed) = self.0.lock().timelines.get_mut(key) {
+            followed.timeline.mark(Step::Queued, at);
         }
     }
 
     fn get(&self, key: &Key) -> Option<Timeline> {
-        self.0.lock().timelines.get(key).map(|(timeline, _)| timeline.clone())
+        self.0.lock().timelines.get(key).map(|followed| followed.timeline.clone())
     }
 
     /// After an attempt, with everything until then.
     fn attempted(&self, key: &Key, timeline: Timeline) {
-        if let Some((kept, attempts)) = self.0.lock().timelines.get_mut(key) {
-            *kept = timeline;
-            *attempts += 1;
+        if let Some(followed) = self.0.lock().timelines.get_mut(key) {
+            let attempts = followed.attempts + 1;
+            *followed = Followed { timeline, attempts, settled: false };
+        }
+    }
+
+    fn settled(&self, key: &Key, now: impl FnOnce() -> Duration, how: &str) {
+        if let Some(followed) = self.0.lock().timelines.get_mut(key) {
+            followed.timeline.note(Step::Settled, now(), how);
+            followed.settled = true;
         }
     }
 
     fn show(&self, key: &Key) -> Option<ports::EventTimeline> {
         let kept = self.0.lock();
-        let (timeline, attempts) = kept.timelines.get(key)?;
-        Some(ports::EventTimeline { json: timeline_json(timeline), attempts: *attempts })
+        let Followed { timeline, attempts, settled } = kept.timelines.get(key)?;
+        Some(ports::EventTimeline { json: timeline_json(timeline), attempts: *attempts, settled: *settled })
     }
 }
 
@@ -311,8 +331,12 @@ mod tests {
         let shown = timelines.show(&key(1)).unwrap();
         assert_eq!(shown.json, r#"[{"step":"received","us":0},{"step":"queued","us":500000}]"#);
         assert_eq!(shown.attempts, 0);
+        assert!(!shown.settled);
         timelines.attempted(&key(1), Timeline::default());
-        assert_eq!(timelines.show(&key(1)).unwrap().attempts, 1);
+        timelines.settled(&key(1), || Duration::from_secs(2), "again in 60 s");
+        let shown = timelines.show(&key(1)).unwrap();
+        assert_eq!((shown.attempts, shown.settled), (1, true));
+        assert_eq!(shown.json, r#"[{"step":"settled","us":0,"note":"again in 60 s"}]"#);
         timelines.attempted(&key(0), Timeline::default());
         assert!(timelines.show(&key(0)).is_none());
     }

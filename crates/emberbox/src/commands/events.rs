@@ -43,6 +43,15 @@ pub async fn run(client: &Client, args: Events) -> Result<ExitCode> {
     if args.action == Some(EventsAction::Redrive) {
         return redrive::run(args).await;
     }
+    if let Some(id) = &args.request {
+        let event = followed(client, &args.name, id).await?;
+        if args.json {
+            print_json(&event)?
+        } else {
+            print(timeline::draw(&event.timeline).as_bytes())?
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut before: Option<Stats> = None;
     loop {
         let stats = stats(client, &args.name).await?;
@@ -71,22 +80,30 @@ async fn stats(client: &Client, name: &str) -> Result<Stats> {
     serde_json::from_slice(&body).context("read the answer about the events")
 }
 
-/// The timeline of an event until its first attempt ended, for which it waits; nothing from a server that keeps none.
+/// What the server tells of one event.
+#[derive(Deserialize, Serialize)]
+struct Followed {
+    attempts: u32,
+    settled: bool,
+    timeline: Vec<Mark>,
+}
+
+async fn followed(client: &Client, name: &str, request_id: &str) -> Result<Followed> {
+    let body = get(client, name, &format!("/{request_id}")).await?;
+    serde_json::from_slice(&body).context("read the timeline")
+}
+
+/// The timeline of an event until its first attempt ended, or it was settled without one, for which it waits; nothing from
+/// a server that keeps none.
 pub async fn first_attempt(client: &Client, name: &str, request_id: &str) -> Result<Vec<Mark>> {
-    #[derive(Deserialize)]
-    struct Answer {
-        attempts: u32,
-        timeline: Vec<Mark>,
-    }
     let mut pause = FIRST_POLL;
     loop {
-        let body = match get(client, name, &format!("/{request_id}")).await {
-            Ok(body) => body,
+        let answer = match followed(client, name, request_id).await {
+            Ok(answer) => answer,
             Err(error) if error.downcast_ref::<ApiError>().is_some_and(|e| e.status < 500) => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
-        let answer: Answer = serde_json::from_slice(&body).context("read the timeline")?;
-        if answer.attempts > 0 {
+        if answer.settled {
             return Ok(answer.timeline);
         }
         tokio::time::sleep(pause).await;

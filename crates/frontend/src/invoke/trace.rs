@@ -14,7 +14,9 @@ pub fn trace_id(header: Option<&str>, wall: Duration, random: [u8; 20], sampled:
         fields.filter(|(key, _)| *key == name).map(|(_, value)| value).next()
     };
     let root = field("Root").filter(|root| is_root(root));
-    let fresh = || format!("1-{:08x}-{}", wall.as_secs() & 0xffff_ffff, hex::encode(&random[..12]));
+    // The root's time has 32 bits.
+    let fresh =
+        || ["1-", &hex::encode((wall.as_secs() as u32).to_be_bytes()), "-", &hex::encode(&random[..12])].concat();
     // What belongs to a root that is not used is not used either.
     let inherited = |name: &str| root.and_then(|_| field(name));
     let parent = inherited("Parent").filter(|parent| is_hex(parent, 16));

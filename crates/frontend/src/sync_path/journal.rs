@@ -53,9 +53,9 @@ impl Journal {
         for Entry { request_id, version, cold, failed, latency, timeline } in waiting {
             tracing::info!(
                 target: "emberbox::invoke",
-                %request_id, account = %version.account, function = version.name, version = version.version,
-                start = if cold { "cold" } else { "warm" }, failed, us = latency.as_micros() as u64,
-                timeline = timeline_json(&timeline),
+                %request_id, account = %version.account, function = %version.name, version = %version.version,
+                start = %if cold { "cold" } else { "warm" }, failed, us = latency.as_micros() as u64,
+                timeline = %timeline_json(&timeline),
             );
         }
     }

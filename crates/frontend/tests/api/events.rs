@@ -92,7 +92,7 @@ async fn events_are_shown() {
     let reply = get(&server, "/_emberbox/events/echo").await;
     assert_eq!((reply.status, &reply.json()["depth"], &reply.json()["oldestAgeMs"]), (200, &json!(1), &json!(1500)));
     let reply = get(&server, &format!("/_emberbox/events/echo/{id}")).await;
-    assert_eq!((reply.status, reply.json()), (200, json!({"attempts": 1, "timeline": []})));
+    assert_eq!((reply.status, reply.json()), (200, json!({"attempts": 1, "settled": true, "timeline": []})));
     for (path, status) in [
         ("/_emberbox/events/missing", 404),
         ("/_emberbox/events/echo/6f5b9f3c-3f0e-4b5f-9d4a-0123456789ab", 404),

@@ -36,6 +36,7 @@ impl Inner {
         let Some(config) = self.settings.event_config(&event).await else {
             tracing::warn!(function = %event.function, request = %event.request_id, "event dropped: its function is gone");
             self.metrics.dropped(&event.function);
+            self.invoker.settled(&event, "dropped: function, version or alias is gone");
             return self.leases.ack(lease.id);
         };
         self.scheduler.lock().bound(&lease.queue, config.settings.reserved_concurrency);
@@ -90,10 +91,12 @@ impl Inner {
         let (condition, count) = match verdict {
             Verdict::Retry { delay, attempts, throttle_attempts } => {
                 (event.attempts, event.throttle_attempts) = (attempts, throttle_attempts);
+                self.invoker.settled(&event, &format!("again in {} s", delay.as_secs_f64().ceil()));
                 return self.leases.release(lease.id, delay, Some(event.encode())).await;
             }
             Verdict::Done => {
                 self.metrics.succeeded(&event.function);
+                self.invoker.settled(&event, "succeeded");
                 (None, event.attempts.saturating_add(1))
             }
             Verdict::Failed { condition, approximate_invoke_count } => {
@@ -102,6 +105,7 @@ impl Inner {
                     function = %event.function, request = %event.request_id, condition = condition.as_str(),
                     "event given up"
                 );
+                self.invoker.settled(&event, &format!("given up: {}", condition.as_str()));
                 (Some(condition), approximate_invoke_count)
             }
         };
@@ -123,6 +127,7 @@ impl Inner {
             pending.targets = left;
         }
         if pending.targets.is_empty() {
+            self.invoker.settled(&event, "told to its targets");
             return self.leases.ack(lease.id);
         }
         let delay = pending.delay();

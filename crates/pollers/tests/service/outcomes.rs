@@ -26,6 +26,10 @@ fn told(rig: &Rig<HandClock>) -> (String, u64) {
     record(&of("failed"))
 }
 
+fn settled(rig: &Rig<HandClock>) -> Vec<String> {
+    rig.world.settled.lock().iter().map(|(_, how)| how.clone()).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn success_goes_to_its_destination() {
     let rig = Rig::new(HandClock::default(), Config::default()).await;
@@ -66,6 +70,8 @@ async fn function_errors_are_retried_after_one_and_two_minutes() {
     // A retry is the same hop of the chain.
     assert!(calls.iter().all(|call| call.event.trace_header == calls[0].event.trace_header));
     assert_eq!(told(&rig), ("RetriesExhausted".into(), 3));
+    let steps = ["again in 60 s", "again in 120 s", "given up: RetriesExhausted", "told to its targets"];
+    assert_eq!(settled(&rig), steps);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,6 +130,7 @@ async fn reserved_concurrency_zero_is_told_at_once() {
     rig.accept("f").await;
     rig.done("f").await;
     assert_eq!((rig.world.calls("f").len(), told(&rig)), (0, ("ZeroReservedConcurrency".into(), 0)));
+    assert_eq!(settled(&rig), ["given up: ZeroReservedConcurrency", "told to its targets"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -133,6 +140,7 @@ async fn events_of_a_function_that_is_gone_are_dropped_and_counted() {
     rig.accept("f").await;
     let stats = rig.done("f").await;
     assert_eq!((stats.received, stats.dropped, rig.world.calls("f").len()), (1, 1, 0));
+    assert_eq!(settled(&rig), ["dropped: function, version or alias is gone"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

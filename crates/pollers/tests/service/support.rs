@@ -72,6 +72,8 @@ pub struct World {
     /// Answers of the next deliveries, by target; [`Ok`] when there are none.
     pub deliveries: Mutex<HashMap<String, Vec<Fate>>>,
     pub tries: Mutex<usize>,
+    /// What the timelines were told.
+    pub settled: Mutex<Vec<(RequestId, String)>>,
     gate: Semaphore,
 }
 
@@ -86,6 +88,7 @@ impl Default for World {
             delivered: Mutex::default(),
             deliveries: Mutex::default(),
             tries: Mutex::default(),
+            settled: Mutex::default(),
             gate: Semaphore::new(0),
         }
     }
@@ -156,6 +159,10 @@ impl Invoker for World {
         };
         self.finished.lock().push(event.request_id);
         attempt
+    }
+
+    fn settled(&self, event: &AsyncEvent, how: &str) {
+        self.settled.lock().push((event.request_id, how.to_owned()));
     }
 }
 

@@ -40,9 +40,9 @@ impl Slot {
 
     /// Reads what the processes wrote so far: before a `next` is acted on, so that their lines come before END.
     pub(super) fn drain(&self, core: &mut Core) {
-        let (now, wall) = (self.now(), self.host.clock.wall());
         let Core { outputs, queue, .. } = core;
-        outputs.retain(|output| output.drain(|text| queue.push(now, wall, Entry::Text(text))) != Drained::End);
+        let (now, wall) = (|| self.now(), || self.host.clock.wall());
+        outputs.retain(|output| output.drain(|text| queue.push(now(), wall(), Entry::Text(text))) != Drained::End);
     }
 
     /// Reads one process's output as it comes.
