@@ -235,9 +235,48 @@ def test_the_aws_cli(emberbox):
     aws("send-message", "--queue-url", url, "--message-body", "hello")
     message = aws("receive-message", "--queue-url", url, "--attribute-names", "All")["Messages"][0]
     assert message["Body"] == "hello"
-    aws("delete-message", "--queue-url", url, "--receipt-handle", message["ReceiptHandle"])
+    held = ["--queue-url", url, "--receipt-handle", message["ReceiptHandle"]]
+    aws("change-message-visibility", *held, "--visibility-timeout", "60")
+    aws("delete-message", *held)
     assert aws("receive-message", "--queue-url", url) is None
-    aws("delete-queue", "--queue-url", url)
+    # Queues.
+    assert aws("get-queue-url", "--queue-name", name)["QueueUrl"] == url
+    assert url in aws("list-queues", "--queue-name-prefix", name)["QueueUrls"]
+    aws("set-queue-attributes", "--queue-url", url, "--attributes", "VisibilityTimeout=7")
+    attributes = aws("get-queue-attributes", "--queue-url", url, "--attribute-names", "All")["Attributes"]
+    assert attributes["VisibilityTimeout"] == "7" and attributes["QueueArn"] == arn(url)
+    aws("tag-queue", "--queue-url", url, "--tags", "team=a")
+    assert aws("list-queue-tags", "--queue-url", url)["Tags"] == {"team": "a"}
+    aws("untag-queue", "--queue-url", url, "--tag-keys", "team")
+    # Batches.
+    entries = json.dumps([{"Id": str(n), "MessageBody": str(n)} for n in range(3)])
+    assert len(aws("send-message-batch", "--queue-url", url, "--entries", entries)["Successful"]) == 3
+    some = ["--max-number-of-messages", "10"]
+    messages = aws("receive-message", "--queue-url", url, *some)["Messages"]
+    assert sorted(m["Body"] for m in messages) == ["0", "1", "2"]
+    again = [{"Id": m["Body"], "ReceiptHandle": m["ReceiptHandle"], "VisibilityTimeout": 0} for m in messages]
+    batch = ["change-message-visibility-batch", "--queue-url", url, "--entries", json.dumps(again)]
+    assert len(aws(*batch)["Successful"]) == 3
+    messages = aws("receive-message", "--queue-url", url, *some)["Messages"]
+    gone = json.dumps([{"Id": m["Body"], "ReceiptHandle": m["ReceiptHandle"]} for m in messages])
+    assert len(aws("delete-message-batch", "--queue-url", url, "--entries", gone)["Successful"]) == 3
+    aws("send-message", "--queue-url", url, "--message-body", "purged")
+    aws("purge-queue", "--queue-url", url)
+    assert aws("receive-message", "--queue-url", url) is None
+    # A FIFO queue that sends what was received twice to this one's sibling.
+    dead = aws("create-queue", "--queue-name", f"{name}-dead.fifo", "--attributes", "FifoQueue=true")["QueueUrl"]
+    policy = json.dumps({"deadLetterTargetArn": arn(dead), "maxReceiveCount": 1})
+    made = {"FifoQueue": "true", "ContentBasedDeduplication": "true", "RedrivePolicy": policy, "VisibilityTimeout": "0"}
+    fifo = aws("create-queue", "--queue-name", f"{name}.fifo", "--attributes", json.dumps(made))["QueueUrl"]
+    for body in ["a", "a", "b"]:
+        aws("send-message", "--queue-url", fifo, "--message-group-id", "g", "--message-body", body)
+    assert aws("list-dead-letter-source-queues", "--queue-url", dead)["queueUrls"] == [fifo]
+    assert [m["Body"] for m in aws("receive-message", "--queue-url", fifo, *some)["Messages"]] == ["a", "b"]
+    assert aws("receive-message", "--queue-url", fifo, *some) is None
+    assert [m["Body"] for m in aws("receive-message", "--queue-url", dead, *some)["Messages"]] == ["a", "b"]
+    for each in [fifo, dead, url]:
+        aws("delete-queue", "--queue-url", each)
+    assert aws("list-queues", "--queue-name-prefix", name) is None
 
 
 @pytest.mark.needs(str(SERVER))

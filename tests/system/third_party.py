@@ -17,6 +17,21 @@ import botocore.config
 ACCOUNT = "000000000000"
 REGION = "us-east-1"
 SERVER = pathlib.Path(sys.executable).parent / "moto_server"
+# As that program, but that the sends and deletes of its SQS take turns: to delete makes a new list of messages without a
+# lock, in which one that another request has added meanwhile is missing.
+PROGRAM = """
+import threading, moto.sqs.models as sqs
+from moto.server import main
+turn = threading.RLock()
+def in_turn(change):
+    def changed(*arguments):
+        with turn:
+            return change(*arguments)
+    return changed
+sqs.Queue.add_message = in_turn(sqs.Queue.add_message)
+sqs.Queue.delete_message = in_turn(sqs.Queue.delete_message)
+main(["-p", "0"])
+"""
 
 
 class Moto:
@@ -24,7 +39,7 @@ class Moto:
 
     def __init__(self):
         self.process = subprocess.Popen(
-            [SERVER, "-p", "0"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            [sys.executable, "-c", PROGRAM], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
             env={**os.environ, "MOTO_ACCOUNT_ID": ACCOUNT},
         )
         said = []

@@ -127,6 +127,8 @@ fn process_sandbox() -> Vec<Finding> {
         }
         let status = match found.name {
             "user namespaces" | "seccomp" => Status::Missing,
+            // `serve` would not start, unless told to do without: network = "none".
+            "nft" if report.root => Status::Missing,
             "pasta" if report.root => Status::Optional,
             "/dev/kvm" => Status::Optional,
             _ => Status::Warning,

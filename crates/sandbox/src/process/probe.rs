@@ -50,7 +50,7 @@ pub fn probe() -> HostReport {
         seccomp(),
         landlock(),
         file("loop devices", "/dev/loop-control", "without, /tmp is in memory: modprobe loop"),
-        command("nft", &["--version"], "without, functions have no network: apt-get install nftables"),
+        command("nft", &["--version"], "makes functions' network: apt-get install nftables, or set network = \"none\""),
         command("mkfs.ext4", &["-V"], "without, /tmp is in memory: apt-get install e2fsprogs"),
         veth(),
         command("pasta", &["--version"], "gives network to functions without root: apt-get install passt"),
