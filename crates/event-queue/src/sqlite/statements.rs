@@ -14,6 +14,8 @@ use crate::time::{after, system_time};
 
 /// Events that a purge drops in one transaction.
 const PURGE_CHUNK: i64 = 1000;
+/// An event whose row is damaged is looked at again after this: the file may have been mended.
+const DAMAGED: Duration = Duration::from_secs(60 * 60);
 
 /// Begins to write.
 pub(super) fn begin(connection: &mut Connection) -> rusqlite::Result<Transaction<'_>> {
@@ -73,7 +75,8 @@ pub(super) fn insert(
     Ok(Some(due))
 }
 
-/// Leases up to `most` events that are due, the longest due first.
+/// Leases up to `most` events that are due, the longest due first. One that cannot be read is kept aside, not dropped, and
+/// keeps no other from being handed out.
 pub(super) fn lease(
     connection: &Connection,
     epoch: u32,
@@ -91,20 +94,41 @@ pub(super) fn lease(
     let due = after(now, lease.max(Duration::from_millis(1)));
     let most = i64::try_from(most).unwrap_or(i64::MAX);
     let rows = statement.query_map(params![number, now, due, most], |row| {
-        let deliveries: u32 = row.get(3)?;
-        let ticket = Ticket { queue: number, seq: row.get(0)?, deliveries: deliveries as u16 };
-        let event = Uuid::from_slice(row.get_ref(1)?.as_blob()?)
-            .map_err(|error| rusqlite::Error::FromSqlConversionFailure(1, Type::Blob, error.into()))?;
-        Ok(Lease {
-            id: ticket.id(epoch),
-            queue: name.clone(),
-            event,
-            body: Bytes::copy_from_slice(row.get_ref(4)?.as_blob()?),
-            enqueued_at: system_time(row.get(2)?),
-            deliveries,
-        })
+        let seq: i64 = row.get(0)?;
+        let read = || {
+            let deliveries: u32 = row.get(3)?;
+            let ticket = Ticket { queue: number, seq, deliveries: deliveries as u16 };
+            let event = Uuid::from_slice(row.get_ref(1)?.as_blob()?)
+                .map_err(|error| rusqlite::Error::FromSqlConversionFailure(1, Type::Blob, error.into()))?;
+            Ok::<_, rusqlite::Error>(Lease {
+                id: ticket.id(epoch),
+                queue: name.clone(),
+                event,
+                body: Bytes::copy_from_slice(row.get_ref(4)?.as_blob()?),
+                enqueued_at: system_time(row.get(2)?),
+                deliveries,
+            })
+        };
+        Ok(read().map_err(|error| (seq, error)))
     })?;
-    rows.collect()
+    let (mut leases, mut damaged) = (Vec::new(), Vec::new());
+    for row in rows {
+        match row? {
+            Ok(lease) => leases.push(lease),
+            Err(row) => damaged.push(row),
+        }
+    }
+    for (seq, error) in damaged {
+        tracing::error!(
+            queue = %name, seq, %error,
+            "an event's row in the queue's file is damaged: it is kept and looked at again in an hour. Restore the file from \
+             a backup, or purge the queue"
+        );
+        connection
+            .prepare_cached("UPDATE events SET due = ?, leased = 0 WHERE queue = ? AND seq = ?")?
+            .execute(params![after(now, DAMAGED), number, seq])?;
+    }
+    Ok(leases)
 }
 
 /// When the queue's next event is due or its next lease ends.

@@ -112,11 +112,12 @@ impl Leases {
                 () = self.acks.notified() => {}
             }
             while let Err(error) = self.flush().await {
-                if !error.retryable() {
-                    tracing::warn!(%error, "acknowledge events; they will run again");
-                    return;
+                // Whatever it is: without this, all would run again.
+                if error.retryable() {
+                    tracing::warn!(%error, "acknowledge events; trying again");
+                } else {
+                    tracing::error!(%error, "acknowledge events; trying again, and they run again if that stays so");
                 }
-                tracing::warn!(%error, "acknowledge events; trying again");
                 tokio::select! {
                     () = stopped.cancelled() => return,
                     () = tokio::time::sleep(pause) => {}
