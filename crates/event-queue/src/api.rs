@@ -95,6 +95,10 @@ pub trait EventQueue: Send + Sync + 'static {
     /// Gives an event back, to be handed out again after `delay`, with a new body if given (say, a higher count of
     /// attempts). A lease that is over changes nothing.
     async fn release(&self, lease: LeaseId, delay: Duration, body: Option<Bytes>) -> Result<(), QueueError>;
+    /// The largest body that it surely takes, in bytes.
+    fn largest_body(&self) -> usize {
+        crate::MAX_BODY
+    }
     /// How much there is in one queue.
     async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError>;
     /// The queues that have events.

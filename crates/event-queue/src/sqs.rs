@@ -54,6 +54,8 @@ use shards::{LOOK, Shards};
 
 /// SQS's longest delay.
 const LONGEST_DELAY: i64 = 900;
+/// Room for the head of a message, whose longest part is the queue's name, in bytes.
+const ENVELOPE: usize = 1024;
 
 /// An event does not wait longer for the shards' lengths.
 const MEASURE: Duration = Duration::from_millis(500);
@@ -385,6 +387,11 @@ impl EventQueue for SqsQueue {
         drop(state);
         self.woken.notify_waiters();
         Ok(())
+    }
+
+    /// As the pollers' bodies are not text, they grow by a third.
+    fn largest_body(&self) -> usize {
+        self.max_message.saturating_sub(ENVELOPE) / 4 * 3
     }
 
     async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError> {

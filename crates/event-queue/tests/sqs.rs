@@ -46,7 +46,7 @@ sqs.Queue.delete_message = in_turn(sqs.Queue.delete_message)
 main(['-p', '0'])
 ";
 
-const TRAITS: Traits = Traits { grain: Duration::from_secs(2), exact: false, largest: 700_000 };
+const TRAITS: Traits = Traits { grain: Duration::from_secs(2), exact: false };
 
 /// A server of its own, gone with the test.
 struct Moto {

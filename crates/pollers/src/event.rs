@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use domain::{AccountId, FunctionArn, RequestId};
-use event_queue::{MAX_BODY, QueueName};
+use event_queue::QueueName;
 use serde::{Deserialize, Serialize};
 
 use crate::pending::{Pending, PendingHead};
@@ -13,7 +13,7 @@ use crate::pending::{Pending, PendingHead};
 const VERSION: u8 = 1;
 
 /// More than any head takes, in bytes.
-const HEAD_ROOM: usize = 16 * 1024;
+pub(crate) const HEAD_ROOM: usize = 16 * 1024;
 
 /// An event that was accepted and is not yet done with.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -125,13 +125,14 @@ impl AsyncEvent {
     }
 
     /// Version byte, CRC-32 of all that follows, length of the head (four bytes each, big endian), head as JSON,
-    /// payload as it is, and the response of what is pending, unless that were larger than a queue takes.
-    pub fn encode(&self) -> Bytes {
+    /// payload as it is, and the response of what is pending, unless that were larger than `largest`, which the queue says
+    /// ([`event_queue::EventQueue::largest_body`]).
+    pub fn encode(&self, largest: usize) -> Bytes {
         let response = self
             .pending
             .as_ref()
             .and_then(Pending::response)
-            .filter(|response| response.len() + self.payload.len() + HEAD_ROOM <= MAX_BODY);
+            .filter(|response| response.len() + self.payload.len() + HEAD_ROOM <= largest);
         let head = serde_json::to_vec(&Head {
             function: self.function.clone(),
             qualifier: self.qualifier.clone(),
@@ -217,6 +218,7 @@ mod tests {
     use crate::ports::{Attempt, EventConfig};
     use crate::rules::{Condition, Outcome};
     use crate::target::Target;
+    use event_queue::MAX_BODY;
     use proptest::prelude::*;
 
     fn event(payload: Vec<u8>) -> AsyncEvent {
@@ -253,19 +255,19 @@ mod tests {
         #[test]
         fn decodes_what_it_encodes(payload: Vec<u8>, response: Option<Vec<u8>>) {
             let event = AsyncEvent { pending: response.map(pending), ..event(payload) };
-            prop_assert_eq!(AsyncEvent::decode(&event.encode()).expect("own encoding"), event);
+            prop_assert_eq!(AsyncEvent::decode(&event.encode(MAX_BODY)).expect("own encoding"), event);
         }
 
         #[test]
         fn damage_never_panics(body: Vec<u8>, cut in 0usize..900, response: Option<Vec<u8>>) {
             let _ = AsyncEvent::decode(&body.into());
-            let good = AsyncEvent { pending: response.map(pending), ..event(b"{}".to_vec()) }.encode();
+            let good = AsyncEvent { pending: response.map(pending), ..event(b"{}".to_vec()) }.encode(MAX_BODY);
             let _ = AsyncEvent::decode(&good.slice(..cut.min(good.len())));
         }
 
         #[test]
         fn no_change_goes_unnoticed(payload: Vec<u8>, at: prop::sample::Index, change in 1u8..) {
-            let mut body = event(payload).encode().to_vec();
+            let mut body = event(payload).encode(MAX_BODY).to_vec();
             let at = at.index(body.len());
             body[at] ^= change;
             prop_assert!(AsyncEvent::decode(&body.into()).is_err());
@@ -275,7 +277,7 @@ mod tests {
     #[test]
     fn a_response_that_a_queue_does_not_take_is_left_out() {
         let event = AsyncEvent { pending: Some(pending(vec![b'1'; MAX_BODY])), ..event(vec![b'2'; 1 << 20]) };
-        let body = event.encode();
+        let body = event.encode(MAX_BODY);
         assert!(body.len() < MAX_BODY);
         let decoded = AsyncEvent::decode(&body).expect("own encoding");
         assert_eq!(decoded.payload, event.payload);

@@ -87,12 +87,10 @@ pub struct Traits {
     pub grain: Duration,
     /// The same id twice is one event; counts, purges and the list of queues are exact; queues take turns one by one.
     pub exact: bool,
-    /// The largest body, in bytes, none of whose characters is text.
-    pub largest: usize,
 }
 
 #[allow(dead_code, reason = "not what every engine is")]
-pub const EXACT: Traits = Traits { grain: Duration::from_millis(1), exact: true, largest: event_queue::MAX_BODY };
+pub const EXACT: Traits = Traits { grain: Duration::from_millis(1), exact: true };
 
 impl Traits {
     /// Lets the time pass in which the engine may be late.
@@ -214,7 +212,7 @@ async fn refuses_what_is_too_large(engine: &Queue, traits: Traits) {
     let refused = engine.enqueue(vec![entry("large", 2), large.clone()]).await.unwrap_err();
     assert!(matches!(refused, QueueError::TooLarge { .. }) && !refused.retryable());
     empty(engine).await;
-    let largest = Entry { body: large.body.slice(..traits.largest), ..large };
+    let largest = Entry { body: large.body.slice(..engine.largest_body()), ..large };
     engine.enqueue(vec![largest.clone()]).await.unwrap();
     let lease = traits.lease_one(engine).await;
     assert_eq!(lease.body, largest.body);

@@ -92,7 +92,7 @@ impl Inner {
             Verdict::Retry { delay, attempts, throttle_attempts } => {
                 (event.attempts, event.throttle_attempts) = (attempts, throttle_attempts);
                 self.invoker.settled(&event, &format!("again in {} s", delay.as_secs_f64().ceil()));
-                return self.leases.release(lease.id, delay, Some(event.encode())).await;
+                return self.leases.release(lease.id, delay, Some(event.encode(self.queue.largest_body()))).await;
             }
             Verdict::Done => {
                 self.metrics.succeeded(&event.function);
@@ -133,7 +133,7 @@ impl Inner {
         let delay = pending.delay();
         pending.tries = pending.tries.saturating_add(1);
         event.pending = Some(pending);
-        self.leases.release(lease.id, delay, Some(event.encode())).await;
+        self.leases.release(lease.id, delay, Some(event.encode(self.queue.largest_body()))).await;
     }
 
     /// Whether it must be tried again.

@@ -141,7 +141,8 @@ impl Leases {
                 return Ok(());
             }
             if let Err(error) = self.queue.ack(&group).await {
-                self.state.lock().acks.extend(group);
+                // Behind the others: it may be this group that fails.
+                self.state.lock().acks.splice(..0, group);
                 return Err(error);
             }
         }

@@ -243,6 +243,10 @@ impl EventQueue for Outage {
         self.queue.release(lease, delay, body).await
     }
 
+    fn largest_body(&self) -> usize {
+        self.queue.largest_body()
+    }
+
     async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError> {
         self.queue.depth(queue).await
     }
@@ -332,7 +336,7 @@ impl<C: Clock> Rig<C> {
             let entry = |_: &usize| Entry {
                 queue: queue_of(name),
                 id: Uuid::new_v4(),
-                body: self.event(name).encode(),
+                body: self.event(name).encode(event_queue::MAX_BODY),
                 delay: Duration::ZERO,
             };
             self.queue.enqueue(chunk.iter().map(entry).collect()).await.expect("put");
