@@ -13,12 +13,16 @@ mod config;
 mod layers;
 mod layout;
 mod media;
+#[cfg(feature = "oci")]
+mod registry;
 
 use std::fmt;
 use std::path::PathBuf;
 
 pub use config::Config;
 pub(crate) use layers::read;
+#[cfg(feature = "oci")]
+pub use registry::{Remote, pull};
 
 /// An image in an OCI image layout: a directory as `skopeo copy`, `podman push` and `docker buildx` write it.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -32,11 +32,7 @@ pub(crate) fn read(
     for (index, (descriptor, id)) in layers.iter().zip(found.config.rootfs().diff_ids()).enumerate() {
         progress(&format!("layer {} of {}", index + 1, layers.len()));
         let what = format!("layer {}", index + 1);
-        let media = descriptor.media_type();
-        let Some(compression) = media::layer(media) else {
-            let reason = format!("layers of the type {:?} are not supported", media.as_ref());
-            return Err(ImageError::Oci { what: format!("{what} {}", descriptor.digest()), reason });
-        };
+        let compression = media::known_layer(descriptor, &what)?;
         let mut blob = Blob::open(&source.directory, descriptor, &what, stored)?;
         stored -= descriptor.size();
         let name = blob.name().to_owned();

@@ -42,12 +42,7 @@ pub(crate) fn find(layout: &Layout) -> Result<Found, ImageError> {
         if media::document(descriptor.media_type()) == Some(Document::Manifest) {
             return manifest(directory, &descriptor);
         }
-        let what = format!("the index {}", descriptor.digest());
-        let index: ImageIndex = blob::document(directory, &descriptor, "the index")?;
-        same_type(index.media_type().as_ref(), descriptor.media_type(), &what)?;
-        let entries: Vec<_> = index.manifests().iter().collect();
-        let fitting = media::for_this_machine(&entries).map_err(|reason| ImageError::Oci { what, reason })?;
-        descriptor = fitting[0].clone();
+        descriptor = child(directory, &descriptor)?;
     }
     Err(refused(format!("it has indexes in indexes, more than {NESTED} deep")))
 }
@@ -80,7 +75,18 @@ fn tag(entry: &Descriptor) -> Option<&str> {
     entry.annotations().as_ref()?.get(ANNOTATION_REF_NAME).map(String::as_str)
 }
 
-fn manifest(layout: &Path, descriptor: &Descriptor) -> Result<Found, ImageError> {
+/// The entry of an index that is for this machine: the first of them, as OCI's specification wants it.
+pub(crate) fn child(layout: &Path, descriptor: &Descriptor) -> Result<Descriptor, ImageError> {
+    let what = format!("the index {}", descriptor.digest());
+    let index: ImageIndex = blob::document(layout, descriptor, "the index")?;
+    same_type(index.media_type().as_ref(), descriptor.media_type(), &what)?;
+    let entries: Vec<_> = index.manifests().iter().collect();
+    let fitting = media::for_this_machine(&entries).map_err(|reason| ImageError::Oci { what, reason })?;
+    Ok(fitting[0].clone())
+}
+
+/// What a manifest leads to, but its layers, which need not be there yet.
+pub(crate) fn manifest(layout: &Path, descriptor: &Descriptor) -> Result<Found, ImageError> {
     let manifest: ImageManifest = blob::document(layout, descriptor, "the manifest")?;
     let what = format!("the manifest {}", descriptor.digest());
     same_type(manifest.media_type().as_ref(), descriptor.media_type(), &what)?;
@@ -103,7 +109,7 @@ fn manifest(layout: &Path, descriptor: &Descriptor) -> Result<Found, ImageError>
 }
 
 /// A document that says another type than its descriptor could be read as two images, by who looks at either.
-pub(crate) fn same_type(own: Option<&MediaType>, wanted: &MediaType, what: &str) -> Result<(), ImageError> {
+fn same_type(own: Option<&MediaType>, wanted: &MediaType, what: &str) -> Result<(), ImageError> {
     match own {
         Some(own) if own != wanted => {
             let (own, wanted) = (own.as_ref(), wanted.as_ref());

@@ -2,6 +2,8 @@
 
 use oci_spec::image::{Arch, Descriptor, MediaType, Os};
 
+use crate::error::ImageError;
+
 /// Documents that lead further.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Document {
@@ -37,8 +39,17 @@ pub(crate) fn is_config(media: &MediaType) -> bool {
     )
 }
 
+/// How the layer that `descriptor` leads to, the `what` of an image, is compressed.
+pub(crate) fn known_layer(descriptor: &Descriptor, what: &str) -> Result<Compression, ImageError> {
+    let media = descriptor.media_type();
+    layer(media).ok_or_else(|| {
+        let reason = format!("layers of the type {:?} are not supported", media.as_ref());
+        ImageError::Oci { what: format!("{what} {}", descriptor.digest()), reason }
+    })
+}
+
 /// Layers that may not be distributed are not read: they are Windows' own.
-pub(crate) fn layer(media: &MediaType) -> Option<Compression> {
+fn layer(media: &MediaType) -> Option<Compression> {
     match media.as_ref() {
         "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => {
             Some(Compression::None)

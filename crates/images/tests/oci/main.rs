@@ -2,4 +2,6 @@
 #![cfg(feature = "image")]
 
 mod layout;
+#[cfg(feature = "oci")]
+mod registry;
 mod support;
