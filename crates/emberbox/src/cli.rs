@@ -315,17 +315,22 @@ pub enum Runtime {
 /// `emberbox image`
 #[derive(Subcommand, Debug)]
 pub enum Image {
-    /// Make a read-only root image (squashfs) from a folder or a Debian release: same input, same bytes
+    /// Make a read-only root image (squashfs) from a folder, a Debian release or a container image: same input, same bytes
     #[command(after_help = "\
 Examples:
   emberbox image build --from ./root -o root.squashfs
   emberbox image build --from debian:bookworm --include python3 -o debian.squashfs
+  skopeo copy docker://public.ecr.aws/lambda/python:3.12 oci:python:3.12
+  emberbox image build --from oci:python:3.12 -o python.squashfs
 
 Owner and time of a folder's files are left out, as are devices, pipes, sockets, setuid bits and extended attributes.
-A Debian release is installed by mmdebstrap; the bytes are the same as long as Debian's packages are.")]
+A Debian release is installed by mmdebstrap; the bytes are the same as long as Debian's packages are.
+A container image is read from an OCI layout, a directory that skopeo, podman and docker buildx write: oci:DIR where it
+holds one image, else with its tag or digest. The image for linux and this machine's architecture is taken, and every
+digest in it is checked.")]
     Build {
-        /// A folder, or debian:RELEASE
-        #[arg(long, value_name = "FOLDER|debian:RELEASE")]
+        /// A folder, debian:RELEASE, or oci:DIR[:TAG|@DIGEST]
+        #[arg(long, value_name = "SOURCE")]
         from: String,
         /// The image
         #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]

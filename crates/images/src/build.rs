@@ -8,7 +8,7 @@ use crate::layer::Budget;
 use crate::limits::Limits;
 use crate::scratch::Scratch;
 use crate::tree::{Content, Kind, Tree};
-use crate::{directory, squashfs};
+use crate::{directory, oci, squashfs};
 
 /// The time of whatever has none of its own: 1 January 2025. Any would do that no program takes for a mistake.
 const EPOCH: u32 = 1_735_689_600;
@@ -37,6 +37,8 @@ pub enum Source {
     Directory(PathBuf),
     /// A Debian release.
     Debian(Debian),
+    /// A container image in a directory.
+    Oci(oci::Layout),
 }
 
 /// How an image is made.
@@ -67,6 +69,8 @@ pub struct Image {
     pub entries: u64,
     /// Devices, pipes and sockets, which images never have: `/dev` is the sandbox's.
     pub left_out: u64,
+    /// What a container image says beside its files; none of other sources.
+    pub container: Option<oci::Container>,
 }
 
 /// Makes the squashfs image `output`, complete or not at all. Blocks, for as long as compressing it takes.
@@ -78,6 +82,7 @@ pub fn build(source: &Source, options: &Options, output: &Path, progress: &dyn F
     let mut tree = Tree::new(options.time);
     let mut budget = Budget::new(options.limits);
     let mut scratch = None;
+    let mut container = None;
     let left_out = match source {
         Source::Directory(directory) => {
             progress(&format!("reading {}", directory.display()));
@@ -88,13 +93,20 @@ pub fn build(source: &Source, options: &Options, output: &Path, progress: &dyn F
             let scratch = scratch.insert(Scratch::new(folder)?);
             debian::read(&mut tree, scratch, &mut budget, options.time, debian)?
         }
+        Source::Oci(layout) => {
+            progress(&format!("reading {layout}"));
+            let scratch = scratch.insert(Scratch::new(folder)?);
+            let read = oci::read(&mut tree, scratch, &mut budget, options.limits, layout, progress)?;
+            container = Some(read.1);
+            read.0
+        }
     };
     if options.root {
         root(&mut tree)?;
     }
     progress("compressing");
     let written = squashfs::write(&tree, scratch.as_ref().map(Scratch::file), options.time, output)?;
-    Ok(Image { bytes: written.bytes, sha256: hex::encode(written.sha256), entries: written.entries, left_out })
+    Ok(Image { bytes: written.bytes, sha256: hex::encode(written.sha256), entries: written.entries, left_out, container })
 }
 
 fn root(tree: &mut Tree) -> Result<(), ImageError> {

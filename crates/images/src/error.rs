@@ -24,6 +24,14 @@ pub enum ImageError {
         /// What is wrong with it, and where.
         reason: String,
     },
+    /// A part of a container image is missing, damaged, or not what the image says.
+    #[error("{what}: {reason}")]
+    Oci {
+        /// Which part, by its digest.
+        what: String,
+        /// What is wrong with it, and what can be done.
+        reason: String,
+    },
     /// Larger than [`Limits`](crate::Limits) allow.
     #[error("{what} is larger than {limit} {unit}, the limit for images")]
     TooLarge {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  directory ───────────────────────────┬──► tree in memory ──► squashfs
-//!  Debian release ──mmdebstrap──► tar ──┘    (never a directory of the host)
+//!  Debian release ──mmdebstrap──► tar ──┤    (never a directory of the host)
+//!  OCI layout ──checked──► layers' tars ┘
 //! ```
 //!
 //! The same input gives the same bytes, so an image can be kept by the hash of its content, and shared by all VMs. Owner
@@ -27,6 +28,8 @@ mod error;
 mod layer;
 #[cfg(feature = "image")]
 mod limits;
+#[cfg(feature = "image")]
+pub mod oci;
 #[cfg(feature = "image")]
 mod scratch;
 #[cfg(feature = "image")]

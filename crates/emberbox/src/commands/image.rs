@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use images::kernel::{self, Built};
+use images::oci::Layout;
 use images::{Debian, Options, Source};
 use serde_json::json;
 
@@ -25,22 +26,27 @@ pub fn run(command: Image) -> Result<ExitCode> {
 fn root(from: &str, include: Vec<String>, output: &Path, json: bool) -> Result<()> {
     let source = source(from, include)?;
     let image = shown(|step| images::build(&source, &Options::default(), output, step))?;
+    let digest = image.container.map(|container| container.digest);
     if json {
         let (bytes, entries, left_out) = (image.bytes, image.entries, image.left_out);
         let sha256 = image.sha256;
-        return print_json(
-            &json!({ "image": output, "bytes": bytes, "sha256": sha256, "entries": entries, "leftOut": left_out }),
-        );
+        return print_json(&json!({
+            "image": output, "bytes": bytes, "sha256": sha256, "entries": entries, "leftOut": left_out,
+            "containerDigest": digest,
+        }));
     }
     let mib = image.bytes.div_ceil(1024 * 1024);
     eprintln!("{}: {mib} MiB, {} files and directories, SHA-256 {}.", output.display(), image.entries, image.sha256);
+    if let Some(digest) = digest {
+        eprintln!("Of the container image {digest}.");
+    }
     if image.left_out > 0 {
         eprintln!("Left out: {} devices, pipes and sockets.", image.left_out);
     }
     Ok(())
 }
 
-/// What `--from` means. A name of a container image has no slash in front, either, so a folder has to be there.
+/// What `--from` means. A folder has to be there, so that no misspelled one is taken for something else.
 fn source(from: &str, include: Vec<String>) -> Result<Source> {
     if let Some(release) = from.strip_prefix("debian:") {
         return Ok(Source::Debian(Debian { include, ..Debian::new(release) }));
@@ -48,8 +54,14 @@ fn source(from: &str, include: Vec<String>) -> Result<Source> {
     if !include.is_empty() {
         bail!("--include is for debian:RELEASE; {from} is not one");
     }
+    if let Some(layout) = from.strip_prefix("oci:") {
+        return Ok(Source::Oci(Layout::parse(layout)));
+    }
     if !Path::new(from).is_dir() {
-        bail!("{from} is neither a folder nor debian:RELEASE (such as debian:bookworm); OCI images are not read yet");
+        bail!(
+            "{from} is neither a folder, nor debian:RELEASE (such as debian:bookworm), nor oci:DIR, a container image in \
+             an OCI layout"
+        );
     }
     Ok(Source::Directory(from.into()))
 }
@@ -94,11 +106,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_source_is_a_folder_or_a_debian_release() {
+    fn a_source_says_what_it_is() {
         let debian = Debian { include: vec!["python3".into()], ..Debian::new("bookworm") };
         assert_eq!(source("debian:bookworm", vec!["python3".into()]).unwrap(), Source::Debian(debian));
         assert_eq!(source("/", Vec::new()).unwrap(), Source::Directory("/".into()));
-        for (from, include) in [("/nowhere", vec![]), ("alpine:3", vec![]), ("/", vec!["python3".into()])] {
+        assert_eq!(source("oci:a:1", Vec::new()).unwrap(), Source::Oci(Layout::parse("a:1")));
+        for (from, include) in [("oci:a", vec!["python3".into()]), ("/nowhere", vec![]), ("alpine:3", vec![]), ("/", vec!["python3".into()])] {
             assert!(source(from, include).unwrap_err().to_string().contains(from), "{from}");
         }
     }

@@ -1,0 +1,7 @@
+//! Container images, as an OCI layout and from a registry.
+#![cfg(feature = "image")]
+
+mod layout;
+#[cfg(feature = "oci")]
+mod registry;
+mod support;
