@@ -24,6 +24,7 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("openssl", "openssl", "makes the TLS test's certificate"),
     ("qemu-system-x86_64", "qemu-system-x86", "microVMs without KVM"),
     ("unsquashfs", "squashfs-tools", "the tests read images with it"),
+    ("docker-registry", "docker-registry", "the tests pull container images from it"),
     ("mmdebstrap", "mmdebstrap", "images of a Debian release"),
     ("flex", "flex", "builds the guest kernel"),
     ("bison", "bison", "builds the guest kernel"),

@@ -320,16 +320,19 @@ pub enum Image {
 Examples:
   emberbox image build --from ./root -o root.squashfs
   emberbox image build --from debian:bookworm --include python3 -o debian.squashfs
-  skopeo copy docker://public.ecr.aws/lambda/python:3.12 oci:python:3.12
-  emberbox image build --from oci:python:3.12 -o python.squashfs
+  emberbox image build --from public.ecr.aws/lambda/python:3.12 -o python.squashfs
+  emberbox image build --from oci:./layout:1.0 -o app.squashfs
 
 Owner and time of a folder's files are left out, as are devices, pipes, sockets, setuid bits and extended attributes.
 A Debian release is installed by mmdebstrap; the bytes are the same as long as Debian's packages are.
-A container image is read from an OCI layout, a directory that skopeo, podman and docker buildx write: oci:DIR where it
-holds one image, else with its tag or digest. The image for linux and this machine's architecture is taken, and every
-digest in it is checked.")]
+
+A container image comes from a registry, named in full with its tag (latest where it is missing) or digest, or from an
+OCI layout, a directory that skopeo, podman and docker buildx write: oci:DIR where it holds one image, else with its tag
+or digest. The image for Linux and this machine's architecture is taken, and every digest in it is checked. Registries
+are asked over HTTPS and without credentials, and by plain HTTP on this machine itself. What was pulled stays in the
+data directory, in oci, which is a layout as well: a digest is pulled once, a tag is asked for each time.")]
     Build {
-        /// A folder, debian:RELEASE, or oci:DIR[:TAG|@DIGEST]
+        /// A folder, debian:RELEASE, REGISTRY/REPOSITORY[:TAG|@DIGEST], or oci:DIR[:TAG|@DIGEST]
         #[arg(long, value_name = "SOURCE")]
         from: String,
         /// The image
@@ -341,6 +344,9 @@ digest in it is checked.")]
         /// Print size and hash as JSON
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        #[allow(missing_docs)]
+        local: Local,
     },
     /// Build the guest kernel from Debian's kernel source; takes minutes, and nothing when it is there already
     Kernel {

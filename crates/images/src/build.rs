@@ -106,7 +106,13 @@ pub fn build(source: &Source, options: &Options, output: &Path, progress: &dyn F
     }
     progress("compressing");
     let written = squashfs::write(&tree, scratch.as_ref().map(Scratch::file), options.time, output)?;
-    Ok(Image { bytes: written.bytes, sha256: hex::encode(written.sha256), entries: written.entries, left_out, container })
+    Ok(Image {
+        bytes: written.bytes,
+        sha256: hex::encode(written.sha256),
+        entries: written.entries,
+        left_out,
+        container,
+    })
 }
 
 fn root(tree: &mut Tree) -> Result<(), ImageError> {

@@ -90,7 +90,7 @@ mod tests {
             ("/var/image:1.0", "/var/image", Pick::Tag("1.0".into())),
             ("image:docker.io/library/x:1", "image", Pick::Tag("docker.io/library/x:1".into())),
             ("a@b/image", "a@b/image", Pick::Only),
-            (&format!("image@{digest}"), "image", Pick::Digest(digest.clone())),
+            (&format!("image@{digest}"), "image", Pick::Digest(digest)),
         ] {
             let layout = Layout::parse(text);
             assert_eq!(layout, Layout { directory: directory.into(), pick });

@@ -17,15 +17,18 @@ use crate::ui;
 /// `emberbox image build` and `kernel`
 pub fn run(command: Image) -> Result<ExitCode> {
     match command {
-        Image::Build { from, output, include, json } => root(&from, include, &output, json)?,
+        Image::Build { from, output, include, json, local } => root(&from, include, &output, json, &local)?,
         Image::Kernel { output, source, json, local } => kernel(output, source, json, &local)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn root(from: &str, include: Vec<String>, output: &Path, json: bool) -> Result<()> {
-    let source = source(from, include)?;
-    let image = shown(|step| images::build(&source, &Options::default(), output, step))?;
+fn root(from: &str, include: Vec<String>, output: &Path, json: bool, local: &Local) -> Result<()> {
+    let from = from_words(from, include)?;
+    let image = shown(|step| {
+        let source = from.source(local, step)?;
+        images::build(&source, &Options::default(), output, step).map_err(anyhow::Error::from)
+    })?;
     let digest = image.container.map(|container| container.digest);
     if json {
         let (bytes, entries, left_out) = (image.bytes, image.entries, image.left_out);
@@ -46,28 +49,63 @@ fn root(from: &str, include: Vec<String>, output: &Path, json: bool) -> Result<(
     Ok(())
 }
 
-/// What `--from` means. A folder has to be there, so that no misspelled one is taken for something else.
-fn source(from: &str, include: Vec<String>) -> Result<Source> {
+/// What `--from` means.
+#[derive(PartialEq, Debug)]
+enum From {
+    Here(Source),
+    #[cfg(feature = "oci")]
+    Registry(images::oci::Remote),
+}
+
+impl From {
+    /// What the image is made of, on this machine.
+    #[cfg_attr(not(feature = "oci"), expect(unused_variables))]
+    fn source(self, local: &Local, progress: &(dyn Fn(&str) + Sync)) -> Result<Source> {
+        match self {
+            Self::Here(source) => Ok(source),
+            #[cfg(feature = "oci")]
+            Self::Registry(remote) => {
+                let (_, dir) = local.open()?;
+                let cache = dir.join("oci");
+                let pull = images::oci::pull(&remote, &cache, Options::default().limits, progress);
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                Ok(Source::Oci(runtime.context("start the async runtime")?.block_on(pull)?))
+            }
+        }
+    }
+}
+
+/// A folder has to be there, and a registry be named in full, so that no misspelled folder is taken for something else.
+fn from_words(from: &str, include: Vec<String>) -> Result<From> {
     if let Some(release) = from.strip_prefix("debian:") {
-        return Ok(Source::Debian(Debian { include, ..Debian::new(release) }));
+        return Ok(From::Here(Source::Debian(Debian { include, ..Debian::new(release) })));
     }
     if !include.is_empty() {
         bail!("--include is for debian:RELEASE; {from} is not one");
     }
     if let Some(layout) = from.strip_prefix("oci:") {
-        return Ok(Source::Oci(Layout::parse(layout)));
+        return Ok(From::Here(Source::Oci(Layout::parse(layout))));
     }
-    if !Path::new(from).is_dir() {
-        bail!(
-            "{from} is neither a folder, nor debian:RELEASE (such as debian:bookworm), nor oci:DIR, a container image in \
-             an OCI layout"
-        );
+    if Path::new(from).is_dir() {
+        return Ok(From::Here(Source::Directory(from.into())));
     }
-    Ok(Source::Directory(from.into()))
+    #[cfg(feature = "oci")]
+    if images::oci::Remote::is_named_by(from) {
+        return Ok(From::Registry(images::oci::Remote::parse(from)?));
+    }
+    let registry = if cfg!(feature = "oci") {
+        "nor REGISTRY/REPOSITORY[:TAG|@DIGEST] in full (such as docker.io/library/alpine:3)"
+    } else {
+        "and this Emberbox was built without its feature `oci`, which asks registries"
+    };
+    bail!(
+        "{from} is neither a folder, nor debian:RELEASE (such as debian:bookworm), nor oci:DIR (a container image in an \
+         OCI layout), {registry}"
+    );
 }
 
 /// Runs it with its steps on the terminal, or as lines elsewhere.
-fn shown<T, E>(work: impl FnOnce(&dyn Fn(&str)) -> Result<T, E>) -> Result<T, E> {
+fn shown<T, E>(work: impl FnOnce(&(dyn Fn(&str) + Sync)) -> Result<T, E>) -> Result<T, E> {
     let shown = ui::spinner("looking");
     let result = work(&|step| {
         shown.set_message(step.to_owned());
@@ -107,12 +145,28 @@ mod tests {
 
     #[test]
     fn a_source_says_what_it_is() {
+        let here = |from: &str, include| match from_words(from, include) {
+            Ok(From::Here(source)) => source,
+            other => panic!("{from}: {other:?}"),
+        };
         let debian = Debian { include: vec!["python3".into()], ..Debian::new("bookworm") };
-        assert_eq!(source("debian:bookworm", vec!["python3".into()]).unwrap(), Source::Debian(debian));
-        assert_eq!(source("/", Vec::new()).unwrap(), Source::Directory("/".into()));
-        assert_eq!(source("oci:a:1", Vec::new()).unwrap(), Source::Oci(Layout::parse("a:1")));
-        for (from, include) in [("oci:a", vec!["python3".into()]), ("/nowhere", vec![]), ("alpine:3", vec![]), ("/", vec!["python3".into()])] {
-            assert!(source(from, include).unwrap_err().to_string().contains(from), "{from}");
+        assert_eq!(here("debian:bookworm", vec!["python3".into()]), Source::Debian(debian));
+        assert_eq!(here("/", Vec::new()), Source::Directory("/".into()));
+        assert_eq!(here("oci:a:1", Vec::new()), Source::Oci(Layout::parse("a:1")));
+        for from in ["/nowhere", "alpine:3", "library/alpine", "./example.org/a"] {
+            assert!(from_words(from, Vec::new()).unwrap_err().to_string().contains(from), "{from}");
+        }
+        for from in ["/", "oci:a", "example.org/a:1"] {
+            assert!(from_words(from, vec!["python3".into()]).unwrap_err().to_string().contains(from), "{from}");
+        }
+        #[cfg(feature = "oci")]
+        {
+            let name = "public.ecr.aws/lambda/python:3.12";
+            assert_eq!(
+                from_words(name, Vec::new()).unwrap(),
+                From::Registry(images::oci::Remote::parse(name).unwrap())
+            );
+            assert!(from_words("example.org/UPPER", Vec::new()).is_err());
         }
     }
 }

@@ -93,7 +93,11 @@ pub(crate) fn for_this_machine<'a>(entries: &[&'a Descriptor]) -> Result<Vec<&'a
     let there = if said.is_empty() {
         list(entries.iter().map(|entry| format!("something of the type {:?}", entry.media_type().as_ref())))
     } else {
-        list(said.iter().filter_map(|entry| entry.platform().as_ref()).map(|p| format!("{}/{}", p.os(), p.architecture())))
+        list(
+            said.iter()
+                .filter_map(|entry| entry.platform().as_ref())
+                .map(|p| format!("{}/{}", p.os(), p.architecture())),
+        )
     };
     Err(format!("it has no image for this machine, which is linux/{}; there is: {there}", host()))
 }

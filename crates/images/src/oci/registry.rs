@@ -242,7 +242,8 @@ impl<'a> Puller<'a> {
         while let Some(piece) = stream.next().await {
             // The client checks the digest with the last piece.
             let piece = piece.map_err(|error| failed(failure::chain(&error)))?;
-            let more = || failed(format!("the registry sends more than the {} bytes it should have", descriptor.size()));
+            let more =
+                || failed(format!("the registry sends more than the {} bytes it should have", descriptor.size()));
             left = left.checked_sub(piece.len() as u64).ok_or_else(more)?;
             file.write_all(&piece).await.map_err(at("write", temp.path()))?;
         }

@@ -292,9 +292,7 @@ fn types_are_known_and_the_same_everywhere() {
 fn layers_are_those_of_the_configuration() {
     let made = Made::new();
     let layer = tar(&[("hello", "world")]);
-    let config = |ids: &[String]| {
-        json!({ "os": "linux", "architecture": architecture(), "rootfs": { "type": "layers", "diff_ids": ids } })
-    };
+    let config = |ids: &[String]| json!({ "os": "linux", "architecture": architecture(), "rootfs": { "type": "layers", "diff_ids": ids } });
     for media in [TAR, GZIP, ZSTD] {
         let other = digest(b"another");
         made.index(&[made.image_with(&[(media, layer.clone())], &config(std::slice::from_ref(&other)))]);

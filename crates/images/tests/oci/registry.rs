@@ -188,7 +188,10 @@ fn a_tag_that_moves_is_followed() {
     let before = pulled(&registry.name("app"), dir.path()).unwrap();
     let second = push("2");
     let after = pulled(&registry.name("app"), dir.path()).unwrap();
-    assert_eq!((before.pick.clone(), after.pick.clone()), (Pick::Digest(name_of(&first)), Pick::Digest(name_of(&second))));
+    assert_eq!(
+        (before.pick.clone(), after.pick.clone()),
+        (Pick::Digest(name_of(&first)), Pick::Digest(name_of(&second)))
+    );
     assert_ne!(built(&before).sha256, built(&after).sha256);
     let named = Layout { pick: Pick::Tag(registry.name("app:latest")), ..after.clone() };
     assert_eq!(built(&named), built(&after));
@@ -248,7 +251,7 @@ fn a_damaged_cache_is_noticed() {
     fs::write(cached(layer), bytes).unwrap();
     pulled(&by_digest, dir.path()).unwrap();
     let out = tempfile::tempdir().unwrap();
-    let made = build(&Source::Oci(layout.clone()), &Options::default(), &out.path().join("image"), &|_| {});
+    let made = build(&Source::Oci(layout), &Options::default(), &out.path().join("image"), &|_| {});
     let error = made.unwrap_err().to_string();
     assert!(error.contains("is damaged") && error.contains("remove it, and copy or pull the image again"), "{error}");
     fs::remove_file(cached(layer)).unwrap();

@@ -112,9 +112,12 @@ impl Made {
     /// Adds an image of these layers, compressed as their types say; gives its manifest's descriptor.
     pub fn image(&self, layers: &[(&str, Vec<u8>)]) -> Value {
         let ids: Vec<String> = layers.iter().map(|(_, tar)| digest(tar)).collect();
-        self.image_with(layers, &json!({ "os": "linux", "architecture": architecture(), "rootfs": {
-            "type": "layers", "diff_ids": ids,
-        }}))
+        self.image_with(
+            layers,
+            &json!({ "os": "linux", "architecture": architecture(), "rootfs": {
+                "type": "layers", "diff_ids": ids,
+            }}),
+        )
     }
 
     /// The same with a configuration of the test's own.

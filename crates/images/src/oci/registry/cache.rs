@@ -1,13 +1,13 @@
 //! The layout into which images are pulled.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use oci_spec::image::{ANNOTATION_REF_NAME, Descriptor, Digest, ImageIndex, ImageIndexBuilder, MediaType, SCHEMA_VERSION};
-use rustix::fs::FlockOperation;
+use oci_spec::image::{
+    ANNOTATION_REF_NAME, Descriptor, Digest, ImageIndex, ImageIndexBuilder, MediaType, SCHEMA_VERSION,
+};
 use tempfile::NamedTempFile;
 
 use crate::error::{ImageError, at};
@@ -30,12 +30,11 @@ impl Cache {
         }
         let name = path.join("lock");
         let lock = File::options().create(true).truncate(false).write(true).open(&name).map_err(at("open", &name))?;
-        if rustix::fs::flock(lock.as_fd(), FlockOperation::NonBlockingLockExclusive).is_err() {
+        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
             progress("waiting for another pull");
-            let copy = lock.try_clone().map_err(at("lock", &name))?;
-            let locked = tokio::task::spawn_blocking(move || rustix::fs::flock(copy, FlockOperation::LockExclusive));
-            locked.await.map_err(|error| at("lock", &name)(error.into()))?.map_err(|e| at("lock", &name)(e.into()))?;
         }
+        let waited = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await;
+        let lock = waited.map_err(io::Error::other).flatten().map_err(at("lock", &name))?;
         let cache = Self { path: path.to_owned(), _lock: lock };
         cache.sweep()?;
         let marker = path.join("oci-layout");

@@ -57,7 +57,10 @@ async fn missing(client: &Client, remote: &Remote) -> String {
         (None, tag) => format!("tag {:?}", tag.unwrap_or_default()),
     };
     match client.list_tags(&remote.reference, &RegistryAuth::Anonymous, Some(TAGS), None).await {
-        Ok(there) => format!("{repository} has no {wanted}, or not all of it; its tags are: {}", media::list(there.tags.into_iter())),
+        Ok(there) => format!(
+            "{repository} has no {wanted}, or not all of it; its tags are: {}",
+            media::list(there.tags.into_iter())
+        ),
         Err(error) if matches!(Kind::of(&error), Kind::Missing) => {
             format!("{registry} has no repository {repository:?}")
         }
