@@ -13,7 +13,7 @@ import urllib.request
 import botocore.exceptions
 import pytest
 
-from conftest import BINARY, ECHO, PYTHON, ROLE, Emberbox, invoke, running, wait_active, zip_bytes
+from conftest import BINARY, ECHO, PYTHON, ROLE, Emberbox, invoke, running, wait_active, wait_until, zip_bytes
 
 CREDENTIALS = """
 [[credentials]]
@@ -78,6 +78,31 @@ def test_graceful_stop_finishes_running_invocations():
             server.process.send_signal(signal.SIGTERM)
             assert pending.result().json == "done"
         assert server.process.wait(20) == 0
+
+
+def test_a_stop_ends_at_its_limit():
+    """What runs longer than `stop_limit` is cut off; the server does not wait for it a second time, part by part."""
+    with running(config='stop_limit = "1s"\n') as server:
+        client = server.client()
+        create(client, code="import time\ndef handler(e, c):\n    print('begun', flush=True)\n    time.sleep(e)\n", Timeout=60)
+        invoke(client, "f", 0)
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            pending = pool.submit(invoke, client, "f", 50)
+            client.invoke(FunctionName="f", InvocationType="Event", Payload="50")
+            logs = server.client("logs")
+
+            def begun():
+                events = logs.filter_log_events(logGroupName="/aws/lambda/f")["events"]
+                return sum(event["message"] == "begun\n" or event["message"] == "begun" for event in events) == 3
+
+            wait_until(begun, what="both run")
+            started = time.monotonic()
+            assert server.stop() == 0
+            took = time.monotonic() - started
+            with pytest.raises(botocore.exceptions.HTTPClientError):
+                pending.result()
+        assert 1 <= took < 8, f"{took:.1f} s"
+        assert "for 1 s at most" in server.log_path.read_text()
 
 
 def test_two_servers_do_not_share_a_data_directory():

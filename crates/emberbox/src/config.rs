@@ -30,6 +30,9 @@ pub struct Config {
     pub region: String,
     /// HTTPS instead of HTTP.
     pub tls: Option<Tls>,
+    /// How long running invocations may go on after the server was told to stop.
+    #[serde(deserialize_with = "values::duration")]
+    pub stop_limit: Duration,
     /// Who may call; empty: everybody on this machine.
     pub credentials: Vec<Credential>,
     /// Names of this machine under which it may be called while there are no credentials, besides localhost.
@@ -226,6 +229,8 @@ impl Default for Config {
             data_dir: None,
             region: "us-east-1".into(),
             tls: None,
+            // Lambda's longest timeout, and a minute for what comes before it and after.
+            stop_limit: Duration::from_secs(16 * 60),
             credentials: Vec::new(),
             allowed_hosts: Vec::new(),
             limits: Limits::default(),

@@ -107,7 +107,6 @@ pub fn worker(config: &Config, dir: &Path) -> worker::Config {
         id: WorkerId(host_name()),
         memory_mb: memory as u64,
         slots: config.limits.sandboxes,
-        stop_limit: super::STOP_LIMIT,
         credentials,
         endpoint_url: config.functions.endpoint_url.clone(),
         layers_dir: dir.join("layers"),
@@ -232,7 +231,7 @@ pub fn frontend(config: &Config, dir: &Path) -> Result<frontend::Config> {
         .tls
         .as_ref()
         .map(|tls| frontend::TlsFiles { certificate: tls.cert.clone(), private_key: tls.key.clone() });
-    settings.limits.shutdown = super::STOP_LIMIT;
+    settings.limits.shutdown = config.stop_limit;
     Ok(settings)
 }
 
