@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 
-from conftest import BINARY, REPO, invoke, wait_until
+from conftest import BINARY, PYTHON, REPO, invoke, wait_until
 
 
 def cli(*args, endpoint=None, check=True, input=None, keys=None):
@@ -49,6 +49,25 @@ def test_deploy_invoke_logs_delete(ember, tmp_path):
     assert name in json.dumps(listed)
     ember("delete", name)
     assert name not in ember("functions").stdout
+
+
+def test_json_for_scripts(ember, emberbox, tmp_path):
+    name = "cli-" + uuid.uuid4().hex[:8]
+    (tmp_path / "app.py").write_text('def handler(event, context):\n    print("said", event)\n')
+    assert json.loads(ember("deploy", tmp_path, "--name", name, "--json").stdout)["FunctionName"] == name
+    ember("invoke", name, "5")
+
+    def lines():
+        return [json.loads(line) for line in ember("logs", name, "--json").stdout.splitlines()]
+
+    (said,) = wait_until(lambda: [line for line in lines() if line["message"].startswith("said 5")], 10, "logs")
+    assert set(said) == {"eventId", "logStreamName", "timestamp", "ingestionTime", "message"}
+    assert said["timestamp"] > 1_600_000_000_000
+    assert json.loads(ember("delete", name, "--json").stdout) == {"deleted": name}
+    local = "--data-dir", emberbox.data_dir, "--json"
+    runtimes = {runtime["name"]: runtime for runtime in json.loads(cli("runtime", "list", *local).stdout)}
+    assert runtimes[PYTHON]["state"] == "ready" and runtimes["provided.al2023"]["state"] == "ready"
+    assert json.loads(cli("runtime", "install", PYTHON, *local).stdout) == runtimes[PYTHON]
 
 
 def test_deploy_a_bootstrap(ember, tmp_path):

@@ -200,7 +200,8 @@ pub struct Invoke {
 Examples:
   emberbox logs hello                             the last hour
   emberbox logs hello --since 2d
-  emberbox logs hello --follow                    and what comes, until Ctrl-C")]
+  emberbox logs hello --follow                    and what comes, until Ctrl-C
+  emberbox logs hello --json                      each event of CloudWatch Logs as one line of JSON")]
 pub struct Logs {
     /// Name of the function
     pub name: String,
@@ -210,6 +211,9 @@ pub struct Logs {
     /// How far back: 90s, 15m, 2h, 7d
     #[arg(long, default_value = "1h", value_parser = parse_duration)]
     pub since: Duration,
+    /// Print each event as one line of JSON, with its time and stream
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub target: Target,
@@ -274,6 +278,9 @@ pub struct Functions {
 pub struct Delete {
     /// Name of the function
     pub name: String,
+    /// Print what was deleted as JSON
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub target: Target,
@@ -306,6 +313,9 @@ pub enum Runtime {
     Install {
         /// e.g. python3.12
         name: String,
+        /// Print it as JSON, as `list --json` does
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         #[allow(missing_docs)]
         local: Local,
