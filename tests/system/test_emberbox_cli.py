@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import uuid
 
@@ -87,6 +88,39 @@ def test_help_completions_doctor():
     assert "emberbox" in cli("completions", "bash").stdout
     report = json.loads(cli("doctor", "--json", check=False).stdout)
     assert report
+
+
+def findings(tmp_path, *before, config="", path=None):
+    """What `doctor` says with this configuration, by name, and its exit code."""
+    (tmp_path / "emberbox.toml").write_text(config)
+    out = subprocess.run(
+        [*before, str(BINARY), "doctor", "--json", "--config", tmp_path / "emberbox.toml", "--data-dir", tmp_path / "data"],
+        capture_output=True, text=True, timeout=60, env={**os.environ, **({"PATH": path} if path else {})},
+    )
+    return {found["name"]: found for found in json.loads(out.stdout)}, out.returncode
+
+
+@pytest.mark.needs("root", "nft", "unshare")
+def test_doctor_asks_for_nft_only_where_functions_have_a_network(tmp_path):
+    # A host without nft: something that cannot be run is in its place, in a mount namespace of the test's own.
+    without = "unshare", "--mount", "sh", "-c", f'mount --bind /dev/null "{shutil.which("nft")}" && exec "$@"', "sh"
+    found, code = findings(tmp_path, *without)
+    assert (found["nft"]["status"], code) == ("missing", 1), found["nft"]
+    found, code = findings(tmp_path, *without, config='[sandbox]\nnetwork = "none"\n')
+    assert (found["nft"]["status"], code) == ("optional", 0), found["nft"]
+
+
+def test_doctor_looks_for_firecracker(tmp_path):
+    found, _ = findings(tmp_path)
+    for program in ("firecracker", "jailer"):
+        if shutil.which(program) is None:
+            assert found[program]["status"] == "optional" and "releases" in found[program]["remedy"], found[program]
+    real = pathlib.Path(os.environ.get("EMBERBOX_TEST_FIRECRACKER", REPO / "target/tools/firecracker-1.12.1"))
+    if not (real / "jailer").exists():
+        pytest.skip("SKIPPED the second half: needs Firecracker, which `cargo xtask test` installs for x86_64")
+    found, _ = findings(tmp_path, path=f"{real}:{os.environ['PATH']}")
+    for program in ("firecracker", "jailer"):
+        assert found[program]["detail"] == f"1.12.1 ({real / program})" and found[program]["status"] == "ok", found[program]
 
 
 def test_server_that_is_not_there():
