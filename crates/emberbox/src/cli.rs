@@ -96,7 +96,10 @@ Examples:
   emberbox serve --listen 127.0.0.1:0             take a free port, and print it
   emberbox serve --config emberbox.toml           see emberbox.example.toml
 
-Stop it with Ctrl-C: running invocations finish first; a second Ctrl-C does not wait for them.")]
+Stop it with Ctrl-C: running invocations finish first; a second Ctrl-C does not wait for them.
+
+The log goes to stderr, with a line and the timeline of each invocation. EMBERBOX_LOG says what is in it, such as warn or
+debug; with info, a second line of each tells what came after the answer.")]
 pub struct Serve {
     /// Address and port of the API; port 0 takes a free one [default: 127.0.0.1:4566]
     #[arg(long, value_name = "ADDRESS:PORT")]

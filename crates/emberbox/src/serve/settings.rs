@@ -87,6 +87,8 @@ pub fn manager(config: &Config) -> worker_manager::Config {
     worker_manager::Config {
         idle_timeout: config.sandbox.idle_timeout,
         max_age: config.sandbox.max_age,
+        scaling_burst: config.limits.new_sandboxes_per_10s,
+        scaling_per_10s: config.limits.new_sandboxes_per_10s,
         ..worker_manager::Config::default()
     }
 }
