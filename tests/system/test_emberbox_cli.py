@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import uuid
 
@@ -69,6 +70,55 @@ def test_json_for_scripts(ember, emberbox, tmp_path):
     runtimes = {runtime["name"]: runtime for runtime in json.loads(cli("runtime", "list", *local).stdout)}
     assert runtimes[PYTHON]["state"] == "ready" and runtimes["provided.al2023"]["state"] == "ready"
     assert json.loads(cli("runtime", "install", PYTHON, *local).stdout) == runtimes[PYTHON]
+
+
+def test_deploys_flags_are_the_functions_configuration(ember, client, tmp_path):
+    name = "cli-" + uuid.uuid4().hex[:8]
+    (tmp_path / "code.py").write_text("def run(event, context):\n    return event\ndef handler(event, context):\n    return 'guessed'\n")
+
+    def configuration():
+        c = client.get_function_configuration(FunctionName=name)
+        return c["MemorySize"], c["Timeout"], c["Runtime"], c["Handler"], c.get("Environment", {}).get("Variables"), c["Role"]
+
+    role = "arn:aws:iam::000000000000:role/mine"
+    ember("deploy", tmp_path, "--name", name, "--memory", "640", "--timeout", "77", "--runtime", PYTHON, "--handler", "code.run",
+          "--env", "AA=1", "--env", "BB=x=y", "--env", "CC=", "--role", role)
+    assert configuration() == (640, 77, PYTHON, "code.run", {"AA": "1", "BB": "x=y", "CC": ""}, role)
+    assert json.loads(ember("invoke", name, "[5]").stdout) == [5]
+    # An update changes what it says, and leaves the rest.
+    ember("deploy", tmp_path, "--name", name, "--memory", "256", "--env", "DD=4")
+    assert configuration() == (256, 77, PYTHON, "code.run", {"DD": "4"}, role)
+    ember("deploy", tmp_path, "--name", name, "--handler", "code.handler", "--timeout", "9")
+    assert configuration() == (256, 9, PYTHON, "code.handler", {"DD": "4"}, role)
+    assert json.loads(ember("invoke", name, "[5]").stdout) == "guessed"
+    for flag, value, word in (("--memory", "64", "128"), ("--timeout", "5401", "5400"), ("--runtime", "python3.99", "python3.99")):
+        out = ember("deploy", tmp_path, "--name", name, flag, value, check=False)
+        assert out.returncode != 0 and word in out.stderr, out.stderr
+    assert configuration() == (256, 9, PYTHON, "code.handler", {"DD": "4"}, role)
+    ember("delete", name)
+
+
+def test_logs_follow(ember, emberbox, client, function):
+    name = function('def handler(event, context):\n    print("line", event)\n')
+    command = [str(BINARY), "logs", name, "--follow", "--endpoint", emberbox.endpoint]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert "Waiting for" in process.stderr.readline(), "there is no log yet"
+        seen = []
+        for n in range(3):  # each only after the one before was shown
+            invoke(client, name, n)
+            for line in process.stdout:
+                seen.append(line)
+                if line.startswith("REPORT"):
+                    break
+        assert process.poll() is None, "it goes on"
+        process.send_signal(signal.SIGINT)
+        seen += process.communicate(timeout=10)[0].splitlines(keepends=True)
+    finally:
+        process.kill()
+        process.wait()
+    assert [line for line in seen if line.startswith("line")] == [f"line {n}\n" for n in range(3)], "each once, in order"
+    assert sum(line.startswith("START") for line in seen) == 3
 
 
 def test_deploy_a_bootstrap(ember, tmp_path):

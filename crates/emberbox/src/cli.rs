@@ -124,7 +124,8 @@ Examples:
 What is guessed: a file `bootstrap`, or a single program, runs on
 provided.al2023; a Python file with a function `handler` or `lambda_handler` on
 the newest Python; a JavaScript file that exports `handler` on Node.js.
-What a requirements.txt asks for is added to the package with pip.")]
+A function that exists keeps its runtime and handler while the package has that
+handler's file. What a requirements.txt asks for is added to the package with pip.")]
 pub struct Deploy {
     /// Folder, zip file, program, or a single source file
     #[arg(value_hint = ValueHint::AnyPath)]

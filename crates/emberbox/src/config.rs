@@ -231,7 +231,7 @@ impl Default for Config {
             data_dir: None,
             region: "us-east-1".into(),
             tls: None,
-            // Lambda's longest timeout, and a minute for what comes before it and after.
+            // Lambda's longest timeout (its documentation; the model has more), and a minute for what comes before it and after.
             stop_limit: Duration::from_secs(16 * 60),
             credentials: Vec::new(),
             allowed_hosts: Vec::new(),
