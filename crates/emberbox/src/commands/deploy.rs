@@ -341,12 +341,18 @@ mod tests {
         is(again(&["--runtime", "provided.al2"], None), "provided.al2", "bootstrap", false);
 
         let files = |names: &[&str]| {
-            Package::Files(names.iter().map(|&name| (name.to_owned(), File { bytes: Vec::new(), executable: false })).collect())
+            Package::Files(
+                names.iter().map(|&name| (name.to_owned(), File { bytes: Vec::new(), executable: false })).collect(),
+            )
         };
         let package = files(&["code.py", "lib/app.mjs", "bootstrap"]);
-        for (handler, there) in
-            [("code.run", true), ("lib/app.run", true), ("lib.app.run", true), ("bootstrap", true), ("other.run", false)]
-        {
+        for (handler, there) in [
+            ("code.run", true),
+            ("lib/app.run", true),
+            ("lib.app.run", true),
+            ("bootstrap", true),
+            ("other.run", false),
+        ] {
             assert_eq!(has_handler(&package, handler), there, "{handler}");
         }
     }

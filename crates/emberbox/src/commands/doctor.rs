@@ -11,7 +11,7 @@ use super::{print_json, runtime};
 use crate::cli::{Doctor, Local};
 use crate::config::{Config, Network};
 use crate::serve::isolation;
-use crate::{host, ui};
+use crate::ui;
 
 /// How a finding is to be taken.
 #[derive(Serialize, Clone, Copy, PartialEq, Eq, Debug)]
@@ -192,7 +192,7 @@ async fn firecracker(program: &str) -> Finding {
         std::env::consts::ARCH,
     );
     let not = |detail: String| Finding::not("MicroVM", program, Status::Optional, detail, remedy.clone());
-    let Some(path) = host::find(program) else { return not("not installed".to_owned()) };
+    let Some(path) = crate::host::find(program) else { return not("not installed".to_owned()) };
     match Version::of(&path).await {
         Ok(version) => Finding::ok("MicroVM", program, format!("{version} ({})", path.display())),
         Err(error) => not(error.to_string()),

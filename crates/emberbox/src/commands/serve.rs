@@ -59,7 +59,9 @@ async fn serve(config: Config) -> Result<ExitCode> {
     let server = Emberbox::start(config).await?;
     banner(server.endpoint())?;
     signals.next().await;
-    eprintln!("Stopping: running invocations finish first, for {limit} s at most. A second signal does not wait for them.");
+    eprintln!(
+        "Stopping: running invocations finish first, for {limit} s at most. A second signal does not wait for them."
+    );
     server.stop(signals.next()).await;
     Ok(ExitCode::SUCCESS)
 }
