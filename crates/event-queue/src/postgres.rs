@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
-use crate::api::{Depth, Entry, EventQueue, Lease, LeaseId, QueueError, QueueName};
+use crate::api::{Content, Depth, Entry, EventQueue, Lease, LeaseId, QueueError, QueueName};
 use crate::check_sizes;
 use crate::time::{age, millis, span_millis, system_time};
 
@@ -381,6 +381,10 @@ impl EventQueue for PgQueue {
             crate::check_size(body.len())?;
         }
         self.give_back(lease, delay, body).await.map_err(failed("give an event back"))
+    }
+
+    fn largest_body(&self, _: Content) -> usize {
+        crate::MAX_BODY
     }
 
     async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError> {

@@ -27,7 +27,7 @@ use sqlite_file::SqliteFile;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use crate::api::{Depth, Entry, EventQueue, Lease, LeaseId, QueueError, QueueName};
+use crate::api::{Content, Depth, Entry, EventQueue, Lease, LeaseId, QueueError, QueueName};
 use crate::check_sizes;
 use crate::time::millis;
 
@@ -131,6 +131,10 @@ impl EventQueue for SqliteQueue {
             crate::check_size(body.len())?;
         }
         self.write(Op::Release { lease, delay, body }).await.map(drop)
+    }
+
+    fn largest_body(&self, _: Content) -> usize {
+        crate::MAX_BODY
     }
 
     async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError> {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use event_queue::Lease;
 
 use super::{Inner, Slot};
@@ -92,7 +93,7 @@ impl Inner {
             Verdict::Retry { delay, attempts, throttle_attempts } => {
                 (event.attempts, event.throttle_attempts) = (attempts, throttle_attempts);
                 self.invoker.settled(&event, &format!("again in {} s", delay.as_secs_f64().ceil()));
-                return self.leases.release(lease.id, delay, Some(event.encode(self.queue.largest_body()))).await;
+                return self.leases.release(lease.id, delay, Some(self.encode(&event))).await;
             }
             Verdict::Done => {
                 self.metrics.succeeded(&event.function);
@@ -133,7 +134,11 @@ impl Inner {
         let delay = pending.delay();
         pending.tries = pending.tries.saturating_add(1);
         event.pending = Some(pending);
-        self.leases.release(lease.id, delay, Some(event.encode(self.queue.largest_body()))).await;
+        self.leases.release(lease.id, delay, Some(self.encode(&event))).await;
+    }
+
+    fn encode(&self, event: &AsyncEvent) -> Bytes {
+        event.encode(|content| self.queue.largest_body(content))
     }
 
     /// Whether it must be tried again.

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use domain::{AccountId, Clock, FunctionArn, RequestId};
 use event_queue::sqlite::SqliteQueue;
-use event_queue::{Depth, Entry, EventQueue, Lease, LeaseId, QueueError, QueueName};
+use event_queue::{Content, Depth, Entry, EventQueue, Lease, LeaseId, QueueError, QueueName};
 use parking_lot::Mutex;
 use pollers::{
     AsyncEvent, Attempt, Config, Deliver, DeliveryError, EventConfig, EventStats, Invoker, Message, Metrics, Outcome,
@@ -243,8 +243,8 @@ impl EventQueue for Outage {
         self.queue.release(lease, delay, body).await
     }
 
-    fn largest_body(&self) -> usize {
-        self.queue.largest_body()
+    fn largest_body(&self, content: Content) -> usize {
+        self.queue.largest_body(content)
     }
 
     async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError> {
@@ -336,7 +336,7 @@ impl<C: Clock> Rig<C> {
             let entry = |_: &usize| Entry {
                 queue: queue_of(name),
                 id: Uuid::new_v4(),
-                body: self.event(name).encode(event_queue::MAX_BODY),
+                body: self.event(name).encode(|_| event_queue::MAX_BODY),
                 delay: Duration::ZERO,
             };
             self.queue.enqueue(chunk.iter().map(entry).collect()).await.expect("put");
