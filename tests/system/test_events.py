@@ -446,6 +446,39 @@ def test_kill_9_loses_nothing(function, moto):
             server.stop()
 
 
+@pytest.mark.needs("strace")
+def test_a_202_comes_after_the_sync(function, tmp_path):
+    with running() as server:
+        client = server.client()
+        name = function(NOTE, on=client)
+        ran(server, name, send(client, name))
+        trace = tmp_path / "trace"
+        strace = subprocess.Popen(
+            ["strace", "-f", "-y", "-s", "20", "-e", "trace=fsync,fdatasync,write,writev,sendto", "-o", str(trace),
+             "-p", str(server.process.pid)], stderr=subprocess.PIPE, text=True,
+        )
+        try:
+            assert "attached" in strace.stderr.readline()
+            for n in range(5):
+                send(client, name, n)
+        finally:
+            strace.send_signal(signal.SIGINT)
+            strace.communicate()
+        syncing, synced, answers = set(), False, 0
+        for line in trace.read_text().splitlines():
+            thread, call = line.split(maxsplit=1)
+            if call.startswith(("fsync(", "fdatasync(")) and "events.db-wal" in call:
+                syncing.add(thread)
+            if thread in syncing and "sync" in call and call.endswith("= 0"):
+                syncing.discard(thread)
+                synced = True
+            # Not the Runtime API's, whose body is `{"status":"OK"}`.
+            if '"HTTP/1.1 202' in call and "status" not in call:
+                assert synced, "answered before the log was synced:\n" + trace.read_text()
+                synced, answers = False, answers + 1
+        assert answers == 5, trace.read_text()
+
+
 def test_events_wait_while_the_server_is_down(function):
     with tempfile.TemporaryDirectory(prefix="emberbox-test-") as directory:
         server = Emberbox(data_dir=directory).start()
