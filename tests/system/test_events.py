@@ -202,28 +202,37 @@ def test_events_of_a_deleted_function_are_dropped(emberbox, client, function):
     wait_until(lambda: metric in page(), 30, "three events to be dropped")
 
 
-def test_what_goes_wrong_in_one_function_does_not_stop_the_others(emberbox, client, function):
-    bad = [
-        function("import os\ndef handler(event, context):\n    os._exit(1)\n"),
-        function("def handler(event, context):\n    while True: pass\n", Timeout=2),
-        function("def handler(event, context):\n    return len('x' * (1 << 31))\n", Timeout=10),
-    ]
-    throttled = function(ECHO)
-    client.put_function_concurrency(FunctionName=throttled, ReservedConcurrentExecutions=0)
-    good = function(NOTE)
-    for name in bad:
-        client.put_function_event_invoke_config(FunctionName=name, MaximumRetryAttempts=0)
-        for _ in range(10):
-            send(client, name)
-            send(client, throttled)
-    began = time.monotonic()
-    sent = [send(client, good) for _ in range(10)]
-    wait_until(lambda: stats(emberbox, good)["succeeded"] == 10, 20, "the good function's events")
-    assert time.monotonic() - began < 20
-    for request_id in sent:
-        ran(emberbox, good, request_id)
-    for name in bad:
-        wait_until(lambda: stats(emberbox, name)["dropped"] == 10, 90, "the bad functions' events to be given up")
+def test_what_goes_wrong_in_one_function_does_not_stop_the_others(function):
+    """Three hang, and would take all of the account's concurrency; one crashes, one runs out of memory, one is throttled."""
+    with running(config="[limits]\naccount_concurrency = 40\n") as server:
+        client = server.client()
+        sleeps = "import time\ndef handler(event, context):\n    time.sleep(600)\n"
+        hanging = [function(sleeps, on=client, Timeout=300) for _ in range(3)]
+        failing = [
+            function("import os\ndef handler(event, context):\n    os._exit(1)\n", on=client),
+            function("def handler(event, context):\n    return len('x' * (1 << 31))\n", on=client, Timeout=10),
+        ]
+        throttled, good = function(ECHO, on=client), function(NOTE, on=client)
+        client.put_function_concurrency(FunctionName=throttled, ReservedConcurrentExecutions=0)
+        for name in failing:
+            client.put_function_event_invoke_config(FunctionName=name, MaximumRetryAttempts=0)
+        for name in hanging + failing + [throttled]:
+            for _ in range(20 if name in hanging else 5):
+                send(client, name)
+        hang = lambda: sum(stats(server, name)["inFlight"] for name in hanging)
+        # An eighth of the concurrency is left for others: 35 hang, and not the 48 that the three may run.
+        wait_until(lambda: hang() >= 35, 60, "all that may hang to hang")
+        for n in range(5):
+            began = time.monotonic()
+            request_id = send(client, good, n)
+            ran(server, good, f"got {request_id}", 15)
+            print(f"another's event ran after {time.monotonic() - began:.1f} s")
+        for name in failing + [throttled]:
+            wait_until(lambda: stats(server, name)["dropped"] == 5, 60, f"the events of {name} to be given up")
+        assert hang() >= 35
+        # The other way round: a synchronous invocation finds room as well.
+        assert invoke(client, good).status == 200
+        server.stop(sig=9)
 
 
 def test_a_loop_through_destinations_is_stopped(emberbox, client, function):

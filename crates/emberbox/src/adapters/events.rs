@@ -195,6 +195,7 @@ impl pollers::SettingsSource for EventSettings {
             on_failure: target(settings.on_failure),
             dead_letter: target(settings.dead_letter),
             recursion_allowed: settings.recursion_allowed,
+            unreserved_concurrency: Some(settings.unreserved_concurrency),
         })
     }
 }

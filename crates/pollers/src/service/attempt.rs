@@ -40,7 +40,13 @@ impl Inner {
             self.invoker.settled(&event, "dropped: function, version or alias is gone");
             return self.leases.ack(lease.id);
         };
-        self.scheduler.lock().bound(&lease.queue, config.settings.reserved_concurrency);
+        {
+            let mut scheduler = self.scheduler.lock();
+            scheduler.bound(&lease.queue, config.settings.reserved_concurrency);
+            if let Some(unreserved) = config.unreserved_concurrency {
+                scheduler.unreserved(&lease.queue, unreserved);
+            }
+        }
         let (trace, hops) = lineage::hop(event.trace_header.as_deref().unwrap_or_default(), &event.function);
         if let Some(verdict) = self.refusal(&event, &config, hops) {
             drop(slot);

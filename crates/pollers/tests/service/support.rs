@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -195,6 +195,8 @@ impl Deliver for World {
 pub struct Outage {
     queue: SqliteQueue,
     pub away: AtomicBool,
+    /// So many acks more fail as those of a damaged file do.
+    pub damaged_acks: AtomicUsize,
 }
 
 impl Outage {
@@ -235,6 +237,10 @@ impl EventQueue for Outage {
 
     async fn ack(&self, leases: &[LeaseId]) -> Result<(), QueueError> {
         self.check()?;
+        let fails = self.damaged_acks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        if fails.is_ok() {
+            return Err(QueueError::Damaged("a page".into()));
+        }
         self.queue.ack(leases).await
     }
 
@@ -380,7 +386,7 @@ pub async fn until(what: &str, holds: impl Fn() -> bool) {
 async fn open<C: Clock>(folder: &tempfile::TempDir, clock: &Arc<C>) -> Arc<Outage> {
     let clock: Arc<dyn Clock> = Arc::<C>::clone(clock);
     let queue = SqliteQueue::open(folder.path().join("events.db"), clock).await.expect("open");
-    Arc::new(Outage { queue, away: AtomicBool::new(false) })
+    Arc::new(Outage { queue, away: AtomicBool::new(false), damaged_acks: AtomicUsize::new(0) })
 }
 
 fn service<C: Clock>(
