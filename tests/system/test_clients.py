@@ -35,7 +35,7 @@ def aws(emberbox, tmp_path):
     return run
 
 
-def test_aws_cli_through_every_operation(aws, tmp_path):
+def test_aws_cli_through_every_operation(emberbox, aws, tmp_path):
     name = "cli-" + uuid.uuid4().hex[:8]
     (tmp_path / "f.zip").write_bytes(zip_bytes({"index.py": ECHO}))
     (tmp_path / "g.zip").write_bytes(zip_bytes({"index.py": ECHO + "\n# changed\n"}))
@@ -73,6 +73,34 @@ def test_aws_cli_through_every_operation(aws, tmp_path):
     aws("lambda", "untag-resource", "--resource", arn, "--tag-keys", "team")
     assert aws("lambda", "list-tags", "--resource", arn)["Tags"] == {"b": "2"}
     assert aws("lambda", "get-function-code-signing-config", "--function-name", name)["FunctionName"] == name
+    config = ("lambda", "put-function-event-invoke-config"), ("lambda", "update-function-event-invoke-config")
+    assert aws(*config[0], "--function-name", name, "--maximum-retry-attempts", "1")["MaximumRetryAttempts"] == 1
+    updated = aws(*config[1], "--function-name", name, "--maximum-event-age-in-seconds", "90")
+    assert (updated["MaximumRetryAttempts"], updated["MaximumEventAgeInSeconds"]) == (1, 90)
+    got = aws("lambda", "get-function-event-invoke-config", "--function-name", name)
+    assert got["MaximumEventAgeInSeconds"] == 90 and got["FunctionArn"] == arn + ":$LATEST"
+    listed = aws("lambda", "list-function-event-invoke-configs", "--function-name", name)
+    assert [config["MaximumEventAgeInSeconds"] for config in listed["FunctionEventInvokeConfigs"]] == [90]
+    aws("lambda", "delete-function-event-invoke-config", "--function-name", name)
+    gone = aws("lambda", "get-function-event-invoke-config", "--function-name", name, check=False)
+    assert "ResourceNotFoundException" in gone and "doesn't have an EventInvokeConfig" in gone
+    assert aws("lambda", "get-function-recursion-config", "--function-name", name) == {"RecursiveLoop": "Terminate"}
+    aws("lambda", "put-function-recursion-config", "--function-name", name, "--recursive-loop", "Allow")
+    assert aws("lambda", "get-function-recursion-config", "--function-name", name) == {"RecursiveLoop": "Allow"}
+    emberbox.client("sqs").create_queue(QueueName=name)
+    source = "arn:aws:sqs:us-east-1:000000000000:" + name
+    mapping = aws("lambda", "create-event-source-mapping", "--function-name", name, "--event-source-arn", source,
+                  "--batch-size", "5", "--scaling-config", "MaximumConcurrency=2", "--filter-criteria",
+                  '{"Filters": [{"Pattern": "{\\"body\\": [{\\"prefix\\": \\"a\\"}]}"}]}')
+    assert (mapping["State"], mapping["BatchSize"]) == ("Creating", 5)
+    assert aws("lambda", "get-event-source-mapping", "--uuid", mapping["UUID"])["EventSourceArn"] == source
+    state = lambda: emberbox.client().get_event_source_mapping(UUID=mapping["UUID"])["State"]
+    wait_until(lambda: state() == "Enabled", 30, "the mapping to be enabled")
+    assert aws("lambda", "update-event-source-mapping", "--uuid", mapping["UUID"], "--batch-size", "7")["BatchSize"] == 7
+    listed = aws("lambda", "list-event-source-mappings", "--function-name", name, "--event-source-arn", source)
+    assert [mapping["BatchSize"] for mapping in listed["EventSourceMappings"]] == [7]
+    wait_until(lambda: state() == "Enabled", 30, "the mapping to be enabled again")
+    assert aws("lambda", "delete-event-source-mapping", "--uuid", mapping["UUID"])["State"] == "Deleting"
     wait_until(lambda: "REPORT RequestId" in str(aws("logs", "filter-log-events", "--log-group-name", f"/aws/lambda/{name}", check=False)), 15, "log")
     assert "NotImplemented" in aws("lambda", "list-layers", check=False)
     aws("lambda", "delete-function", "--function-name", name)

@@ -1,5 +1,6 @@
 """Events that wait in PostgreSQL or in SQS instead of a file: the whole path, and the service broken under load."""
 
+import json
 import pathlib
 import shutil
 import socket
@@ -165,3 +166,35 @@ def test_sqs_with_errors_and_silence_loses_nothing(function, moto):
             assert server.stop() == 0
     finally:
         gate.stop()
+
+
+@pytest.mark.needs(str(SERVER))
+def test_sqs_takes_a_megabyte(function, moto):
+    with running(config=f'[events]\nengine = "sqs"\nsqs_endpoint = "{moto.endpoint}"\n') as server:
+        client = server.client()
+        name = function(
+            "def handler(event, context):\n    print('got', context.aws_request_id, len(event), event[-1])", on=client
+        )
+
+        def invoke(payload):
+            return client.invoke(FunctionName=name, InvocationType="Event", Payload=payload)["ResponseMetadata"]["RequestId"]
+
+        # A megabyte as JSON has it, some of it in several bytes each; and what is Base64 on its way.
+        text = json.dumps("ä" * 499_998 + "zz", ensure_ascii=False).encode()
+        binary = b"\r\n" + json.dumps("y" * 700_000).encode()
+        assert len(text) == 1_000_000
+        for payload, seen in ((text, "500000 z"), (binary, "700000 y")):
+            request_id = invoke(payload)
+            wait_until(
+                lambda: any(f"got {request_id} {seen}" in line for line in lines(server, name, "got")), 30, "the event to run"
+            )
+        # The limit of Lambda is beyond that of the queue here.
+        for payload, limit in ((json.dumps("x" * (1 << 20))[:-3].encode() + b'"', 1_031_168), (b"\r" + json.dumps("y" * 800_000).encode(), None)):
+            with pytest.raises(botocore.exceptions.ClientError) as refused:
+                invoke(payload)
+            error = refused.value.response
+            assert error["ResponseMetadata"]["HTTPStatusCode"] == 413, error
+            assert error["Error"]["Code"] == "RequestEntityTooLargeException", error
+            assert f"{len(payload)} byte payload is too large" in error["Error"]["Message"], error
+            assert limit is None or f"limit {limit} bytes" in error["Error"]["Message"], error
+        assert stats(server, name)["depth"] == 0

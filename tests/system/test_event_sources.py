@@ -278,6 +278,29 @@ def test_a_window_gathers(emberbox, function, source, mapped):
     assert max(map(len, got)) > 10 and max(map(len, got)) <= 50
 
 
+def test_maximum_concurrency(emberbox, client, function, source, mapped):
+    code = """
+import json, time
+def handler(event, context):
+    began = time.time()
+    time.sleep(0.3)
+    print("GOT", json.dumps([began, time.time()]))
+"""
+    # This server gives messages also to polls whose connection is gone, as those of before an update are.
+    name, queue = function(code), source(visibility=4)
+    queue.send(*map(str, range(10)))
+    mapping = mapped(name, queue, BatchSize=1, ScalingConfig={"MaximumConcurrency": 2})
+    times = wait_until(lambda: len(seen := said(emberbox, name)) >= 10 and seen, 30, "all ten")
+    at_once = lambda times: max(sum(began <= at < ended for began, ended in times) for at, _ in times)
+    assert at_once(times) == 2
+    # It is the setting that holds them back.
+    client.update_event_source_mapping(UUID=mapping, ScalingConfig={})
+    enabled(client, mapping)
+    queue.send(*map(str, range(10)))
+    later = wait_until(lambda: len(seen := said(emberbox, name)) >= 20 and seen, 30, "another ten")[len(times):]
+    assert at_once(later) > 2
+
+
 def test_the_queue_is_out_of_reach_for_a_while(function, moto, source, mapped):
     """It says so, and goes on when the endpoint is back, whatever was wrong with it."""
     gate = Gate(moto.endpoint)

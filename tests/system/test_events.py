@@ -202,28 +202,70 @@ def test_events_of_a_deleted_function_are_dropped(emberbox, client, function):
     wait_until(lambda: metric in page(), 30, "three events to be dropped")
 
 
-def test_what_goes_wrong_in_one_function_does_not_stop_the_others(emberbox, client, function):
-    bad = [
-        function("import os\ndef handler(event, context):\n    os._exit(1)\n"),
-        function("def handler(event, context):\n    while True: pass\n", Timeout=2),
-        function("def handler(event, context):\n    return len('x' * (1 << 31))\n", Timeout=10),
-    ]
-    throttled = function(ECHO)
-    client.put_function_concurrency(FunctionName=throttled, ReservedConcurrentExecutions=0)
-    good = function(NOTE)
-    for name in bad:
-        client.put_function_event_invoke_config(FunctionName=name, MaximumRetryAttempts=0)
-        for _ in range(10):
-            send(client, name)
-            send(client, throttled)
-    began = time.monotonic()
-    sent = [send(client, good) for _ in range(10)]
-    wait_until(lambda: stats(emberbox, good)["succeeded"] == 10, 20, "the good function's events")
-    assert time.monotonic() - began < 20
-    for request_id in sent:
-        ran(emberbox, good, request_id)
-    for name in bad:
-        wait_until(lambda: stats(emberbox, name)["dropped"] == 10, 90, "the bad functions' events to be given up")
+def figures(server, name):
+    """What /metrics says of a function, by the figure's name."""
+    page = urllib.request.urlopen(server.endpoint + "/metrics").read().decode()
+    lines = (line.rsplit(" ", 1) for line in page.splitlines() if f'{{function="{arn(name)}"}}' in line)
+    return {line.split("{")[0].removeprefix("emberbox_"): float(value) for line, value in lines}
+
+
+def test_the_figures_of_a_functions_events(emberbox, client, function):
+    """AsyncEventsReceived, AsyncEventAge, AsyncEventsDropped, DeadLetterErrors, DestinationDeliveryFailures."""
+    sqs = emberbox.client("sqs")
+    suffix = uuid.uuid4().hex[:8]
+    urls = [sqs.create_queue(QueueName=f"{part}-{suffix}")["QueueUrl"] for part in ("ok", "dead")]
+    ok, dead = (f"arn:aws:sqs:us-east-1:000000000000:{part}-{suffix}" for part in ("ok", "dead"))
+    name = function("def handler(event, context):\n    assert event['good']\n", DeadLetterConfig={"TargetArn": dead})
+    client.put_function_event_invoke_config(
+        FunctionName=name, MaximumRetryAttempts=0, DestinationConfig={"OnSuccess": {"Destination": ok}}
+    )
+    for url in urls:
+        sqs.delete_queue(QueueUrl=url)
+    for good in (True, True, False, False, False):
+        send(client, name, {"good": good})
+    wait_until(lambda: figures(emberbox, name).get("async_messages_undelivered_total") == 5, 30, "five failed deliveries")
+    seen = figures(emberbox, name)
+    age = seen.pop("async_event_age_seconds_sum")
+    assert 0 < age < 5 * 30
+    assert {key: value for key, value in seen.items() if key.startswith(("async", "dead", "destination"))} == {
+        "async_events_received_total": 5, "async_event_age_seconds_count": 5, "async_events_succeeded_total": 2,
+        "async_events_dropped_total": 3, "dead_letter_errors_total": 3, "destination_delivery_failures_total": 2,
+        "async_messages_undelivered_total": 5,
+    }
+    assert stats(emberbox, name)["deliveryErrors"] == 5
+
+
+def test_what_goes_wrong_in_one_function_does_not_stop_the_others(function):
+    """Three hang, and would take all of the account's concurrency; one crashes, one runs out of memory, one is throttled."""
+    with running(config="[limits]\naccount_concurrency = 40\n") as server:
+        client = server.client()
+        sleeps = "import time\ndef handler(event, context):\n    time.sleep(600)\n"
+        hanging = [function(sleeps, on=client, Timeout=300) for _ in range(3)]
+        failing = [
+            function("import os\ndef handler(event, context):\n    os._exit(1)\n", on=client),
+            function("def handler(event, context):\n    return len('x' * (1 << 31))\n", on=client, Timeout=10),
+        ]
+        throttled, good = function(ECHO, on=client), function(NOTE, on=client)
+        client.put_function_concurrency(FunctionName=throttled, ReservedConcurrentExecutions=0)
+        for name in failing:
+            client.put_function_event_invoke_config(FunctionName=name, MaximumRetryAttempts=0)
+        for name in hanging + failing + [throttled]:
+            for _ in range(20 if name in hanging else 5):
+                send(client, name)
+        hang = lambda: sum(stats(server, name)["inFlight"] for name in hanging)
+        # An eighth of the concurrency is left for others: 35 hang, and not the 48 that the three may run.
+        wait_until(lambda: hang() >= 35, 60, "all that may hang to hang")
+        for n in range(5):
+            began = time.monotonic()
+            request_id = send(client, good, n)
+            ran(server, good, f"got {request_id}", 15)
+            print(f"another's event ran after {time.monotonic() - began:.1f} s")
+        for name in failing + [throttled]:
+            wait_until(lambda: stats(server, name)["dropped"] == 5, 60, f"the events of {name} to be given up")
+        assert hang() >= 35
+        # The other way round: a synchronous invocation finds room as well.
+        assert invoke(client, good).status == 200
+        server.stop(sig=9)
 
 
 def test_a_loop_through_destinations_is_stopped(emberbox, client, function):
@@ -395,17 +437,25 @@ def test_redrive_runs_failed_events_again(function, moto):
 
 @pytest.mark.needs(str(SERVER))
 def test_kill_9_loses_nothing(function, moto):
-    """Whatever was answered 202 runs: its record, which is sent before the event is done with, says so."""
-    queue = moto.queue("ran")
+    """Whatever was answered 202 runs, as its record says, or fails, as its dead letter says: both are sent before the event
+    is done with."""
+    queue, letters = moto.queue("ran"), moto.queue("letters")
     config = f'[events]\nsqs_endpoint = "{moto.endpoint}"\n'
-    accepted, seen = set(), set()
-    take = lambda: seen.update(record["requestContext"]["requestId"] for record in bodies(queue.take()))
+    accepted, succeeded, dead = {}, {}, {}
+
+    def take():
+        for record in bodies(queue.take()):
+            succeeded[record["requestContext"]["requestId"]] = record["requestPayload"]
+        for letter in letters.take():
+            dead[letter["MessageAttributes"]["RequestID"]["StringValue"]] = json.loads(letter["Body"])
+
     with tempfile.TemporaryDirectory(prefix="emberbox-test-") as directory:
         server = Emberbox(data_dir=directory, config=config).start()
         try:
-            name = function("def handler(event, context):\n    return event\n", on=server.client())
+            code = "def handler(event, context):\n    if event['n'] % 3 == 0: raise ValueError('a third fails')\n"
+            name = function(code, on=server.client(), DeadLetterConfig={"TargetArn": letters.arn})
             server.client().put_function_event_invoke_config(
-                FunctionName=name, DestinationConfig={"OnSuccess": {"Destination": queue.arn}}
+                FunctionName=name, MaximumRetryAttempts=0, DestinationConfig={"OnSuccess": {"Destination": queue.arn}}
             )
             for _ in range(KILL_ROUNDS):
                 client = server.client()
@@ -416,7 +466,7 @@ def test_kill_9_loses_nothing(function, moto):
                     while not killed.is_set():
                         n += 1
                         try:
-                            accepted.add(send(client, name, {"n": n}))
+                            accepted[send(client, name, {"n": n})] = {"n": n}
                         except botocore.exceptions.BotoCoreError:
                             return
 
@@ -434,16 +484,52 @@ def test_kill_9_loses_nothing(function, moto):
                 take()
             assert len(accepted) >= 10 * KILL_ROUNDS
 
-            def all_ran():
+            def all_ended():
                 take()
-                return accepted <= seen
+                return accepted.keys() <= succeeded.keys() | dead.keys()
 
             with_patience = 60 + len(accepted) / 20
-            wait_until(all_ran, with_patience, "all accepted events to run")
-            print(f"{KILL_ROUNDS} rounds: {len(accepted)} accepted, {len(accepted - seen)} lost, {len(seen)} ran")
-            assert stats(server, name)["depth"] >= 0
+            wait_until(all_ended, with_patience, "all accepted events to run or to be dead-lettered")
+            print(f"{KILL_ROUNDS} rounds: {len(accepted)} accepted, {len(succeeded)} ran, {len(dead)} dead-lettered, 0 lost")
+            for ended, fails in ((succeeded, False), (dead, True)):
+                assert all((event["n"] % 3 == 0) == fails for event in ended.values())
+                mine = {request_id: event for request_id, event in ended.items() if request_id in accepted}
+                assert mine == {id: event for id, event in accepted.items() if (event["n"] % 3 == 0) == fails}
+            assert len(dead) >= 2 * KILL_ROUNDS
+            wait_until(lambda: stats(server, name)["depth"] == 0, 60, "the queue to be empty")
         finally:
             server.stop()
+
+
+@pytest.mark.needs("strace")
+def test_a_202_comes_after_the_sync(emberbox, client, function, tmp_path):
+    name = function(NOTE)
+    ran(emberbox, name, send(client, name))
+    trace = tmp_path / "trace"
+    strace = subprocess.Popen(
+        ["strace", "-f", "-y", "-s", "20", "-e", "trace=fsync,fdatasync,write,writev,sendto", "-o", str(trace),
+         "-p", str(emberbox.process.pid)], stderr=subprocess.PIPE, text=True,
+    )
+    try:
+        assert "attached" in strace.stderr.readline()
+        for n in range(5):
+            send(client, name, n)
+    finally:
+        strace.send_signal(signal.SIGINT)
+        strace.communicate()
+    syncing, synced, answers = set(), False, 0
+    for line in trace.read_text().splitlines():
+        thread, call = line.split(maxsplit=1)
+        if call.startswith(("fsync(", "fdatasync(")) and "events.db-wal" in call:
+            syncing.add(thread)
+        if thread in syncing and "sync" in call and call.endswith("= 0"):
+            syncing.discard(thread)
+            synced = True
+        # Not the Runtime API's, whose body is `{"status":"OK"}`.
+        if '"HTTP/1.1 202' in call and "status" not in call:
+            assert synced, "answered before the log was synced:\n" + trace.read_text()
+            synced, answers = False, answers + 1
+    assert answers == 5, trace.read_text()
 
 
 def test_events_wait_while_the_server_is_down(function):

@@ -21,6 +21,7 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("autoreconf", "autoconf", "builds AWS's runtime clients"),
     ("automake", "automake", "builds AWS's runtime clients"),
     ("libtoolize", "libtool", "builds AWS's runtime clients"),
+    ("strace", "strace", "a test sees that an answer comes after the sync to disk"),
     ("openssl", "openssl", "makes the TLS test's certificate"),
     ("qemu-system-x86_64", "qemu-system-x86", "microVMs without KVM"),
     ("unsquashfs", "squashfs-tools", "the tests read images with it"),

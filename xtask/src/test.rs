@@ -18,6 +18,9 @@ pub struct Args {
     /// Only the whole-system suite.
     #[arg(long)]
     system: bool,
+    /// The proofs that take long as well: 100 rounds of kill -9 against the whole system, a backlog of a million events
+    #[arg(long)]
+    full: bool,
     /// For the whole-system suite: only tests whose name matches (pytest -k).
     #[arg(short = 'k', value_name = "EXPRESSION")]
     filter: Option<String>,
@@ -46,11 +49,14 @@ pub fn main(root: &Path, args: &Args) -> Result<()> {
                 tests.env("EMBERBOX_TEST_FIRECRACKER", folder);
             }
             micro_vm.tell(&mut tests)?;
+            if args.full {
+                tests.env("EVENT_QUEUE_BACKLOG", "1000000");
+            }
             run(tests.args(["test", "--workspace", "--all-features", "--quiet"]))
         })?;
     }
     if !args.unit {
-        steps.run("whole-system suite", || system(root, &micro_vm, args.filter.as_deref()))?;
+        steps.run("whole-system suite", || system(root, &micro_vm, args))?;
     }
     steps.print();
     Ok(())
@@ -61,7 +67,7 @@ fn python(root: &Path) -> Result<PathBuf> {
     setup::python_environment(root, &root.join("tests/system/requirements.txt"))
 }
 
-fn system(root: &Path, micro_vm: &MicroVm, filter: Option<&str>) -> Result<()> {
+fn system(root: &Path, micro_vm: &MicroVm, args: &Args) -> Result<()> {
     // With the engines that have a feature, which the suite tests as well.
     run(cargo(root).args(["build", "--quiet", "-p", "emberbox", "--features", "postgres,sqs"]))?;
     build_examples(root)?;
@@ -78,7 +84,10 @@ fn system(root: &Path, micro_vm: &MicroVm, filter: Option<&str>) -> Result<()> {
     let mut pytest = Command::new(bin.join("python"));
     micro_vm.tell(&mut pytest)?;
     pytest.current_dir(root.join("tests/system")).args(["-m", "pytest", "--durations=10"]);
-    if let Some(filter) = filter {
+    if args.full {
+        pytest.env("EMBERBOX_KILL_ROUNDS", "100");
+    }
+    if let Some(filter) = &args.filter {
         pytest.args(["-k", filter]);
     }
     run(&mut pytest)

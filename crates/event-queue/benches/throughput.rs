@@ -52,7 +52,7 @@ async fn enqueue(engine: &Arc<SqliteQueue>) -> f64 {
             let queue = QueueName(format!("f{}", caller % 8).into());
             tokio::spawn(async move {
                 for _ in 0..EVENTS / CALLERS {
-                    let (id, body) = (Uuid::new_v4(), Bytes::from(vec![7; BODY]));
+                    let (id, body) = (Uuid::now_v7(), Bytes::from(vec![7; BODY]));
                     let entry = Entry { queue: queue.clone(), id, body, delay: Duration::ZERO };
                     engine.enqueue(vec![entry]).await.expect("accepted");
                 }
@@ -78,7 +78,7 @@ async fn at_rate(engine: &Arc<SqliteQueue>, rate: f64) -> [Duration; 3] {
         let engine = Arc::clone(engine);
         calls.push(tokio::spawn(async move {
             let queue = QueueName(format!("f{}", number % 8).into());
-            let entry = Entry { queue, id: Uuid::new_v4(), body: vec![7; BODY].into(), delay: Duration::ZERO };
+            let entry = Entry { queue, id: Uuid::now_v7(), body: vec![7; BODY].into(), delay: Duration::ZERO };
             engine.enqueue(vec![entry]).await.expect("accepted");
             // From when it was to start: a late start is no excuse.
             due.elapsed()

@@ -35,6 +35,31 @@ pub struct Entry {
     pub delay: Duration,
 }
 
+/// What a body consists of, for an engine (SQS) that takes some bytes only in another form.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Content {
+    /// UTF-8, and only characters that go into a message of SQS as they are and come back so.
+    Text,
+    /// Anything else.
+    Binary,
+}
+
+impl Content {
+    /// Of these bytes. Text behind text is text.
+    pub fn of(bytes: &[u8]) -> Self {
+        match std::str::from_utf8(bytes) {
+            Ok(text) if text.chars().all(plain) => Self::Text,
+            _ => Self::Binary,
+        }
+    }
+}
+
+/// The characters that `SendMessage` takes: those of XML 1.0. A carriage return is among them, but XML's rules for line
+/// ends make another character of it.
+fn plain(c: char) -> bool {
+    matches!(c, '\t' | '\n' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..)
+}
+
 /// The right to work on an event until its lease ends. A later lease of the same event has another id, so that a
 /// poller that was too slow cannot acknowledge what another one has.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
@@ -95,10 +120,8 @@ pub trait EventQueue: Send + Sync + 'static {
     /// Gives an event back, to be handed out again after `delay`, with a new body if given (say, a higher count of
     /// attempts). A lease that is over changes nothing.
     async fn release(&self, lease: LeaseId, delay: Duration, body: Option<Bytes>) -> Result<(), QueueError>;
-    /// The largest body that it surely takes, in bytes.
-    fn largest_body(&self) -> usize {
-        crate::MAX_BODY
-    }
+    /// The largest body of such content that it surely takes, in bytes.
+    fn largest_body(&self, content: Content) -> usize;
     /// How much there is in one queue.
     async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError>;
     /// The queues that have events.

@@ -29,7 +29,7 @@ pub mod sqlite;
 pub mod sqs;
 mod time;
 
-pub use api::{Depth, Entry, EventQueue, Lease, LeaseId, QueueError, QueueName};
+pub use api::{Content, Depth, Entry, EventQueue, Lease, LeaseId, QueueError, QueueName};
 
 /// The largest body that every engine takes, in bytes.
 pub const MAX_BODY: usize = 2 * 1024 * 1024;

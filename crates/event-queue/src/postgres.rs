@@ -1,5 +1,8 @@
 //! The engine on PostgreSQL, for several processes at once.
 //!
+//! - Enqueues of all callers that wait are one transaction, and so one flush to disk, as in [`crate::sqlite`]. It is synced
+//!   before anybody gets an answer, also where the server or the role says `synchronous_commit = off`; `fsync = off` is the
+//!   server's own doing.
 //! - Leases take rows with `FOR UPDATE SKIP LOCKED`; a lease is over when its time has come or another has the event.
 //! - Waiting calls wake by `NOTIFY`; besides, they look once a second, for delays and leases that end.
 //! - Fairness: each lease call finds the queues that have something ready by skipping through the index, starts behind
@@ -15,12 +18,12 @@ use bytes::Bytes;
 use domain::Clock;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, PgConnection, Row as _};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
-use crate::api::{Depth, Entry, EventQueue, Lease, LeaseId, QueueError, QueueName};
+use crate::api::{Content, Depth, Entry, EventQueue, Lease, LeaseId, QueueError, QueueName};
 use crate::check_sizes;
 use crate::time::{age, millis, span_millis, system_time};
 
@@ -35,8 +38,14 @@ const MIGRATIONS: &[&str] = &["
     CREATE INDEX emberbox_events_by_age ON emberbox_events (queue, enqueued_at);
 "];
 
+mod insert;
+
+use insert::Insert;
+
 const CHANNEL: &str = "emberbox_events";
 const CONNECTIONS: u32 = 8;
+/// Enqueues that may wait before callers wait to hand theirs in.
+const WAITING: usize = 1024;
 /// How long a call waits for a connection.
 const ACQUIRE: Duration = Duration::from_secs(5);
 /// Waiting calls look this often even if nobody wakes them.
@@ -54,13 +63,28 @@ pub struct PgQueue {
     /// The queue that was served last.
     served: Mutex<String>,
     listener: JoinHandle<()>,
+    inserts: mpsc::Sender<Insert>,
 }
 
+#[derive(Clone)]
 struct Time(Option<Arc<dyn Clock>>);
 
 impl std::fmt::Debug for Time {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(if self.0.is_some() { "given" } else { "server" })
+    }
+}
+
+impl Time {
+    async fn now(&self, connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+        match &self.0 {
+            Some(clock) => Ok(millis(clock.wall())),
+            None => {
+                sqlx::query_scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT")
+                    .fetch_one(connection)
+                    .await
+            }
+        }
     }
 }
 
@@ -83,24 +107,20 @@ impl PgQueue {
             Ok(Err(error)) => return Err(unavailable(error.to_string())),
             Err(_) => return Err(unavailable(format!("no answer within {} s", ACQUIRE.as_secs()))),
         }
-        let pool =
-            PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE).connect_with(options).await;
-        let pool = pool.map_err(failed(operation))?;
+        let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE);
+        // `local` and `remote_write` sync here as well.
+        let durable =
+            "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
+        let pool = pool
+            .after_connect(move |connection, _| Box::pin(async move { connection.execute(durable).await.map(drop) }));
+        let pool = pool.connect_with(options).await.map_err(failed(operation))?;
         migrate(&pool).await?;
         let woken = Arc::new(Notify::new());
         let listener = tokio::spawn(listen(pool.clone(), Arc::clone(&woken)));
-        Ok(Self { pool, clock: Time(clock), woken, served: Mutex::default(), listener })
-    }
-
-    async fn now(&self, connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
-        match &self.clock.0 {
-            Some(clock) => Ok(millis(clock.wall())),
-            None => {
-                sqlx::query_scalar("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::BIGINT")
-                    .fetch_one(connection)
-                    .await
-            }
-        }
+        let clock = Time(clock);
+        let (inserts, received) = mpsc::channel(WAITING);
+        tokio::spawn(insert::run(pool.clone(), clock.clone(), received));
+        Ok(Self { pool, clock, woken, served: Mutex::default(), listener, inserts })
     }
 
     fn served(&self) -> MutexGuard<'_, String> {
@@ -108,32 +128,9 @@ impl PgQueue {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn insert(&self, entries: &[Entry]) -> Result<(), sqlx::Error> {
-        let mut transaction = self.pool.begin().await?;
-        let now = self.now(&mut transaction).await?;
-        // In one order everywhere, so that two callers with the same ids do not wait for each other.
-        let mut entries: Vec<_> = entries.iter().collect();
-        entries.sort_by(|a, b| (&a.queue, a.id).cmp(&(&b.queue, b.id)));
-        for entry in entries {
-            sqlx::query(
-                "INSERT INTO emberbox_events (queue, id, enqueued_at, due, body) VALUES ($1, $2, $3, $4, $5)
-                 ON CONFLICT (queue, id) DO NOTHING",
-            )
-            .bind(&*entry.queue.0)
-            .bind(&entry.id.as_bytes()[..])
-            .bind(now)
-            .bind(now.saturating_add(span_millis(entry.delay)))
-            .bind(&*entry.body)
-            .execute(&mut *transaction)
-            .await?;
-        }
-        sqlx::query("SELECT pg_notify($1, '')").bind(CHANNEL).execute(&mut *transaction).await?;
-        transaction.commit().await
-    }
-
     async fn take(&self, but: &BTreeSet<QueueName>, most: usize, lease: Duration) -> Result<Vec<Lease>, sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
-        let now = self.now(&mut connection).await?;
+        let now = self.clock.now(&mut connection).await?;
         let served = self.served().clone();
         let ready: Vec<String> = sqlx::query_scalar(
             "WITH RECURSIVE names AS (
@@ -167,7 +164,7 @@ impl PgQueue {
 
     async fn change(&self, sql: &'static str, leases: &[LeaseId], due: Duration) -> Result<Vec<LeaseId>, sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
-        let now = self.now(&mut connection).await?;
+        let now = self.clock.now(&mut connection).await?;
         let (seqs, marks): (Vec<i64>, Vec<i64>) = leases.iter().map(|id| parts(*id)).unzip();
         let rows = sqlx::query(sql)
             .bind(seqs)
@@ -181,7 +178,7 @@ impl PgQueue {
 
     async fn give_back(&self, lease: LeaseId, delay: Duration, body: Option<Bytes>) -> Result<(), sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
-        let now = self.now(&mut connection).await?;
+        let now = self.clock.now(&mut connection).await?;
         let (seq, mark) = parts(lease);
         sqlx::query(
             "UPDATE emberbox_events SET due = $4, lease = NULL, body = coalesce($5, body)
@@ -199,7 +196,7 @@ impl PgQueue {
 
     async fn count(&self, queue: &QueueName) -> Result<Depth, sqlx::Error> {
         let mut connection = self.pool.acquire().await?;
-        let now = self.now(&mut connection).await?;
+        let now = self.clock.now(&mut connection).await?;
         let row = sqlx::query(
             "SELECT count(*) FILTER (WHERE due <= $2), count(*) FILTER (WHERE due > $2 AND lease IS NOT NULL),
                  count(*) FILTER (WHERE due > $2 AND lease IS NULL), min(enqueued_at)
@@ -337,7 +334,9 @@ fn failed(operation: &'static str) -> impl Fn(sqlx::Error) -> QueueError {
 impl EventQueue for PgQueue {
     async fn enqueue(&self, entries: Vec<Entry>) -> Result<(), QueueError> {
         check_sizes(&entries)?;
-        self.insert(&entries).await.map_err(failed("put events into the event queue"))
+        let (done, answer) = oneshot::channel();
+        self.inserts.send(Insert { entries, done }).await.map_err(|_| QueueError::Closed)?;
+        answer.await.map_err(|_| QueueError::Closed)?.map_err(|error| failed("put events into the event queue")(error))
     }
 
     async fn lease(&self, most: usize, lease: Duration, wait: Duration) -> Result<Vec<Lease>, QueueError> {
@@ -381,6 +380,10 @@ impl EventQueue for PgQueue {
             crate::check_size(body.len())?;
         }
         self.give_back(lease, delay, body).await.map_err(failed("give an event back"))
+    }
+
+    fn largest_body(&self, _: Content) -> usize {
+        crate::MAX_BODY
     }
 
     async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError> {

@@ -10,6 +10,8 @@
 //!   failure may lose the last ones, and then their events are handed out again, as at-least-once allows.
 //! - Leases are kept in the file, so that [`Lease::deliveries`] survives. When the file is opened, all of them end at
 //!   once: the process that had them is gone, since the file is locked by the one that uses it.
+//! - Damage: a file whose tables or log are damaged is not opened. What shows only later fails those requests that meet it;
+//!   a queue whose events cannot be read is left alone for an hour, and the others go on.
 //! - Memory: a few words per queue, nothing per event.
 //! - Fairness: ready queues take turns (see `rotation`).
 //! - Time is the [`Clock`]'s wall clock. It is looked at every 20 ms while something is delayed or leased, so a clock
@@ -27,7 +29,7 @@ use sqlite_file::SqliteFile;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use crate::api::{Depth, Entry, EventQueue, Lease, LeaseId, QueueError, QueueName};
+use crate::api::{Content, Depth, Entry, EventQueue, Lease, LeaseId, QueueError, QueueName};
 use crate::check_sizes;
 use crate::time::millis;
 
@@ -131,6 +133,10 @@ impl EventQueue for SqliteQueue {
             crate::check_size(body.len())?;
         }
         self.write(Op::Release { lease, delay, body }).await.map(drop)
+    }
+
+    fn largest_body(&self, _: Content) -> usize {
+        crate::MAX_BODY
     }
 
     async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError> {

@@ -41,7 +41,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
-use crate::api::{Depth, Entry, EventQueue, Lease, LeaseId, QueueError, QueueName};
+use crate::api::{Content, Depth, Entry, EventQueue, Lease, LeaseId, QueueError, QueueName};
 use crate::time::{after, millis, system_time};
 
 mod calls;
@@ -389,9 +389,12 @@ impl EventQueue for SqsQueue {
         Ok(())
     }
 
-    /// As the pollers' bodies are not text, they grow by a third.
-    fn largest_body(&self) -> usize {
-        self.max_message.saturating_sub(ENVELOPE) / 4 * 3
+    fn largest_body(&self, content: Content) -> usize {
+        let room = self.max_message.saturating_sub(ENVELOPE);
+        match content {
+            Content::Text => room,
+            Content::Binary => room / 4 * 3,
+        }
     }
 
     async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError> {

@@ -178,6 +178,50 @@ async fn restarts_under_load_lose_nothing() {
     engine.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn enqueues_share_commits_which_are_synced() {
+    let Some(server) = server("enqueues_share_commits_which_are_synced") else { return };
+    let psql = |sql: &str| {
+        let output = Command::new(server.bin.join("psql")).args(["-At", &server.url(), "-c", sql]).output().unwrap();
+        assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    // A server that answers before it syncs, and does that late.
+    psql("ALTER SYSTEM SET synchronous_commit = off");
+    psql("ALTER SYSTEM SET wal_writer_delay = '10s'");
+    assert!(server.down());
+    server.up();
+    assert_eq!(psql("SHOW synchronous_commit"), "off");
+    let clock = Arc::new(ManualClock::default());
+    let engine = server.connect(&clock).await;
+    let put = async |from: u128| {
+        let puts = (from..from + 200).map(|n| {
+            let engine = Arc::clone(&engine);
+            tokio::spawn(async move { engine.enqueue(vec![entry(&format!("q{}", n % 3), n)]).await })
+        });
+        for put in puts.collect::<Vec<_>>() {
+            put.await.unwrap().unwrap();
+        }
+    };
+    put(1000).await;
+    // Rows of one transaction have it in common.
+    let transactions: u64 = psql("SELECT count(DISTINCT xmin::TEXT) FROM emberbox_events").parse().unwrap();
+    println!("200 enqueues in {transactions} transactions");
+    assert!(transactions < 100);
+    put(2000).await;
+    // At once after the last answer.
+    assert!(server.down());
+    server.up();
+    let found: BTreeSet<_> = loop {
+        match engine.lease(1000, suite::LEASE, Duration::ZERO).await {
+            Ok(leases) => break leases.iter().map(|lease| lease.event.as_u128()).collect(),
+            Err(error) => assert!(error.retryable(), "{error}"),
+        }
+    };
+    assert_eq!(found, (1000..1200).chain(2000..2200).collect());
+    engine.close().await;
+}
+
 #[test]
 fn agrees_with_the_model() {
     let Some(server) = server("agrees_with_the_model") else { return };

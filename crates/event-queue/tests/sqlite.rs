@@ -1,14 +1,15 @@
 //! The embedded engine: the shared suite, and what can happen to its file.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use domain::SystemClock;
+use domain::{Clock, SystemClock};
 use event_queue::sqlite::SqliteQueue;
 use event_queue::{Entry, QueueError};
 use proptest::prelude::*;
@@ -210,6 +211,118 @@ async fn foreign_newer_and_damaged_files() {
     assert!(refused(&damaged).await.contains("restore it"));
 }
 
+/// Pages of the bodies of queue `a`, which are full of `a`s, become unreadable; how many.
+fn damage_bodies_of_a(path: &Path) -> usize {
+    let whole = fs::read(path).unwrap();
+    let file = fs::File::options().write(true).open(path).unwrap();
+    let contains = |page: &[u8], byte: u8| page.windows(100).any(|window| window.iter().all(|b| *b == byte));
+    // Leaves of tables (13) only: the root has been one, and shows it.
+    let full = |page: &[u8]| page[0] == 13 && contains(page, b'a') && !contains(page, b'b');
+    let pages = whole.chunks(4096).enumerate().filter(|(_, page)| full(page));
+    pages.map(|(number, _)| file.write_all_at(&[0xa5; 64], number as u64 * 4096).unwrap()).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_page_fails_only_those_that_need_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("events.db");
+    let clock = Arc::new(ManualClock::default());
+    let letters = |name: &str, number| Entry { body: name.repeat(200).into(), ..entry(name, number) };
+    let engine = open(&path, &clock).await;
+    engine.enqueue((0..1000).map(|n| letters("a", n)).collect()).await.unwrap();
+    engine.enqueue((0..1000).map(|n| letters("b", n)).collect()).await.unwrap();
+    engine.close().await;
+    assert!(damage_bodies_of_a(&path) > 10);
+
+    let engine = open(&path, &clock).await;
+    // Together in one group, if the writer is busy with the first.
+    let (first, leases, put) = tokio::join!(
+        engine.enqueue(vec![letters("b", 5000)]),
+        engine.lease(4000, LEASE, Duration::ZERO),
+        engine.enqueue((0..20).map(|n| letters("b", 6000 + n)).collect()),
+    );
+    first.unwrap();
+    put.unwrap();
+    let mut leases = leases.unwrap();
+    leases.extend(engine.lease(4000, LEASE, Duration::ZERO).await.unwrap());
+    assert!(leases.iter().all(|lease| lease.queue == queue("b")), "they are handed out beside the damaged ones");
+    assert_eq!(leases.len(), 1021);
+    let depth = engine.depth(&queue("a")).await.unwrap();
+    assert_eq!((depth.ready, depth.in_flight), (1000, 0), "they are kept");
+    // Nobody is woken in vain.
+    assert_eq!(engine.lease(10, LEASE, Duration::from_millis(200)).await.unwrap(), []);
+
+    let damaged = queue("a");
+    for round in 0..20 {
+        let ids: Vec<_> = leases.split_off(leases.len() - 10).iter().map(|lease| lease.id).collect();
+        let (put, purged, acked) =
+            tokio::join!(engine.enqueue(vec![letters("b", 7000 + round)]), engine.purge(&damaged), engine.ack(&ids),);
+        put.unwrap();
+        acked.unwrap();
+        let error = purged.unwrap_err();
+        assert!(matches!(&error, QueueError::Damaged(text) if text.contains("restore it")), "{error}");
+    }
+    let depth = engine.depth(&queue("b")).await.unwrap();
+    assert_eq!((depth.ready, depth.in_flight), (20, 821));
+    // Looked at again, and still in nobody's way.
+    clock.advance(Duration::from_secs(2 * 60 * 60));
+    let leases = engine.lease(4000, LEASE, Duration::ZERO).await.unwrap();
+    assert!(leases.len() == 841 && leases.iter().all(|lease| lease.queue == queue("b")), "{}", leases.len());
+    engine.close().await;
+}
+
+#[tokio::test]
+async fn a_damaged_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, clock) = (dir.path().join("events.db"), Arc::new(ManualClock::default()));
+    let engine = open(&path, &clock).await;
+    let mut ends = Vec::new();
+    for number in 0..20 {
+        engine.enqueue(vec![entry("a", number)]).await.unwrap();
+        ends.push(fs::metadata(dir.path().join("events.db-wal")).unwrap().len() as usize);
+    }
+    // As a crash leaves them: the log was never brought into the file.
+    let (file, log) = (fs::read(&path).unwrap(), fs::read(dir.path().join("events.db-wal")).unwrap());
+    engine.close().await;
+    let written = *ends.last().unwrap();
+    assert!(ends.is_sorted() && log.len() == written);
+
+    let copies = AtomicU32::new(0);
+    let with_log = async |log: &[u8]| {
+        let copy = dir.path().join(format!("copy{}", copies.fetch_add(1, Ordering::Relaxed)));
+        fs::write(&copy, &file).unwrap();
+        fs::write(dir.path().join(format!("{}-wal", copy.display())), log).unwrap();
+        let engine = SqliteQueue::open(&copy, Arc::clone(&clock) as Arc<dyn Clock>).await?;
+        let engine: Queue = Arc::new(engine);
+        let found: BTreeSet<_> = lease_now(&engine, 100).await.iter().map(|lease| lease.event.as_u128()).collect();
+        engine.close().await;
+        Ok::<_, QueueError>(found)
+    };
+    let first = |count: u128| (0..count).collect::<BTreeSet<_>>();
+    // Whatever of an unanswered commit a crash leaves behind the last one: that is gone, and no other.
+    for tail in [&log[log.len() - 2000..], &[0; 5000][..], &[0xa5; 4120 * 3][..]] {
+        assert_eq!(with_log(&[&log, tail].concat()).await.unwrap(), first(20));
+    }
+    // Torn within a commit: it counts as a whole or not at all, and those before it do.
+    for (number, end) in ends.iter().enumerate().skip(15) {
+        assert_eq!(with_log(&log[..end - 100]).await.unwrap(), first(number as u128), "{number}");
+        assert_eq!(with_log(&log[..*end]).await.unwrap(), first(number as u128 + 1), "{number}");
+    }
+    // A header that is none: SQLite would drop all that the log has, and say nothing.
+    for at in [0, 10, 20, 30] {
+        let mut damaged = log.clone();
+        damaged[at] ^= 0x55;
+        let error = with_log(&damaged).await.unwrap_err();
+        let text = error.to_string();
+        assert!(
+            matches!(error, QueueError::Damaged(_)) && text.contains("-wal") && text.contains("restore it"),
+            "{text}"
+        );
+    }
+    let error = with_log(&vec![0xa5; log.len()]).await.unwrap_err();
+    assert!(matches!(error, QueueError::Damaged(_)), "{error}");
+}
+
 /// A disk that is taken away when the test ends.
 struct SmallDisk(tempfile::TempDir);
 
@@ -241,8 +354,35 @@ async fn a_full_disk_refuses_and_loses_nothing() {
     assert!(error.retryable() && error.to_string().contains("full"), "{error}");
     assert!(accepted > 10);
     assert!(engine.enqueue(vec![large(accepted)]).await.is_err());
-    // What is there can be worked off, or at least it is still there.
-    assert_eq!(engine.depth(&queue("a")).await.unwrap().ready, accepted as u64);
+    // What is there can be worked off, or at least it is still there: whatever is asked for either fails, and says why, or
+    // holds. Not even a page is left.
+    let ballast = fs::File::create(disk.0.path().join("ballast")).unwrap();
+    let full = (0..).find(|page| ballast.write_all_at(&[0; 4096], page * 4096).is_err());
+    assert!(full.is_some());
+    let told = |error: QueueError| assert!(error.retryable() && error.to_string().contains("full"), "{error}");
+    let (mut leased, mut refused) = (BTreeMap::new(), 0);
+    for _ in 0..5 {
+        match engine.lease(2, LEASE, Duration::ZERO).await {
+            Ok(leases) => leased.extend(leases.into_iter().map(|lease| (lease.event.as_u128(), lease.id))),
+            Err(error) => (refused += 1, told(error)).1,
+        }
+    }
+    let mut acked = BTreeSet::new();
+    for (event, lease) in &leased {
+        match engine.ack(&[*lease]).await {
+            Ok(()) => drop(acked.insert(*event)),
+            Err(error) => (refused += 1, told(error)).1,
+        }
+        // Done with already, or to be given back when there is room again.
+        if let Err(error) = engine.release(*lease, Duration::ZERO, Some(vec![7; 60_000].into())).await {
+            refused += 1;
+            told(error);
+        }
+    }
+    println!("full: {} leased, {} acknowledged, {refused} refused", leased.len(), acked.len());
+    assert!(refused > 0);
+    let depth = engine.depth(&queue("a")).await.unwrap();
+    assert_eq!(depth.ready + depth.in_flight, (accepted as usize - acked.len()) as u64);
     // More room: the same process goes on, all that was accepted is there, and nothing else.
     let grown = Command::new("mount").args(["-o", "remount,size=64m"]).arg(disk.0.path()).status().unwrap();
     assert!(grown.success());
@@ -250,7 +390,7 @@ async fn a_full_disk_refuses_and_loses_nothing() {
     engine.close().await;
     let engine = open(&disk.0.path().join("events.db"), &clock).await;
     let found: BTreeSet<_> = lease_now(&engine, 10_000).await.iter().map(|lease| lease.event.as_u128()).collect();
-    assert_eq!(found, (0..=accepted).collect());
+    assert_eq!(found, (0..=accepted).filter(|event| !acked.contains(event)).collect());
     engine.close().await;
 }
 

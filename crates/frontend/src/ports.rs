@@ -47,14 +47,22 @@ impl Target {
 /// Events of asynchronous invocations.
 #[async_trait]
 pub trait Events: Send + Sync + 'static {
-    /// Keeps an event, which then runs as often as its settings say; durable when this returns. The error is the cause,
-    /// in words; the event was not taken.
-    async fn accept(&self, event: Event) -> Result<(), String>;
+    /// Keeps an event, which then runs as often as its settings say; durable when this returns.
+    async fn accept(&self, event: Event) -> Result<(), NotAccepted>;
     /// How the events of a function are doing.
     async fn stats(&self, function: &FunctionArn) -> Result<EventStats, String>;
     /// What happened so far to an event that was accepted with [`Event::timeline`]: as JSON, as that of a synchronous
     /// invocation. `None` if it is not known, or not any more.
     fn timeline(&self, function: &FunctionArn, request_id: RequestId) -> Option<EventTimeline>;
+}
+
+/// An event was not taken, and does not run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NotAccepted {
+    /// Its payload has more than so many bytes, the most that the queue can take of such content.
+    TooLarge(usize),
+    /// The cause, in words.
+    Failed(String),
 }
 
 /// An event to accept.

@@ -116,7 +116,7 @@ async fn main() {
             let entry = |event: AsyncEvent| Entry {
                 queue: event.queue(),
                 id: Uuid::new_v4(),
-                body: event.encode(event_queue::MAX_BODY),
+                body: event.encode(|_| event_queue::MAX_BODY),
                 delay: Duration::ZERO,
             };
             queue.enqueue((0..1000).map(|_| entry(event())).collect()).await.expect("put");

@@ -4,13 +4,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use domain::{AccountId, FunctionArn, RequestId};
-use event_queue::QueueName;
+use event_queue::{Content, QueueName};
 use serde::{Deserialize, Serialize};
 
 use crate::pending::{Pending, PendingHead};
 
-/// The first byte of an encoded event.
-const VERSION: u8 = 1;
+/// The first byte of an encoded event, whose prefix is text as all that follows is where the payload is text: an engine
+/// that carries text need not make an event longer.
+const VERSION: u8 = b'2';
+/// The first byte of an event as it was encoded before: checksum and length are binary.
+const BINARY: u8 = 1;
 
 /// More than any head takes, in bytes.
 pub(crate) const HEAD_ROOM: usize = 16 * 1024;
@@ -42,8 +45,10 @@ pub struct AsyncEvent {
     pub pending: Option<Pending>,
 }
 
-/// Bytes before the head.
-const PREFIX: usize = 9;
+/// Bytes before the head: the version, then checksum and length in eight hexadecimal digits each.
+const PREFIX: usize = 17;
+/// The same of [`BINARY`], whose numbers have four bytes, big endian.
+const BINARY_PREFIX: usize = 9;
 
 /// What stands before the payload.
 #[derive(Serialize, Deserialize)]
@@ -67,7 +72,9 @@ struct Head {
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// Written by a newer Emberbox.
-    #[error("queue entry has encoding {0}, this Emberbox reads {VERSION}: run the newer one to drain the queue")]
+    #[error(
+        "queue entry has encoding {0}, this Emberbox reads {BINARY} and {VERSION}: run the newer one to drain the queue"
+    )]
     Version(u8),
     /// Too short, or the head is no JSON of ours.
     #[error("queue entry is damaged: {0}")]
@@ -124,15 +131,14 @@ impl AsyncEvent {
         now.duration_since(self.accepted_at).unwrap_or_default()
     }
 
-    /// Version byte, CRC-32 of all that follows, length of the head (four bytes each, big endian), head as JSON,
-    /// payload as it is, and the response of what is pending, unless that were larger than `largest`, which the queue says
-    /// ([`event_queue::EventQueue::largest_body`]).
-    pub fn encode(&self, largest: usize) -> Bytes {
+    /// Version, CRC-32 of all that follows, length of the head, head as JSON, payload as it is, and the response of what is
+    /// pending, unless that were larger than `largest`, which the queue says ([`event_queue::EventQueue::largest_body`]).
+    pub fn encode(&self, largest: impl Fn(Content) -> usize) -> Bytes {
         let response = self
             .pending
             .as_ref()
             .and_then(Pending::response)
-            .filter(|response| response.len() + self.payload.len() + HEAD_ROOM <= largest);
+            .filter(|response| room(&[&self.payload, response], largest).is_ok());
         let head = serde_json::to_vec(&Head {
             function: self.function.clone(),
             qualifier: self.qualifier.clone(),
@@ -147,30 +153,32 @@ impl AsyncEvent {
         let mut body =
             BytesMut::with_capacity(PREFIX + head.len() + self.payload.len() + response.map_or(0, Bytes::len));
         body.put_u8(VERSION);
-        body.put_u32(0);
-        body.put_u32(u32::try_from(head.len()).expect("a head is a few hundred bytes"));
+        body.put_slice(&[b'0'; 8]);
+        body.put_slice(&digits(u32::try_from(head.len()).expect("a head is a few hundred bytes")));
         body.put_slice(&head);
         body.put_slice(&self.payload);
         body.put_slice(response.map_or(&[], |response| response));
-        let checksum = crc32fast::hash(&body[5..]);
-        body[1..5].copy_from_slice(&checksum.to_be_bytes());
+        let checksum = crc32fast::hash(&body[9..]);
+        body[1..9].copy_from_slice(&digits(checksum));
         body.freeze()
     }
 
     /// Shares the payload with `body`.
     pub fn decode(body: &Bytes) -> Result<Self, DecodeError> {
         let damaged = |what: &str| DecodeError::Damaged(what.to_owned());
-        match body.first() {
-            Some(&VERSION) => {}
+        let start = match body.first() {
+            Some(&VERSION) => PREFIX,
+            Some(&BINARY) => BINARY_PREFIX,
             Some(&other) => return Err(DecodeError::Version(other)),
             None => return Err(damaged("it is empty")),
-        }
-        let prefix = body.get(1..PREFIX).ok_or_else(|| damaged("it ends before its head"))?;
-        let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().expect("four bytes"));
-        let (checksum, length) = (number(&prefix[..4]), number(&prefix[4..]) as usize);
-        let rest = body.slice(PREFIX..);
+        };
+        let prefix = body.get(1..start).ok_or_else(|| damaged("it ends before its head"))?;
+        let (checksum, length) = prefix.split_at(prefix.len() / 2);
+        let number = |bytes: &[u8]| number(bytes).ok_or_else(|| damaged("its checksum or length is no number"));
+        let (checksum, length) = (number(checksum)?, number(length)? as usize);
+        let rest = body.slice(start..);
         // A payload that the disk has changed must not reach the function.
-        if crc32fast::hash(&body[5..]) != checksum {
+        if crc32fast::hash(&body[1 + prefix.len() / 2..]) != checksum {
             return Err(damaged("its checksum is wrong"));
         }
         if rest.len() < length {
@@ -200,6 +208,39 @@ impl AsyncEvent {
             pending,
         })
     }
+}
+
+/// Whether an event of these parts (payload, response) has room in the queue, with what is noted in it later; if not, how
+/// many bytes they may have together.
+pub(crate) fn room(parts: &[&[u8]], largest: impl Fn(Content) -> usize) -> Result<(), usize> {
+    let size: usize = parts.iter().map(|part| part.len()).sum();
+    let limit = |content| largest(content).saturating_sub(HEAD_ROOM);
+    // Most events have room as anything: then their content is not looked at.
+    if size <= limit(Content::Binary) {
+        return Ok(());
+    }
+    let text = parts.iter().all(|part| Content::of(part) == Content::Text);
+    let limit = limit(if text { Content::Text } else { Content::Binary });
+    if size <= limit { Ok(()) } else { Err(limit) }
+}
+
+/// A number of a prefix.
+fn digits(number: u32) -> [u8; 8] {
+    let mut digits = [0; 8];
+    let nibbles = (0..8).rev().map(|place| (number >> (4 * place)) as u8 & 0xf);
+    digits.iter_mut().zip(nibbles).for_each(|(digit, nibble)| *digit = b"0123456789abcdef"[usize::from(nibble)]);
+    digits
+}
+
+/// The inverse, in either encoding.
+fn number(bytes: &[u8]) -> Option<u32> {
+    if let Ok(binary) = bytes.try_into() {
+        return Some(u32::from_be_bytes(binary));
+    }
+    // Only what `digits` writes: `from_str_radix` takes signs and capitals as well.
+    let own = bytes.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    let text = std::str::from_utf8(bytes).ok().filter(|_| own)?;
+    u32::from_str_radix(text, 16).ok()
 }
 
 /// Milliseconds since 1970; times before are 0.
@@ -255,19 +296,19 @@ mod tests {
         #[test]
         fn decodes_what_it_encodes(payload: Vec<u8>, response: Option<Vec<u8>>) {
             let event = AsyncEvent { pending: response.map(pending), ..event(payload) };
-            prop_assert_eq!(AsyncEvent::decode(&event.encode(MAX_BODY)).expect("own encoding"), event);
+            prop_assert_eq!(AsyncEvent::decode(&event.encode(|_| MAX_BODY)).expect("own encoding"), event);
         }
 
         #[test]
         fn damage_never_panics(body: Vec<u8>, cut in 0usize..900, response: Option<Vec<u8>>) {
             let _ = AsyncEvent::decode(&body.into());
-            let good = AsyncEvent { pending: response.map(pending), ..event(b"{}".to_vec()) }.encode(MAX_BODY);
+            let good = AsyncEvent { pending: response.map(pending), ..event(b"{}".to_vec()) }.encode(|_| MAX_BODY);
             let _ = AsyncEvent::decode(&good.slice(..cut.min(good.len())));
         }
 
         #[test]
         fn no_change_goes_unnoticed(payload: Vec<u8>, at: prop::sample::Index, change in 1u8..) {
-            let mut body = event(payload).encode(MAX_BODY).to_vec();
+            let mut body = event(payload).encode(|_| MAX_BODY).to_vec();
             let at = at.index(body.len());
             body[at] ^= change;
             prop_assert!(AsyncEvent::decode(&body.into()).is_err());
@@ -277,11 +318,48 @@ mod tests {
     #[test]
     fn a_response_that_a_queue_does_not_take_is_left_out() {
         let event = AsyncEvent { pending: Some(pending(vec![b'1'; MAX_BODY])), ..event(vec![b'2'; 1 << 20]) };
-        let body = event.encode(MAX_BODY);
+        let body = event.encode(|_| MAX_BODY);
         assert!(body.len() < MAX_BODY);
         let decoded = AsyncEvent::decode(&body).expect("own encoding");
         assert_eq!(decoded.payload, event.payload);
         assert_eq!(decoded.pending.expect("kept").response(), None);
+    }
+
+    #[test]
+    fn an_event_of_text_is_text() {
+        let text = event("{\"ä\": [1, \"\u{10ffff}\"]}\n".as_bytes().to_vec());
+        assert_eq!(Content::of(&text.encode(|_| MAX_BODY)), Content::Text);
+        let told = AsyncEvent { pending: Some(pending(b"{\"a\": 1}".to_vec())), ..text };
+        assert_eq!(Content::of(&told.encode(|_| MAX_BODY)), Content::Text);
+        assert_eq!(Content::of(&event(b"[1,\r\n2]".to_vec()).encode(|_| MAX_BODY)), Content::Binary);
+    }
+
+    #[test]
+    fn text_has_the_room_of_text() {
+        let largest = |content| HEAD_ROOM + if content == Content::Text { 100 } else { 75 };
+        let (text, binary) = ([b'1'; 101], [b'\r'; 101]);
+        assert_eq!((room(&[&text[..100]], largest), room(&[&text], largest)), (Ok(()), Err(100)));
+        assert_eq!((room(&[&binary[..75]], largest), room(&[&binary[..76]], largest)), (Ok(()), Err(75)));
+        assert_eq!(room(&[&text[..99], &binary[..1]], largest), Err(75));
+    }
+
+    #[test]
+    fn events_of_before_are_read() {
+        // As they were written while prefixes were binary.
+        let head = br#"{"function":{"region":"us-east-1","account":"000000000000","name":"f"},"request_id":"00000000-0000-0000-0000-000000000000","accepted_ms":1700000000123}"#;
+        let mut body = vec![1, 0, 0, 0, 0];
+        body.extend(u32::try_from(head.len()).unwrap().to_be_bytes());
+        body.extend(head);
+        body.extend(b"[1]");
+        let checksum = crc32fast::hash(&body[5..]);
+        body[1..5].copy_from_slice(&checksum.to_be_bytes());
+        let read = AsyncEvent::decode(&body.clone().into()).expect("of before");
+        let expected = event(b"[1]".to_vec());
+        let expected =
+            AsyncEvent { qualifier: None, trace_header: None, attempts: 0, throttle_attempts: 0, ..expected };
+        assert_eq!(read, expected);
+        *body.last_mut().unwrap() ^= 1;
+        assert!(AsyncEvent::decode(&body.into()).is_err());
     }
 
     #[test]

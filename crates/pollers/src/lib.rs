@@ -36,5 +36,6 @@ pub use metrics::Metrics;
 pub use pending::Pending;
 pub use ports::{Attempt, Deliver, DeliveryError, EventConfig, Invoker, Message, SettingsSource};
 pub use rules::{Condition, Outcome, Settings, Verdict};
+pub use scheduler::shared;
 pub use service::{Config, EventStats, Service};
 pub use target::Target;

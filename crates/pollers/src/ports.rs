@@ -48,6 +48,8 @@ pub struct EventConfig {
     pub dead_letter: Option<Target>,
     /// `RecursiveLoop` is `Allow`.
     pub recursion_allowed: bool,
+    /// Concurrency of the account for functions without reserved concurrency, if there is a limit.
+    pub unreserved_concurrency: Option<u32>,
 }
 
 /// Looks the settings up in the metadata.

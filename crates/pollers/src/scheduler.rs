@@ -16,6 +16,9 @@
 //!   some or an event of another function was just accepted. What comes all the same goes back: at once if the function
 //!   had room when the queue was asked, else the engine cannot choose, and the event is parked, longer the longer the
 //!   function has had no room.
+//! - Functions without reserved concurrency share what the account has unreserved, and leave an eighth of it ([`shared`])
+//!   to those that run less than [`GUARANTEED`]: attempts that hang can use up the rest, however many functions they are
+//!   of, and another's first events are still not throttled.
 //! - Every function may run [`GUARANTEED`] attempts even where the total is used up, so that no function's backlog or
 //!   hanging attempts hold up another's first event.
 
@@ -52,6 +55,12 @@ const HOLD: Duration = Duration::from_secs(1);
 const CAREFUL: Duration = Duration::from_secs(10);
 /// For so long the cap of a function is remembered that has nothing to do.
 const REMEMBER: Duration = Duration::from_secs(60);
+
+/// How many attempts functions share out of so much concurrency, beside the first [`GUARANTEED`] ones of each; at least one.
+/// An eighth is left for those: of an account's 1,000, for 31 functions.
+pub fn shared(concurrency: usize) -> usize {
+    (concurrency - concurrency.div_ceil(8)).max(1)
+}
 
 /// How much may be held at once.
 #[derive(Clone, Copy, Debug)]
@@ -110,6 +119,8 @@ struct Function<T> {
     cap: usize,
     /// Largest cap: what the limits and the function's reserved concurrency allow.
     most: usize,
+    /// It has concurrency of its own.
+    reserved: bool,
     /// Attempts that ran since the cap grew, while it grows slowly.
     credit: usize,
     running: usize,
@@ -134,6 +145,7 @@ impl<T> Function<T> {
         Self {
             cap: FIRST_CAP.min(limits.per_function).max(1),
             most: limits.per_function.max(1),
+            reserved: false,
             credit: 0,
             running: 0,
             prefetched: VecDeque::new(),
@@ -220,6 +232,26 @@ impl<T> Function<T> {
     }
 }
 
+/// Whether a function has to wait until less of its account's unreserved concurrency is used.
+fn crowded<T>(accounts: &HashMap<String, Account>, queue: &QueueName, function: &Function<T>) -> bool {
+    !function.reserved
+        && function.running >= GUARANTEED
+        && accounts.get(account(queue)).is_some_and(|account| account.running >= account.share)
+}
+
+/// What the functions of an account in a region share that have no reserved concurrency.
+struct Account {
+    /// Attempts that run.
+    running: usize,
+    /// How many may run, beside the guaranteed ones.
+    share: usize,
+}
+
+/// The account and region in the name of a function's queue, which is its ARN.
+fn account(queue: &QueueName) -> &str {
+    queue.0.split_once(":function:").map_or("", |(account, _)| account)
+}
+
 /// All that is held, by function.
 pub(crate) struct Scheduler<T> {
     limits: Limits,
@@ -228,6 +260,7 @@ pub(crate) struct Scheduler<T> {
     ring: VecDeque<QueueName>,
     pauses: BTreeSet<(Duration, QueueName)>,
     running: usize,
+    accounts: HashMap<String, Account>,
     prefetched: usize,
     bytes: usize,
     /// Size of an event to expect.
@@ -249,6 +282,7 @@ impl<T> Scheduler<T> {
             ring: VecDeque::new(),
             pauses: BTreeSet::new(),
             running: 0,
+            accounts: HashMap::new(),
             prefetched: 0,
             bytes: 0,
             size: 1024,
@@ -262,7 +296,10 @@ impl<T> Scheduler<T> {
 
     /// An event was put into this queue; whether it is worth to look for it at once.
     pub(crate) fn arrived(&mut self, queue: &QueueName) -> bool {
-        let room = self.functions.get(queue).is_none_or(|function| !function.full());
+        let room = self
+            .functions
+            .get(queue)
+            .is_none_or(|function| !function.full() && !crowded(&self.accounts, queue, function));
         self.arrived |= room;
         room
     }
@@ -273,8 +310,8 @@ impl<T> Scheduler<T> {
             return Ask::default();
         }
         let (mut full, mut room) = (0, None);
-        for function in self.functions.values().filter(|function| function.held() > 0) {
-            match function.full() {
+        for (queue, function) in self.functions.iter().filter(|(_, function)| function.held() > 0) {
+            match function.full() || crowded(&self.accounts, queue, function) {
                 true => full += 1,
                 false => room = Some(function.room().min(room.unwrap_or(usize::MAX))),
             }
@@ -302,7 +339,7 @@ impl<T> Scheduler<T> {
     fn question(&mut self, most: usize, pass_over: impl Fn(&Function<T>) -> bool) -> Ask {
         let mut but = BTreeSet::new();
         for (queue, function) in &mut self.functions {
-            function.passed_over = pass_over(function);
+            function.passed_over = pass_over(function) || crowded(&self.accounts, queue, function);
             if function.passed_over {
                 but.insert(queue.clone());
             }
@@ -326,6 +363,7 @@ impl<T> Scheduler<T> {
             let free = self.running + self.prefetched < 3 * self.limits.in_flight && self.bytes < self.limits.bytes;
             let function = self.functions.entry(queue.clone()).or_insert_with(|| Function::new(&self.limits, now));
             function.used_at = now;
+            let free = free && !crowded(&self.accounts, &queue, function);
             if function.room() > 0 && (free || function.held() < GUARANTEED) {
                 useful |= self.probing && !function.full();
                 function.prefetched.push_back(Prefetched { event, bytes, since: now });
@@ -362,13 +400,17 @@ impl<T> Scheduler<T> {
             if !function.may_start() {
                 continue;
             }
-            if self.running >= self.limits.in_flight && function.running >= GUARANTEED {
+            let used_up = self.running >= self.limits.in_flight && function.running >= GUARANTEED;
+            if used_up || crowded(&self.accounts, &queue, function) {
                 self.enlist(&queue);
                 continue;
             }
             let prefetched = function.prefetched.pop_front()?;
             function.running += 1;
             self.running += 1;
+            if !function.reserved {
+                Self::account(&mut self.accounts, &self.limits, &queue).running += 1;
+            }
             self.prefetched -= 1;
             self.bytes -= prefetched.bytes;
             self.enlist(&queue);
@@ -380,10 +422,31 @@ impl<T> Scheduler<T> {
     /// A function's reserved concurrency: more attempts at once would only be throttled.
     pub(crate) fn bound(&mut self, queue: &QueueName, reserved: Option<u32>) {
         if let Some(function) = self.functions.get_mut(queue) {
+            if function.reserved != reserved.is_some() {
+                function.reserved = reserved.is_some();
+                let account = Self::account(&mut self.accounts, &self.limits, queue);
+                match function.reserved {
+                    true => account.running -= function.running,
+                    false => account.running += function.running,
+                }
+            }
             let reserved = reserved.map_or(usize::MAX, |reserved| reserved as usize);
             function.most = self.limits.per_function.min(reserved).max(1);
             function.cap = function.cap.min(function.most);
         }
+    }
+
+    /// How much concurrency the account of this function has for those without reserved concurrency.
+    pub(crate) fn unreserved(&mut self, queue: &QueueName, concurrency: u32) {
+        Self::account(&mut self.accounts, &self.limits, queue).share = shared(concurrency as usize);
+    }
+
+    fn account<'a>(accounts: &'a mut HashMap<String, Account>, limits: &Limits, queue: &QueueName) -> &'a mut Account {
+        let name = account(queue);
+        if !accounts.contains_key(name) {
+            accounts.insert(name.to_owned(), Account { running: 0, share: limits.in_flight });
+        }
+        accounts.get_mut(name).expect("it was just put in")
     }
 
     /// An attempt is over.
@@ -395,6 +458,9 @@ impl<T> Scheduler<T> {
             function.full_since = None;
         }
         self.running -= 1;
+        if !function.reserved {
+            Self::account(&mut self.accounts, &self.limits, queue).running -= 1;
+        }
         if let Some(until) = function.paused_until {
             self.pauses.insert((until, queue.clone()));
         }

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::event::{AsyncEvent, HEAD_ROOM};
+use crate::event::{AsyncEvent, room};
 use crate::metrics::Metrics;
 use crate::ports::{Deliver, Invoker, SettingsSource};
 use crate::scheduler::{Ask, Feedback, Limits, Parked, Scheduler};
@@ -161,15 +161,14 @@ impl Service {
     pub async fn accept(&self, event: AsyncEvent) -> Result<(), QueueError> {
         let queue = event.queue();
         // With room for what is noted in it later: an event that grew too large could not be given back.
-        let (size, limit) = (event.payload.len() + HEAD_ROOM, self.0.queue.largest_body());
-        if size > limit {
-            return Err(QueueError::TooLarge { size, limit });
+        let largest = |content| self.0.queue.largest_body(content);
+        if let Err(limit) = room(&[&event.payload], largest) {
+            return Err(QueueError::TooLarge { size: event.payload.len(), limit });
         }
         // Not the request id: a caller may choose it, and two events with one id are two events. Ordered by time, so that
         // an index of ids grows at its end: of random ones, each would change another page of it.
         let id = uuid::Uuid::now_v7();
-        let entry =
-            Entry { queue: queue.clone(), id, body: event.encode(self.0.queue.largest_body()), delay: Duration::ZERO };
+        let entry = Entry { queue: queue.clone(), id, body: event.encode(largest), delay: Duration::ZERO };
         self.0.queue.enqueue(vec![entry]).await?;
         self.0.metrics.received(&event.function);
         if self.0.scheduler.lock().arrived(&queue) {

@@ -15,6 +15,9 @@ const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 /// Bytes of a page, as SQLite makes them unless told otherwise.
 const SMALLEST: u64 = 4096;
 
+/// Bytes of the header of a write-ahead log.
+const LOG_HEADER: usize = 32;
+
 /// What is in a file.
 #[derive(Debug)]
 pub struct Format {
@@ -165,7 +168,23 @@ impl SqliteFile {
         }
         // SQLite takes less than a page for nothing at all, and would begin anew.
         let length = file.metadata().map_err(|e| self.io_failed("look at", &e))?.len();
-        if length < SMALLEST { Err(self.damaged("it ends within its first page")) } else { Ok(()) }
+        if length < SMALLEST { Err(self.damaged("it ends within its first page")) } else { self.check_log() }
+    }
+
+    /// SQLite takes a write-ahead log with a damaged header for an old one, and drops all that was committed to it.
+    fn check_log(&self) -> Result<(), FileError> {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push("-wal");
+        let mut header = [0; LOG_HEADER];
+        let read = File::open(&name).and_then(|mut file| file.read_exact(&mut header));
+        match read {
+            Ok(()) if whole(&header) => Ok(()),
+            // Written and synced before the first frame: nothing was committed yet.
+            Ok(()) if header == [0; LOG_HEADER] => Ok(()),
+            Ok(()) => Err(self.damaged("the header of its -wal file is not what SQLite has written")),
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => Ok(()),
+            Err(e) => Err(self.io_failed("read the -wal file of", &e)),
+        }
     }
 
     fn check_whole(&self, connection: &Connection) -> Result<(), FileError> {
@@ -224,6 +243,24 @@ impl SqliteFile {
             self.path.display()
         ))
     }
+}
+
+/// Whether the header of a write-ahead log is one: its magic number and its checksum (file format of SQLite, 4.1, 4.2).
+fn whole(header: &[u8; LOG_HEADER]) -> bool {
+    let words = || header.chunks_exact(4).map(|word| [word[0], word[1], word[2], word[3]]);
+    let numbers: Vec<u32> = words().map(u32::from_be_bytes).collect();
+    // The last bit says in which order the checksum takes the bytes.
+    if numbers[0] & !1 != 0x377f_0682 {
+        return false;
+    }
+    let order = if numbers[0] & 1 == 1 { u32::from_be_bytes } else { u32::from_le_bytes };
+    let summed: Vec<u32> = words().take(6).map(order).collect();
+    let (mut first, mut second) = (0u32, 0u32);
+    for pair in summed.chunks_exact(2) {
+        first = first.wrapping_add(pair[0]).wrapping_add(second);
+        second = second.wrapping_add(pair[1]).wrapping_add(first);
+    }
+    numbers[6..] == [first, second]
 }
 
 fn prepare_to_write(connection: &Connection) -> rusqlite::Result<()> {

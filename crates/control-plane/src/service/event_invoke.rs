@@ -40,6 +40,8 @@ pub struct EventSettings {
     pub reserved_concurrency: Option<u32>,
     /// `RecursiveLoop` is `Allow`.
     pub recursion_allowed: bool,
+    /// Concurrency of the account for its functions without reserved concurrency.
+    pub unreserved_concurrency: u32,
 }
 
 impl ControlPlane {
@@ -61,6 +63,7 @@ impl ControlPlane {
             dead_letter: version.settings.dead_letter.clone(),
             reserved_concurrency: self.inner.reserved(arn),
             recursion_allowed: function.record.recursion_allowed,
+            unreserved_concurrency: self.inner.unreserved(arn),
         })
     }
 

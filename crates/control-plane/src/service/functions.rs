@@ -232,6 +232,12 @@ impl Inner {
         account.record.reserved.get(&arn.name).copied()
     }
 
+    /// Of the function's account, in its region.
+    pub(super) fn unreserved(&self, arn: &FunctionArn) -> u32 {
+        let account = self.catalog.account(&account_key(arn.account.as_str(), &arn.region));
+        self.config.account_concurrency.saturating_sub(account.record.total_reserved())
+    }
+
     /// Whether there is such a runtime, and which version of it.
     fn fill_runtime(&self, settings: &mut Settings, arn: &FunctionArn) -> Result<(), ApiError> {
         if let Err(how_to_get_it) = self.runtimes.check(&settings.runtime) {

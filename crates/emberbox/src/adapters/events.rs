@@ -9,6 +9,7 @@ use bytes::Bytes;
 use control_plane::ControlPlane;
 use delivery::Failure;
 use domain::{AccountId, AssignRequest, Clock, FunctionArn, InvokeRequest, LogType, RequestId, Step, Timeline};
+use event_queue::QueueError;
 use frontend::ports;
 use frontend::sync_path::{Invocation, timeline_json};
 use lambda_api::{ApiError, ErrorCode};
@@ -36,7 +37,7 @@ pub struct Events {
 
 #[async_trait]
 impl ports::Events for Events {
-    async fn accept(&self, event: ports::Event) -> Result<(), String> {
+    async fn accept(&self, event: ports::Event) -> Result<(), ports::NotAccepted> {
         let ports::Event { function, qualifier, request_id, payload, trace_id, timeline } = event;
         let key = (function.clone(), request_id);
         if let Some(received) = timeline {
@@ -49,7 +50,10 @@ impl ports::Events for Events {
         if timeline.is_some() {
             self.timelines.queued(&key, self.clock.monotonic());
         }
-        accepted.map_err(|error| error.to_string())
+        accepted.map_err(|error| match error {
+            QueueError::TooLarge { limit, .. } => ports::NotAccepted::TooLarge(limit),
+            error => ports::NotAccepted::Failed(error.to_string()),
+        })
     }
 
     async fn stats(&self, function: &FunctionArn) -> Result<ports::EventStats, String> {
@@ -191,6 +195,7 @@ impl pollers::SettingsSource for EventSettings {
             on_failure: target(settings.on_failure),
             dead_letter: target(settings.dead_letter),
             recursion_allowed: settings.recursion_allowed,
+            unreserved_concurrency: Some(settings.unreserved_concurrency),
         })
     }
 }

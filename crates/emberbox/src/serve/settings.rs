@@ -118,7 +118,8 @@ pub fn worker(config: &Config, dir: &Path) -> worker::Config {
 
 /// For the pollers.
 pub fn pollers(config: &Config) -> pollers::Config {
-    let concurrency = config.limits.account_concurrency as usize;
+    // Neither the account's concurrency nor the host's sandboxes may all be taken by attempts that hang.
+    let concurrency = pollers::shared(config.limits.account_concurrency.min(config.limits.sandboxes) as usize);
     pollers::Config { in_flight: concurrency, per_function: concurrency, ..pollers::Config::default() }
 }
 

@@ -1,4 +1,6 @@
-//! What the disk gives: an SQLite writer that keeps events durably in groups and does nothing else.
+//! What the disk gives: an SQLite writer that keeps events durably in groups and does nothing else. Its ids are ordered by
+//! time and its log is brought into the file every 4,000 pages, as in the event queue: what costs the queue nothing is no
+//! handicap of the writer beside it.
 
 use std::path::Path;
 use std::time::Instant;
@@ -15,7 +17,8 @@ pub async fn rate(path: &Path, callers: u32, events: u32, body: &[u8]) -> f64 {
     let mut connection = Connection::open(path).expect("opens");
     connection
         .execute_batch(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
+             PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -16384;
              CREATE TABLE events (id BLOB PRIMARY KEY, body BLOB NOT NULL)",
         )
         .expect("runs");
@@ -41,7 +44,7 @@ pub async fn rate(path: &Path, callers: u32, events: u32, body: &[u8]) -> f64 {
             tokio::spawn(async move {
                 for _ in 0..events / callers {
                     let (done, answer) = oneshot::channel();
-                    requests.send((Uuid::new_v4(), body.clone(), done)).await.expect("the writer is there");
+                    requests.send((Uuid::now_v7(), body.clone(), done)).await.expect("the writer is there");
                     answer.await.expect("an answer");
                 }
             })

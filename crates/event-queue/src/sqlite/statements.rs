@@ -14,8 +14,8 @@ use crate::time::{after, system_time};
 
 /// Events that a purge drops in one transaction.
 const PURGE_CHUNK: i64 = 1000;
-/// An event whose row is damaged is looked at again after this: the file may have been mended.
-const DAMAGED: Duration = Duration::from_secs(60 * 60);
+/// What is damaged is looked at again after this: the file may have been mended.
+pub(super) const DAMAGED: Duration = Duration::from_secs(60 * 60);
 
 /// Begins to write.
 pub(super) fn begin(connection: &mut Connection) -> rusqlite::Result<Transaction<'_>> {

@@ -1,6 +1,7 @@
-//! The one writer, on a thread of its own: SQLite blocks. Requests that arrive while a group is being synced to disk share the next transaction and sync.
+//! The one writer, on a thread of its own: SQLite blocks. Requests that arrive while a group is being synced to disk share
+//! the next transaction and sync.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -121,8 +122,9 @@ impl Writer {
         lock: File,
     ) -> Result<Self, QueueError> {
         let failed = |error| file.sql_failed("open", &error);
-        sql::end_leases(&mut connection, millis(clock.wall())).map_err(failed)?;
-        let state = State::load(&connection, Uuid::new_v4().as_fields().0).map_err(failed)?;
+        let now = millis(clock.wall());
+        sql::end_leases(&mut connection, now).map_err(failed)?;
+        let state = State::load(&connection, Uuid::new_v4().as_fields().0, HashMap::new(), now).map_err(failed)?;
         Ok(Self { file, clock, ready, connection: Some(connection), state, _lock: lock })
     }
 
@@ -184,20 +186,29 @@ impl Writer {
             return Vec::new();
         }
         let (ops, waiting): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+        waiting
+            .into_iter()
+            .zip(self.write_apart(&ops, now))
+            // A caller that gave up does not undo what it asked for, but nobody will work on its leases.
+            .filter_map(|(done, answer)| done.send(answer).err()?.ok())
+            .flat_map(|answer| answer.leases.into_iter().map(|lease| lease.id))
+            .collect()
+    }
+
+    /// All in one transaction; where the file is damaged, in halves, so that only those fail that meet the damage. One
+    /// answer per request, in their order.
+    fn write_apart(&mut self, ops: &[Op], now: i64) -> Vec<Result<Answer, QueueError>> {
         match self.write(ops, now) {
-            Ok(answers) => waiting
-                .into_iter()
-                .zip(answers)
-                // A caller that gave up does not undo what it asked for, but nobody will work on its leases.
-                .filter_map(|(done, answer)| done.send(Ok(answer)).err()?.ok())
-                .flat_map(|answer| answer.leases.into_iter().map(|lease| lease.id))
-                .collect(),
+            Ok(answers) => answers.into_iter().map(Ok).collect(),
+            Err(error) if ops.len() > 1 && damage(&error) => {
+                let (first, second) = ops.split_at(ops.len() / 2);
+                let mut answers = self.write_apart(first, now);
+                answers.extend(self.write_apart(second, now));
+                answers
+            }
             Err(error) => {
                 tracing::error!(path = %self.file.path().display(), %error, "write event queue");
-                for done in waiting {
-                    let _ = done.send(Err(self.file.sql_failed("write", &error).into()));
-                }
-                Vec::new()
+                ops.iter().map(|_| Err(self.file.sql_failed("write", &error).into())).collect()
             }
         }
     }
@@ -205,24 +216,83 @@ impl Writer {
     /// Makes leased events ready again. If that fails, they are when their leases end.
     fn give_back(&mut self, leases: Vec<LeaseId>) {
         let give_back = |lease| Op::Release { lease, delay: Duration::ZERO, body: None };
-        let ops = leases.into_iter().map(give_back).collect();
-        if let Err(error) = self.write(ops, millis(self.clock.wall())) {
+        let ops: Vec<_> = leases.into_iter().map(give_back).collect();
+        if let Err(error) = self.write(&ops, millis(self.clock.wall())) {
             tracing::warn!(path = %self.file.path().display(), %error, "give back leases whose caller is gone");
         }
     }
 
-    fn write(&mut self, ops: Vec<Op>, now: i64) -> rusqlite::Result<Vec<Answer>> {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => {
-                let connection = self.file.reconnect()?;
-                self.state = State::load(&connection, self.state.epoch)?;
-                connection
+    fn write(&mut self, ops: &[Op], now: i64) -> rusqlite::Result<Vec<Answer>> {
+        loop {
+            let mut connection = match self.connection.take() {
+                Some(connection) => connection,
+                None => {
+                    let connection = self.file.reconnect()?;
+                    let aside = self.state.take_aside();
+                    self.state = State::load(&connection, self.state.epoch, aside, now)?;
+                    connection
+                }
+            };
+            match self.state.transaction(&mut connection, ops, now) {
+                Ok(answers) => {
+                    self.connection = Some(connection);
+                    return Ok(answers);
+                }
+                // On an error the connection is dropped, which rolls back, and the state is read anew.
+                Err(error) if damage(&error) && self.state.blame(now, &error) => {}
+                Err(error) => return Err(error),
             }
+        }
+    }
+}
+
+/// Whether it is the file that is wrong, in some place, and not the disk as a whole.
+pub(super) fn damage(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseCorrupt))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sqlite::format::FORMAT;
+    use domain::SystemClock;
+
+    #[test]
+    fn what_was_promised_is_synced() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = SqliteFile::new(&FORMAT, dir.path().join("events.db"));
+        let (lock, connection) = (file.lock().unwrap(), file.connect().unwrap());
+        let mut writer =
+            Writer::start(file, connection, Arc::new(SystemClock::default()), Arc::default(), lock).unwrap();
+        let mut serve = |ops: Vec<Op>| {
+            let (group, answers): (Vec<_>, Vec<_>) = ops
+                .into_iter()
+                .map(|op| {
+                    let (done, answer) = oneshot::channel();
+                    ((op, done), answer)
+                })
+                .unzip();
+            assert_eq!(writer.serve(group), []);
+            let leases = answers.into_iter().flat_map(|mut answer| answer.try_recv().unwrap().unwrap().leases);
+            let leases: Vec<_> = leases.map(|lease| lease.id).collect();
+            let connection = writer.connection.as_ref().unwrap();
+            let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
+            assert_eq!(mode, "wal");
+            // 1: NORMAL, which syncs at checkpoints; 2: FULL, which syncs each commit.
+            (connection.pragma_query_value(None, "synchronous", |row| row.get::<_, u8>(0)).unwrap(), leases)
         };
-        // On an error the connection is dropped, which rolls back, and the state is read anew.
-        let answers = self.state.transaction(&mut connection, ops, now)?;
-        self.connection = Some(connection);
-        Ok(answers)
+        let queue = || QueueName("a".into());
+        let enqueue = || {
+            Op::Enqueue(vec![Entry { queue: queue(), id: Uuid::new_v4(), body: Bytes::new(), delay: Duration::ZERO }])
+        };
+        let (but, lease) = (BTreeSet::new(), Duration::from_secs(60));
+        assert_eq!(serve(vec![enqueue(), enqueue()]).0, 2);
+        let (synced, leases) = serve(vec![Op::Lease { but: but.clone(), most: 2, lease }]);
+        assert_eq!((synced, leases.len()), (1, 2));
+        assert_eq!(serve(vec![Op::Extend { leases: leases.clone(), lease }, Op::Ack(vec![leases[0]])]).0, 1);
+        assert_eq!(serve(vec![Op::Lease { but, most: 1, lease }, enqueue()]).0, 2, "with others");
+        assert_eq!(serve(vec![Op::Ack(Vec::new())]).0, 1);
+        assert_eq!(serve(vec![Op::Release { lease: leases[1], delay: lease, body: None }]).0, 2);
+        assert_eq!(serve(vec![Op::Purge { queue: queue(), below: None }]).0, 2);
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use domain::Clock;
-use event_queue::{Depth, Entry, EventQueue, LeaseId, QueueError, QueueName};
+use event_queue::{Content, Depth, Entry, EventQueue, LeaseId, QueueError, QueueName};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -212,11 +212,13 @@ async fn refuses_what_is_too_large(engine: &Queue, traits: Traits) {
     let refused = engine.enqueue(vec![entry("large", 2), large.clone()]).await.unwrap_err();
     assert!(matches!(refused, QueueError::TooLarge { .. }) && !refused.retryable());
     empty(engine).await;
-    let largest = Entry { body: large.body.slice(..engine.largest_body()), ..large };
-    engine.enqueue(vec![largest.clone()]).await.unwrap();
-    let lease = traits.lease_one(engine).await;
-    assert_eq!(lease.body, largest.body);
-    engine.ack(&[lease.id]).await.unwrap();
+    for (byte, content) in [(1, Content::Binary), (b'x', Content::Text)] {
+        let largest = Entry { body: vec![byte; engine.largest_body(content)].into(), ..large.clone() };
+        engine.enqueue(vec![largest.clone()]).await.unwrap();
+        let lease = traits.lease_one(engine).await;
+        assert_eq!(lease.body, largest.body);
+        engine.ack(&[lease.id]).await.unwrap();
+    }
 }
 
 async fn no_double_lease_with_many_pollers(engine: &Queue, traits: Traits) {

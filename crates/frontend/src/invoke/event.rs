@@ -11,7 +11,7 @@ use lambda_api::{ApiError, ErrorCode, decode, encode, operations};
 
 use super::{Random, TRACE_ID, empty, header_value, payload as event_payload, trace_id};
 use crate::auth::Identity;
-use crate::ports::{Call, Event};
+use crate::ports::{Call, Event, NotAccepted};
 use crate::service::Service;
 
 /// Largest event, in bytes.
@@ -21,6 +21,14 @@ pub const PAYLOAD_LIMIT: usize = 1 << 20;
 pub struct Name<'a> {
     pub function: &'a str,
     pub qualifier: Option<&'a str>,
+}
+
+/// What is to be accepted.
+struct Incoming<'a> {
+    name: Name<'a>,
+    payload: Bytes,
+    request_id: RequestId,
+    timeline: Option<Duration>,
 }
 
 /// Serves Invoke with `InvocationType=Event`: 202 without a body, as recorded. `timeline`: when the request was read, if
@@ -34,18 +42,13 @@ pub async fn accept(
     request_id: RequestId,
     timeline: Option<Duration>,
 ) -> Result<Response<Bytes>, ApiError> {
-    if payload.len() > PAYLOAD_LIMIT {
-        // AWS's words; its limit was 256 KB when they were last seen.
-        return Err(ApiError::new(
-            ErrorCode::RequestEntityTooLargeException,
-            format!(
-                "{} byte payload is too large for the Event invocation type (limit {PAYLOAD_LIMIT} bytes)",
-                payload.len()
-            ),
-        ));
-    }
-    let payload = event_payload(Some(payload))?;
-    let trace_id = enqueue(service, caller, headers, name, payload, request_id, timeline).await?;
+    let size = payload.len();
+    // AWS's words; its limit was 256 KB when they were last seen.
+    let too_large =
+        |limit| format!("{size} byte payload is too large for the Event invocation type (limit {limit} bytes)");
+    let payload = bounded(payload, too_large)?;
+    let incoming = Incoming { name, payload, request_id, timeline };
+    let trace_id = enqueue(service, caller, headers, incoming, too_large).await?;
     let mut response = empty(StatusCode::ACCEPTED);
     response.headers_mut().insert(TRACE_ID, header_value(&trace_id));
     Ok(response)
@@ -58,18 +61,22 @@ pub async fn invoke_async(
     request_id: RequestId,
 ) -> Result<Response<Bytes>, ApiError> {
     let input = decode::<operations::InvokeAsync>(call.routed, call.query, call.headers, call.body)?;
-    if input.invoke_args.len() > PAYLOAD_LIMIT {
-        return Err(ApiError::new(
-            ErrorCode::RequestEntityTooLargeException,
-            format!("Request must be smaller than {PAYLOAD_LIMIT} bytes for the InvokeAsync operation"),
-        ));
-    }
-    let payload = event_payload(Some(input.invoke_args))?;
+    let too_large = |limit| format!("Request must be smaller than {limit} bytes for the InvokeAsync operation");
+    let payload = bounded(input.invoke_args, too_large)?;
     let name = Name { function: &input.function_name, qualifier: None };
-    enqueue(service, call.caller, call.headers, name, payload, request_id, None).await?;
+    let incoming = Incoming { name, payload, request_id, timeline: None };
+    enqueue(service, call.caller, call.headers, incoming, too_large).await?;
     let mut response = encode::<operations::InvokeAsync>(&InvokeAsyncResponse { status: Some(202) });
     *response.status_mut() = StatusCode::ACCEPTED;
     Ok(response)
+}
+
+/// Refuses with `too_large`'s words for the limit what is larger, then what is no JSON.
+fn bounded(payload: Bytes, too_large: impl Fn(usize) -> String) -> Result<Bytes, ApiError> {
+    if payload.len() > PAYLOAD_LIMIT {
+        return Err(ApiError::new(ErrorCode::RequestEntityTooLargeException, too_large(PAYLOAD_LIMIT)));
+    }
+    event_payload(Some(payload))
 }
 
 /// Returns the trace when the event is durable.
@@ -77,11 +84,10 @@ async fn enqueue(
     service: &Arc<Service>,
     caller: &Identity,
     headers: &HeaderMap,
-    name: Name<'_>,
-    payload: Bytes,
-    request_id: RequestId,
-    timeline: Option<Duration>,
+    incoming: Incoming<'_>,
+    too_large: impl Fn(usize) -> String,
 ) -> Result<String, ApiError> {
+    let Incoming { name, payload, request_id, timeline } = incoming;
     let random = Random::draw();
     // Which version of a weighted alias runs is decided when the event is taken from the queue.
     let target = service.functions.resolve(caller, name.function, name.qualifier, random.fraction())?;
@@ -94,10 +100,14 @@ async fn enqueue(
         trace_id: trace_id.clone(),
         timeline,
     };
-    service.events.accept(event).await.map_err(|cause| {
-        tracing::error!(%request_id, function = target.version.name, cause, "event not accepted");
-        let message = format!("The event could not be stored, and will not run: {cause}");
-        ApiError::new(ErrorCode::ServiceException, message)
+    service.events.accept(event).await.map_err(|refused| match refused {
+        // An engine may take less than AWS does (SQS, whose messages need room for more than the payload).
+        NotAccepted::TooLarge(limit) => ApiError::new(ErrorCode::RequestEntityTooLargeException, too_large(limit)),
+        NotAccepted::Failed(cause) => {
+            tracing::error!(%request_id, function = target.version.name, cause, "event not accepted");
+            let message = format!("The event could not be stored, and will not run: {cause}");
+            ApiError::new(ErrorCode::ServiceException, message)
+        }
     })?;
     Ok(trace_id)
 }

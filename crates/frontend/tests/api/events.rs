@@ -74,6 +74,19 @@ async fn an_event_has_one_megabyte_at_most() {
 }
 
 #[tokio::test]
+async fn what_the_queue_cannot_take_is_too_large() {
+    let server = start().await;
+    assert_eq!(event(&server, "small", &[], "[1234567]").await.status, 202);
+    let reply = event(&server, "small", &[], "[123456789]").await;
+    let message = "11 byte payload is too large for the Event invocation type (limit 10 bytes)";
+    assert_eq!((reply.status, reply.error()), (413, ("RequestEntityTooLargeException", message.into())));
+    let reply = send(server.address, "POST", "/2014-11-13/functions/small/invoke-async", &[], b"[123456789]").await;
+    let message = "Request must be smaller than 10 bytes for the InvokeAsync operation";
+    assert_eq!((reply.status, reply.error()), (413, ("RequestEntityTooLargeException", message.into())));
+    assert_eq!(server.state.events.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn invoke_async_queues_as_well() {
     let server = start().await;
     let path = "/2014-11-13/functions/echo/invoke-async";

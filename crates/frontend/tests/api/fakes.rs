@@ -17,7 +17,7 @@ use domain::{
 };
 use frontend::ports::{
     Call, Code, Event, EventStats, EventTimeline, Events, Functions, LogEvent, LogGroup, LogPage, LogQuery, LogStream,
-    Logs, LogsError, Sqs, Target,
+    Logs, LogsError, NotAccepted, Sqs, Target,
 };
 use frontend::sync_path::SyncPath;
 use frontend::{CodeUrlKey, Config, Deps, Identity, Listener, Metrics, Server};
@@ -238,12 +238,15 @@ impl Worker for FakeWorker {
     }
 }
 
-/// The disk is full for the events of `undurable`.
+/// The disk is full for the events of `undurable`, and the queue takes no large ones of `small`.
 #[async_trait]
 impl Events for Parts {
-    async fn accept(&self, event: Event) -> Result<(), String> {
+    async fn accept(&self, event: Event) -> Result<(), NotAccepted> {
         if event.function.name == "undurable" {
-            return Err("write events.db: disk full".into());
+            return Err(NotAccepted::Failed("write events.db: disk full".into()));
+        }
+        if event.function.name == "small" && event.payload.len() > 10 {
+            return Err(NotAccepted::TooLarge(10));
         }
         self.state.events.lock().unwrap().push(event);
         Ok(())

@@ -128,6 +128,52 @@ fn what_was_prefetched_for_long_goes_back() {
 }
 
 #[test]
+fn hanging_attempts_leave_room_for_other_functions() {
+    assert_eq!([0, 1, 8, 100, 1000].map(shared), [1, 1, 7, 87, 875]);
+    let mut scheduler = Scheduler::new(LIMITS);
+    scheduler.unreserved(&queue(0), 100);
+    // Two functions whose caps have grown while they ran well.
+    for _ in 0..8 {
+        for function in 0..2 {
+            scheduler.leased(Duration::ZERO, events(function, 1000));
+        }
+        for queue in start_all(&mut scheduler, Duration::ZERO) {
+            scheduler.finished(Duration::ZERO, &queue, Feedback::Ran(millis(1)));
+        }
+    }
+    for function in 0..2 {
+        scheduler.leased(Duration::ZERO, events(function, 1000));
+    }
+    let hanging = start_all(&mut scheduler, Duration::ZERO);
+    assert_eq!((hanging.len(), scheduler.accounts[""].running), (87, 87));
+    // They are not asked for any more, and others run within what is left.
+    assert_eq!(scheduler.ask(PROBE_EVERY).but, BTreeSet::from([queue(0), queue(1)]));
+    for function in 2..5 {
+        scheduler.leased(PROBE_EVERY, events(function, 1000));
+        assert_eq!(start_all(&mut scheduler, PROBE_EVERY), vec![queue(function); GUARANTEED]);
+    }
+    assert_eq!(scheduler.accounts[""].running, 99);
+    // Nor are they in the way of another account's.
+    let other = QueueName("arn:aws:lambda:us-east-1:1:function:f".into());
+    scheduler.leased(PROBE_EVERY, events(0, 20).into_iter().map(|(_, event, bytes)| (other.clone(), event, bytes)));
+    assert_eq!(start_all(&mut scheduler, PROBE_EVERY), vec![other; FIRST_CAP]);
+    // What is reserved is not taken from the others.
+    scheduler.leased(PROBE_EVERY, events(9, 1000));
+    scheduler.bound(&queue(9), Some(50));
+    assert_eq!(start_all(&mut scheduler, PROBE_EVERY), vec![queue(9); FIRST_CAP]);
+    assert_eq!(scheduler.accounts[""].running, 99);
+    scheduler.bound(&queue(9), None);
+    assert_eq!(scheduler.accounts[""].running, 99 + FIRST_CAP);
+    // One that is over makes room for nobody as long as all are over the share.
+    scheduler.finished(PROBE_EVERY, &queue(0), Feedback::Ran(millis(900)));
+    assert_eq!(start_all(&mut scheduler, PROBE_EVERY), vec![]);
+    for queue in hanging.iter().skip(1) {
+        scheduler.finished(PROBE_EVERY, queue, Feedback::Ran(millis(900)));
+    }
+    assert!(!start_all(&mut scheduler, PROBE_EVERY).is_empty());
+}
+
+#[test]
 fn memory_is_bounded() {
     let mut scheduler = Scheduler::new(Limits { bytes: 1000, ..LIMITS });
     let large = |count: usize| (0..count).map(|event| (queue(event), event, 100));
@@ -143,10 +189,12 @@ proptest! {
     fn holds_what_it_promises(
         in_flight in 1usize..30,
         per_function in 1usize..30,
-        steps in prop::collection::vec((0u8..8, 0usize..4, 1usize..40), 1..200),
+        unreserved in 1u32..30,
+        steps in prop::collection::vec((0u8..9, 0usize..4, 1usize..40), 1..200),
     ) {
         let limits = Limits { in_flight, per_function, bytes: 10_000 };
         let mut scheduler = Scheduler::new(limits);
+        scheduler.unreserved(&queue(0), unreserved);
         let mut now = Duration::ZERO;
         let mut running: Vec<QueueName> = Vec::new();
         let (mut given, mut back, mut over) = (0, 0, 0);
@@ -165,6 +213,7 @@ proptest! {
                     over += 1;
                 }
                 6 => back += scheduler.sweep(now).len(),
+                7 => scheduler.bound(&queue(function), (count % 2 == 0).then_some(count as u32)),
                 _ => now += millis(count as u64 * 20),
             }
             let held: usize = scheduler.functions.values().map(Function::held).sum();
@@ -172,6 +221,11 @@ proptest! {
             prop_assert_eq!(scheduler.bytes, scheduler.prefetched * 10);
             prop_assert_eq!(given, back + over + held);
             prop_assert!(scheduler.running <= in_flight + 4 * GUARANTEED);
+            let own = |reserved| {
+                let all = scheduler.functions.values().filter(move |function| function.reserved == reserved);
+                all.map(|function| function.running).sum::<usize>()
+            };
+            prop_assert_eq!(scheduler.accounts[""].running, own(false));
             for function in scheduler.functions.values() {
                 prop_assert!(function.running <= per_function.max(1));
                 prop_assert!((1..=per_function.max(FIRST_CAP)).contains(&function.cap));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use event_queue::Lease;
 
 use super::{Inner, Slot};
@@ -39,7 +40,13 @@ impl Inner {
             self.invoker.settled(&event, "dropped: function, version or alias is gone");
             return self.leases.ack(lease.id);
         };
-        self.scheduler.lock().bound(&lease.queue, config.settings.reserved_concurrency);
+        {
+            let mut scheduler = self.scheduler.lock();
+            scheduler.bound(&lease.queue, config.settings.reserved_concurrency);
+            if let Some(unreserved) = config.unreserved_concurrency {
+                scheduler.unreserved(&lease.queue, unreserved);
+            }
+        }
         let (trace, hops) = lineage::hop(event.trace_header.as_deref().unwrap_or_default(), &event.function);
         if let Some(verdict) = self.refusal(&event, &config, hops) {
             drop(slot);
@@ -92,7 +99,7 @@ impl Inner {
             Verdict::Retry { delay, attempts, throttle_attempts } => {
                 (event.attempts, event.throttle_attempts) = (attempts, throttle_attempts);
                 self.invoker.settled(&event, &format!("again in {} s", delay.as_secs_f64().ceil()));
-                return self.leases.release(lease.id, delay, Some(event.encode(self.queue.largest_body()))).await;
+                return self.leases.release(lease.id, delay, Some(self.encode(&event))).await;
             }
             Verdict::Done => {
                 self.metrics.succeeded(&event.function);
@@ -133,7 +140,11 @@ impl Inner {
         let delay = pending.delay();
         pending.tries = pending.tries.saturating_add(1);
         event.pending = Some(pending);
-        self.leases.release(lease.id, delay, Some(event.encode(self.queue.largest_body()))).await;
+        self.leases.release(lease.id, delay, Some(self.encode(&event))).await;
+    }
+
+    fn encode(&self, event: &AsyncEvent) -> Bytes {
+        event.encode(|content| self.queue.largest_body(content))
     }
 
     /// Whether it must be tried again.

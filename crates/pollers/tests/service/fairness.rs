@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use domain::SystemClock;
-use pollers::Config;
+use pollers::{Config, EventConfig};
 
 use crate::support::{Does, Rig, until};
 
@@ -39,6 +39,29 @@ async fn a_backlog_of_hanging_attempts_is_in_nobodys_way() {
         assert!(here < SOON && elsewhere < SOON, "{here:?} {elsewhere:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attempts_that_hang_do_not_use_up_the_accounts_concurrency() {
+    let rig = Rig::new(SystemClock::default(), Config::default()).await;
+    let config = EventConfig { unreserved_concurrency: Some(100), ..EventConfig::default() };
+    let hanging: Vec<_> = (0..8).map(|number| format!("hangs-{number}")).collect();
+    for name in &hanging {
+        rig.world.config(name, config.clone());
+        rig.world.does(name, Does::Hang);
+        rig.put(name, 100).await;
+    }
+    let running = || hanging.iter().map(|name| rig.world.calls(name).len()).sum::<usize>();
+    until("they hang", || running() >= 80).await;
+    for round in 0..5 {
+        let name = format!("other-{round}");
+        rig.world.config(&name, config.clone());
+        let took = first_call(&rig, &name, round % 2 == 0).await;
+        assert!(took < SOON, "{took:?}");
+    }
+    // What was leased before anybody knew the limit may run besides.
+    println!("{} attempts hang", running());
+    assert!(running() <= pollers::shared(100) + 16, "{}", running());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -125,6 +125,28 @@ async fn while_the_queue_is_away_nothing_is_lost_or_run_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn acknowledging_goes_on_whatever_the_error() {
+    let mut rig = Rig::new(HandClock::default(), Config::default()).await;
+    // An error that is no matter of time, so far as the queue can say.
+    rig.queue.damaged_acks.store(3, Ordering::Relaxed);
+    rig.accept("f").await;
+    until("the first tries fail", || rig.queue.damaged_acks.load(Ordering::Relaxed) < 3).await;
+    for _ in 0..5 {
+        rig.accept("g").await;
+    }
+    rig.done("f").await;
+    rig.done("g").await;
+    assert_eq!((rig.world.calls("f").len(), rig.world.calls("g").len()), (1, 5));
+    assert_eq!(rig.queue.damaged_acks.load(Ordering::Relaxed), 0);
+    // Nor does it end with the stop: what is done with by then is acknowledged, after another error.
+    rig.world.does("g", Does::Sleep(Duration::from_millis(100)));
+    rig.accept("g").await;
+    until("it runs", || rig.world.calls("g").len() == 6).await;
+    rig.stop(seconds(30)).await;
+    assert_eq!(rig.stats("g").await.depth, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn stop_waits_for_what_runs_and_gives_the_rest_back() {
     let mut rig = Rig::new(SystemClock::default(), Config::default()).await;
     rig.world.does("f", Does::Sleep(Duration::from_millis(300)));

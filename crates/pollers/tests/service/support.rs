@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use domain::{AccountId, Clock, FunctionArn, RequestId};
 use event_queue::sqlite::SqliteQueue;
-use event_queue::{Depth, Entry, EventQueue, Lease, LeaseId, QueueError, QueueName};
+use event_queue::{Content, Depth, Entry, EventQueue, Lease, LeaseId, QueueError, QueueName};
 use parking_lot::Mutex;
 use pollers::{
     AsyncEvent, Attempt, Config, Deliver, DeliveryError, EventConfig, EventStats, Invoker, Message, Metrics, Outcome,
@@ -195,6 +195,8 @@ impl Deliver for World {
 pub struct Outage {
     queue: SqliteQueue,
     pub away: AtomicBool,
+    /// So many acks more fail as those of a damaged file do.
+    pub damaged_acks: AtomicUsize,
 }
 
 impl Outage {
@@ -235,6 +237,10 @@ impl EventQueue for Outage {
 
     async fn ack(&self, leases: &[LeaseId]) -> Result<(), QueueError> {
         self.check()?;
+        let fails = self.damaged_acks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        if fails.is_ok() {
+            return Err(QueueError::Damaged("a page".into()));
+        }
         self.queue.ack(leases).await
     }
 
@@ -243,8 +249,8 @@ impl EventQueue for Outage {
         self.queue.release(lease, delay, body).await
     }
 
-    fn largest_body(&self) -> usize {
-        self.queue.largest_body()
+    fn largest_body(&self, content: Content) -> usize {
+        self.queue.largest_body(content)
     }
 
     async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError> {
@@ -336,7 +342,7 @@ impl<C: Clock> Rig<C> {
             let entry = |_: &usize| Entry {
                 queue: queue_of(name),
                 id: Uuid::new_v4(),
-                body: self.event(name).encode(event_queue::MAX_BODY),
+                body: self.event(name).encode(|_| event_queue::MAX_BODY),
                 delay: Duration::ZERO,
             };
             self.queue.enqueue(chunk.iter().map(entry).collect()).await.expect("put");
@@ -380,7 +386,7 @@ pub async fn until(what: &str, holds: impl Fn() -> bool) {
 async fn open<C: Clock>(folder: &tempfile::TempDir, clock: &Arc<C>) -> Arc<Outage> {
     let clock: Arc<dyn Clock> = Arc::<C>::clone(clock);
     let queue = SqliteQueue::open(folder.path().join("events.db"), clock).await.expect("open");
-    Arc::new(Outage { queue, away: AtomicBool::new(false) })
+    Arc::new(Outage { queue, away: AtomicBool::new(false), damaged_acks: AtomicUsize::new(0) })
 }
 
 fn service<C: Clock>(
