@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use images::oci::{Layout, Pick, Remote, pull};
+use images::oci::{Access, Layout, Pick, Remote, pull};
 use images::{Image, ImageError, Limits, Options, Source, build};
 use oci_client::client::{Client, ClientConfig, ClientProtocol};
 use oci_client::secrets::RegistryAuth;
@@ -93,7 +93,7 @@ fn run<T>(work: impl Future<Output = T>) -> T {
 
 fn pulled(name: &str, cache: &Path) -> Result<Layout, ImageError> {
     let remote = Remote::parse(name)?;
-    run(pull(&remote, cache, Limits::default(), &|_| {}))
+    run(pull(&remote, &Access::default(), cache, &[], Limits::default(), &|_| {}))
 }
 
 fn built(layout: &Layout) -> Image {
@@ -226,7 +226,7 @@ fn a_registry_is_not_trusted() {
     let remote = Remote::parse(&name).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let small = Limits { unpacked: 100, ..Limits::default() };
-    let error = run(pull(&remote, dir.path(), small, &|_| {})).unwrap_err().to_string();
+    let error = run(pull(&remote, &Access::default(), dir.path(), &[], small, &|_| {})).unwrap_err().to_string();
     assert!(error.contains("layer 1 sha256:") && error.contains("is larger than 100 bytes"), "{error}");
 }
 

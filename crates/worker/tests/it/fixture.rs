@@ -181,7 +181,7 @@ impl Fixture {
         for (name, text) in &setup.extensions {
             script(&layer.join("extensions").join(name), text);
         }
-        let code = |sha256: &str| CodeRef { sha256: sha256.into(), size: 1 };
+        let code = |sha256: &str| CodeRef { sha256: sha256.into(), size: 1, image: None };
         let packages = HashMap::from([("task".to_owned(), task), ("layer".to_owned(), layer)]);
         let image = RuntimeImage {
             name: "provided.al2023".into(),
@@ -208,6 +208,7 @@ impl Fixture {
             Arc::new(PlainEngine { observed: observed.clone() }),
             Arc::new(Directories(packages)),
             Arc::new(HostImage(image.into())),
+            Arc::new(worker::sources::NoImages),
             Arc::new(SystemClock::default()),
             Metrics::default(),
             logs.clone(),
@@ -225,6 +226,7 @@ impl Fixture {
             runtime: "provided.al2023".into(),
             handler: "index.handler".into(),
             code: code("task"),
+            image_config: Default::default(),
             layers: if setup.extensions.is_empty() { Vec::new() } else { vec![code("layer")] },
             memory_mb: 128,
             timeout: setup.timeout,

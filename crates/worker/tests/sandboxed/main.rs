@@ -321,7 +321,7 @@ impl Fixture {
             std::fs::write(dir.path().join("two/name"), "watcher").unwrap();
             for name in ["one", "two"] {
                 packages.insert(name.to_owned(), dir.path().join(name));
-                layers.push(CodeRef { sha256: name.into(), size: 1 });
+                layers.push(CodeRef { sha256: name.into(), size: 1, image: None });
             }
         }
         let logs = LogStore::open(LogConfig::new(dir.path().join("logs"))).unwrap();
@@ -330,6 +330,7 @@ impl Fixture {
             engine.clone(),
             Arc::new(Directories(packages)),
             Arc::new(runtimes().await),
+            Arc::new(worker::sources::NoImages),
             Arc::new(SystemClock::default()),
             Metrics::default(),
             logs.clone(),
@@ -346,7 +347,8 @@ impl Fixture {
             arn: FunctionArn { region: "us-east-1".into(), account: AccountId::local(), name: "f".into() },
             runtime: RUNTIME.into(),
             handler: "index.handler".into(),
-            code: CodeRef { sha256: "task".into(), size: 1 },
+            code: CodeRef { sha256: "task".into(), size: 1, image: None },
+            image_config: Default::default(),
             layers,
             memory_mb: 256,
             timeout,
