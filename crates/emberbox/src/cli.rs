@@ -127,8 +127,8 @@ A container image is named in full, REGISTRY/REPOSITORY[:TAG|@DIGEST], and has
 to be in that registry; the server pulls it.")]
 pub struct Deploy {
     /// Folder, zip file, program, a single source file, or a container image such as localhost:5000/app:1
-    #[arg(value_hint = ValueHint::AnyPath, required_unless_present = "image", default_value = "", hide_default_value = true)]
-    pub path: PathBuf,
+    #[arg(value_hint = ValueHint::AnyPath, required_unless_present = "image")]
+    pub path: Option<PathBuf>,
     /// Container image, where its name could be a path's
     #[arg(long, value_name = "URI", conflicts_with_all = ["path", "runtime", "handler", "no_install"])]
     pub image: Option<String>,

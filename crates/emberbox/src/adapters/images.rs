@@ -44,7 +44,9 @@ impl control_plane::ImageCatalog for Images {
 
     async fn ensure(&self, image: &ImageRef) -> Result<(), ImageFault> {
         let remote = Remote::parse(&image.resolved_uri).map_err(|error| fault(&error))?;
-        tracing::info!(image = image.resolved_uri, "making a container image ready");
+        if !self.0.is_here(&image.digest) {
+            tracing::info!(image = image.resolved_uri, "pulling a container image");
+        }
         self.0.ensure(&remote, &image.digest).await.map(drop).map_err(|error| fault(&error))
     }
 

@@ -41,7 +41,9 @@ pub async fn run(client: &Client, args: Deploy) -> Result<ExitCode> {
     if let Some(uri) = image(&args)? {
         return deploy_image(client, &args, &uri).await;
     }
-    let package = package::read(&args.path)?;
+    // The command line has one of the two.
+    let path = args.path.clone().unwrap_or_default();
+    let package = package::read(&path)?;
     let existing = configuration(client, &args.name).await?;
     let current = existing.as_ref().and_then(|c| c.runtime.as_ref()).map(ToString::to_string);
     let guessed = package::guess(&package, args.runtime.as_deref().and_then(Language::of_runtime));
@@ -74,7 +76,8 @@ fn image(args: &Deploy) -> Result<Option<String>> {
     if args.image.is_some() {
         return Ok(args.image.clone());
     }
-    let Some(name) = args.path.to_str().filter(|name| is_image(name) && !args.path.exists()) else { return Ok(None) };
+    let Some(path) = args.path.as_ref().filter(|path| !path.exists()) else { return Ok(None) };
+    let Some(name) = path.to_str().filter(|name| is_image(name)) else { return Ok(None) };
     if args.runtime.is_some() || args.handler.is_some() {
         bail!("{name} is a container image, which has no --runtime and no --handler: its entry point is in the image");
     }
@@ -185,7 +188,7 @@ fn choose(
         (None, None, None) => bail!(
             "cannot guess the runtime of {}: at its top there is no `bootstrap`, no Python file with `def handler(event, context)`, \
              and no index.js or index.mjs that exports `handler`. Say it with --runtime and --handler",
-            args.path.display()
+            args.path.clone().unwrap_or_default().display()
         ),
     };
     let handler = match (&args.handler, &guessed) {
@@ -194,7 +197,7 @@ fn choose(
         (None, None) if language == Some(Language::Custom) => "bootstrap".to_owned(),
         (None, None) => bail!(
             "cannot guess the handler: found no function `handler` at the top of {}. Say it with --handler file.function",
-            args.path.display()
+            args.path.clone().unwrap_or_default().display()
         ),
     };
     let guesses = [
@@ -226,7 +229,7 @@ fn with_requirements(package: Package, args: &Deploy, runtime: &str) -> Result<P
     let wanted = files.contains_key("requirements.txt") && Language::of_runtime(runtime) == Some(Language::Python);
     if wanted && !installed && !args.no_install {
         let spinner = ui::spinner("installing what requirements.txt asks for");
-        let added = package::install_requirements(&args.path, runtime)?;
+        let added = package::install_requirements(&args.path.clone().unwrap_or_default(), runtime)?;
         spinner.finish_and_clear();
         eprintln!("Added with pip, as requirements.txt asks: {}.", installed_packages(&added).join(", "));
         let own = std::mem::take(&mut files);

@@ -175,19 +175,23 @@ impl<'a> Http<'a> {
     }
 }
 
-/// Redirects lead from HTTPS to HTTPS; from plain HTTP also to plain HTTP of the same host or of this machine.
 fn follow(attempt: Attempt<'_>) -> reqwest::redirect::Action {
     let Some(from) = attempt.previous().last() else { return attempt.stop() };
     if attempt.previous().len() > REDIRECTS {
         return attempt.error("it redirects too often");
     }
-    let to = attempt.url();
-    let same = to.host_str() == from.host_str();
-    let here = to.host_str().is_some_and(is_loopback);
+    match may_lead(from, attempt.url()) {
+        true => attempt.follow(),
+        false => attempt.error("it redirects to what is no HTTPS"),
+    }
+}
+
+/// Redirects lead to HTTPS; from plain HTTP also to plain HTTP of the same host or of this machine.
+fn may_lead(from: &Url, to: &Url) -> bool {
     match (from.scheme(), to.scheme()) {
-        (_, "https") => attempt.follow(),
-        ("http", "http") if same || here => attempt.follow(),
-        _ => attempt.error("it redirects to what is no HTTPS"),
+        (_, "https") => true,
+        ("http", "http") => to.host_str() == from.host_str() || to.host_str().is_some_and(is_loopback),
+        _ => false,
     }
 }
 
@@ -222,6 +226,15 @@ async fn bounded(response: Response, limit: u64) -> Result<Vec<u8>, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_redirect_leads_out_of_https() {
+        let may = |from: &str, to: &str| may_lead(&from.parse().unwrap(), &to.parse().unwrap());
+        assert!(may("https://a/x", "https://cdn.b/y") && may("http://127.0.0.1:5000/x", "https://b/y"));
+        assert!(may("http://10.0.0.1:5000/x", "http://10.0.0.1:5001/y") && may("http://a/x", "http://127.0.0.1:1/y"));
+        assert!(!may("https://a/x", "http://a/x") && !may("https://a/x", "http://127.0.0.1/x"));
+        assert!(!may("http://127.0.0.1:5000/x", "http://169.254.169.254/latest") && !may("https://a/", "ftp://a/"));
+    }
 
     #[test]
     fn challenges_are_those_of_docker_and_oci() {
