@@ -152,8 +152,8 @@ def stripped(path):
 def python_layer():
     """This host's Python: the interpreter, what it is linked to, and what `CLIENT` imports, at their own places."""
     program = os.path.realpath(os.path.join(sys.base_prefix, "bin", "python%d.%d" % sys.version_info[:2]))
-    # Without TLS, whose libraries are larger than all the rest.
-    imports = "import sys; sys.modules['ssl'] = None; " + CLIENT.strip().splitlines()[0] + ", encodings.idna"
+    # Without OpenSSL, which is larger than most of the rest.
+    imports = "import sys; sys.modules['ssl'] = sys.modules['_hashlib'] = None; " + CLIENT.strip().splitlines()[0] + ", encodings.idna"
     told = "; print([m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)])"
     loaded = subprocess.run([program, "-I", "-S", "-c", imports + told], capture_output=True, text=True, check=True)
     files = {program, *eval(loaded.stdout)}
