@@ -55,7 +55,8 @@ async fn an_image_is_resolved_once_and_shown_as_on_aws() {
 #[tokio::test]
 async fn what_cannot_be_used_is_told_at_once_or_in_the_state() {
     let world = World::new().await;
-    let create = |uri: &str| world.plane.create_function(&me(), image("f", uri));
+    let caller = me();
+    let create = |uri: &str| world.plane.create_function(&caller, image("f", uri));
     let missing = "Source image registry/app:9 does not exist. Provide a valid source image. as registry/app:9 is";
     refused(create("registry/app:9").await, InvalidParameterValueException, missing);
     let invalid = "Source image registry/app is not valid. Provide a valid source image. as registry/app is";
@@ -111,7 +112,8 @@ async fn parameters_of_zips_and_images_do_not_mix() {
     assert_eq!(created.image_config_response.unwrap().image_config, config);
     let message = "Please provide ImageUri when updating a function with packageType Image.";
     refused(plane.update_function_code(&me(), new_code("f", "x")).await, InvalidParameterValueException, message);
-    let update = |request| plane.update_function_configuration(&me(), request);
+    let caller = me();
+    let update = |request| plane.update_function_configuration(&caller, request);
     let mine = || UpdateFunctionConfigurationRequest { function_name: "f".into(), ..Default::default() };
     let wrong = UpdateFunctionConfigurationRequest { runtime: Some(Runtime::Python3_12), ..mine() };
     refused(update(wrong).await, InvalidParameterValueException, zip_only);
