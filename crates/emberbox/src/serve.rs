@@ -109,9 +109,11 @@ impl Emberbox {
         let worker = worker::Service::new(
             settings::worker(&config, dir),
             Arc::clone(&engine),
-            Arc::new(packages.clone()),
-            runtimes.clone(),
-            Arc::new(images),
+            worker::sources::Sources {
+                packages: Arc::new(packages.clone()),
+                runtimes: runtimes.clone(),
+                images: Arc::new(images),
+            },
             Arc::clone(&clock),
             worker_metrics,
             logs.clone(),

@@ -28,7 +28,7 @@ use crate::metrics::Metrics;
 use crate::relay::{Endpoint, EndpointError};
 use crate::slot::{Host, Programs, Slot};
 use crate::slot_log::SlotLog;
-use crate::sources::{ImageSource, PackageSource, RuntimeSource, entrypoint, external_extensions, runtime_of};
+use crate::sources::{Sources, entrypoint, external_extensions, runtime_of};
 
 /// The sandboxes are found in one of so many maps, so that invocations of different ones do not meet at a lock.
 const SHARDS: usize = 32;
@@ -40,9 +40,7 @@ pub struct Service(Arc<Inner>);
 struct Inner {
     host: Arc<Host>,
     engine: Arc<dyn SandboxEngine>,
-    packages: Arc<dyn PackageSource>,
-    runtimes: Arc<dyn RuntimeSource>,
-    images: Arc<dyn ImageSource>,
+    sources: Sources,
     endpoint: Option<Endpoint>,
     slots: Slots,
     starting: AtomicU32,
@@ -95,9 +93,7 @@ impl Service {
     pub fn new(
         config: Config,
         engine: Arc<dyn SandboxEngine>,
-        packages: Arc<dyn PackageSource>,
-        runtimes: Arc<dyn RuntimeSource>,
-        images: Arc<dyn ImageSource>,
+        sources: Sources,
         clock: Arc<dyn Clock>,
         metrics: Metrics,
         logs: LogStore,
@@ -108,9 +104,7 @@ impl Service {
         Ok(Self(Arc::new(Inner {
             host,
             engine,
-            packages,
-            runtimes,
-            images,
+            sources,
             endpoint,
             slots,
             starting: AtomicU32::new(0),
@@ -176,8 +170,8 @@ impl Inner {
 
     /// A container image, in which all is, code and layers as well.
     async fn fetch_image(&self, version: &FunctionVersion, reference: &ImageRef) -> Result<Fetched, WorkerError> {
-        let cached = self.images.is_here(&reference.digest);
-        let image = self.images.image(reference).await?;
+        let cached = self.sources.images.is_here(&reference.digest);
+        let image = self.sources.images.image(reference).await?;
         let command = Some(image.command.clone());
         let (image, directory) = runtime_of(image, &version.image_config);
         Ok(Fetched { image: Arc::new(image), command, directory, task: None, cached, layers: Vec::new() })
@@ -186,14 +180,14 @@ impl Inner {
     /// Runtime, code and layers of a zip.
     async fn fetch(&self, version: &FunctionVersion) -> Result<Fetched, WorkerError> {
         let code = async {
-            let task = self.packages.unpacked(&version.code).await?;
+            let task = self.sources.packages.unpacked(&version.code).await?;
             let mut layers = Vec::with_capacity(version.layers.len());
             for layer in &version.layers {
-                layers.push((layer.sha256.clone(), self.packages.unpacked(layer).await?.path));
+                layers.push((layer.sha256.clone(), self.sources.packages.unpacked(layer).await?.path));
             }
             Ok::<_, WorkerError>(((task.path, task.cached), layers))
         };
-        let (image, (task, layers)) = tokio::try_join!(self.runtimes.runtime(&version.runtime), code)?;
+        let (image, (task, layers)) = tokio::try_join!(self.sources.runtimes.runtime(&version.runtime), code)?;
         let (task, cached) = task;
         Ok(Fetched { image, command: None, directory: "/var/task".into(), task: Some(task), cached, layers })
     }
@@ -397,6 +391,6 @@ impl Worker for Service {
 
     fn has_package(&self, sha256: &str) -> bool {
         // An image's is in hexadecimal, a package's in base64: neither is taken for the other.
-        self.0.packages.is_unpacked(sha256) || self.0.images.is_here(&format!("sha256:{sha256}"))
+        self.0.sources.packages.is_unpacked(sha256) || self.0.sources.images.is_here(&format!("sha256:{sha256}"))
     }
 }

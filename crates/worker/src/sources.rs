@@ -65,6 +65,17 @@ impl ImageSource for NoImages {
     }
 }
 
+/// Where a worker has all of it from.
+#[derive(Clone)]
+pub struct Sources {
+    /// Code packages.
+    pub packages: Arc<dyn PackageSource>,
+    /// Runtimes.
+    pub runtimes: Arc<dyn RuntimeSource>,
+    /// Container images.
+    pub images: Arc<dyn ImageSource>,
+}
+
 /// The image as a runtime of its own, with what the function's `ImageConfig` puts in the place of what the image says; and
 /// the directory it starts in.
 pub(crate) fn runtime_of(image: ContainerImage, config: &ImageConfig) -> (RuntimeImage, PathBuf) {

@@ -109,7 +109,7 @@ impl fmt::Display for Remote {
 /// What the tag leads to now: the digest of an index or a manifest. Nothing is kept. Must run within tokio.
 pub async fn resolve(remote: &Remote, access: &Access) -> Result<String, ImageError> {
     let http = Http::new(remote, access).map_err(|problem| no_client(remote, problem))?;
-    let reference = remote.reference.digest().or(remote.reference.tag()).unwrap_or_default();
+    let reference = remote.reference.digest().or_else(|| remote.reference.tag()).unwrap_or_default();
     let bytes = match http.manifest(reference).await {
         Ok(bytes) => bytes,
         Err(problem) => return Err(failure::explain(&http, remote, problem).await),
@@ -194,7 +194,7 @@ impl Puller<'_> {
         let is_new = cached.is_none();
         let bytes = match cached {
             Some(bytes) => bytes,
-            None => self.ask(reference.digest().or(reference.tag()).unwrap_or_default()).await?,
+            None => self.ask(reference.digest().or_else(|| reference.tag()).unwrap_or_default()).await?,
         };
         let media = media_type(&bytes).map_err(|reason| self.failed(reason))?;
         let descriptor = Descriptor::new(media, bytes.len() as u64, sha256(&bytes));

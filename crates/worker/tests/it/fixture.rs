@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 use worker::logs::{Filter, GroupId, LogConfig, LogStore};
 use worker::metrics::Metrics;
-use worker::sources::{PackageSource, RuntimeSource, Unpacked};
+use worker::sources::{NoImages, PackageSource, RuntimeSource, Sources, Unpacked};
 use worker::{Config, Service};
 
 use crate::engine::{Observed, PlainEngine};
@@ -206,9 +206,11 @@ impl Fixture {
         let service = Service::new(
             config,
             Arc::new(PlainEngine { observed: observed.clone() }),
-            Arc::new(Directories(packages)),
-            Arc::new(HostImage(image.into())),
-            Arc::new(worker::sources::NoImages),
+            Sources {
+                packages: Arc::new(Directories(packages)),
+                runtimes: Arc::new(HostImage(image.into())),
+                images: Arc::new(NoImages),
+            },
             Arc::new(SystemClock::default()),
             Metrics::default(),
             logs.clone(),

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use worker::logs::{LogConfig, LogStore};
 use worker::metrics::Metrics;
-use worker::sources::{PackageSource, Unpacked};
+use worker::sources::{NoImages, PackageSource, Sources, Unpacked};
 use worker::{Config, Service};
 
 const RUNTIME: &str = "python3.11";
@@ -328,9 +328,11 @@ impl Fixture {
         let service = Service::new(
             Config { endpoint_url, layers_dir: dir.path().join("layers"), ..Config::default() },
             engine.clone(),
-            Arc::new(Directories(packages)),
-            Arc::new(runtimes().await),
-            Arc::new(worker::sources::NoImages),
+            Sources {
+                packages: Arc::new(Directories(packages)),
+                runtimes: Arc::new(runtimes().await),
+                images: Arc::new(NoImages),
+            },
             Arc::new(SystemClock::default()),
             Metrics::default(),
             logs.clone(),
