@@ -13,7 +13,7 @@ use store::{Change, Commit, Snapshot};
 
 use crate::function::{Function, Published, runnable};
 use crate::record::{
-    ACCOUNT, AccountRecord, FUNCTION, FunctionRecord, VERSION, Version, from_bytes, parse_function_key,
+    ACCOUNT, AccountRecord, FUNCTION, FunctionRecord, Stored, VERSION, Version, from_bytes, parse_function_key,
     parse_version_key,
 };
 
@@ -71,8 +71,8 @@ pub(crate) struct Catalog {
 pub(crate) struct Effects {
     /// No invocation will be sent to these any more.
     pub retired: Vec<VersionKey>,
-    /// Packages that these functions no longer use; others may.
-    pub dropped: Vec<String>,
+    /// Packages and images that these functions no longer use; others may.
+    pub dropped: Vec<Stored>,
     /// Functions whose background step has to be taken.
     pub settling: Vec<Arc<Entry>>,
 }
@@ -115,9 +115,9 @@ impl Catalog {
         all
     }
 
-    /// Whether any function needs a package.
-    pub fn uses(&self, sha256: &str) -> bool {
-        let needs = |entry: &Arc<Entry>| entry.function.packages().any(|code| code.sha256 == sha256);
+    /// Whether any function needs a package or an image.
+    pub fn uses(&self, stored: &Stored) -> bool {
+        let needs = |entry: &Arc<Entry>| entry.function.stored().any(|needed| needed == *stored);
         self.shards.iter().any(|shard| shard.load().values().any(needs))
     }
 
@@ -211,9 +211,8 @@ impl Catalog {
         if let Some(old) = old {
             let gone = old.keys().filter(|key| !new.as_ref().is_some_and(|new| new.runs(key)));
             effects.retired.extend(gone.cloned());
-            let needed = |sha: &str| new.as_ref().is_some_and(|new| new.function.packages().any(|c| c.sha256 == sha));
-            let dropped = old.function.packages().filter(|code| !needed(&code.sha256));
-            effects.dropped.extend(dropped.map(|code| code.sha256.clone()));
+            let needed = |old: &Stored| new.as_ref().is_some_and(|new| new.function.stored().any(|it| it == *old));
+            effects.dropped.extend(old.function.stored().filter(|stored| !needed(stored)));
         }
         let shard = self.shard(key);
         let mut entries = Shard::clone(&shard.load());
@@ -279,6 +278,10 @@ mod tests {
         }
     }
 
+    fn package(name: &str) -> Stored {
+        Stored::Package(name.to_owned())
+    }
+
     #[test]
     fn a_scan_after_missed_commits_ends_as_following_them_does() {
         let mut count = 0;
@@ -323,12 +326,8 @@ mod tests {
         }
         assert_eq!(scanned.retired, followed.retired);
         assert_eq!(scanned.retired.len(), 2, "the old $LATEST of f, and g: {:?}", scanned.retired);
-        assert_eq!(
-            (&scanned.dropped, &followed.dropped),
-            (&vec!["7".to_owned()], &vec!["7".to_owned()]),
-            "f:1 has code 0"
-        );
-        assert!(missed.uses("0") && missed.uses("1") && !missed.uses("7"));
+        assert_eq!((&scanned.dropped, &followed.dropped), (&vec![package("7")], &vec![package("7")]), "f:1 has code 0");
+        assert!(missed.uses(&package("0")) && missed.uses(&package("1")) && !missed.uses(&package("7")));
 
         // What the scan has seen comes through the feed once more.
         for commit in &history.commits {

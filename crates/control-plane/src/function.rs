@@ -8,7 +8,9 @@ use domain::{CodeRef, FunctionArn, FunctionVersion, VersionKey};
 use lambda_api::{ApiError, ErrorCode};
 
 use crate::name::{is_alias, not_found, version_number};
-use crate::record::{Alias, FunctionRecord, LATEST, Policy, Publication, Settings, State, Update, Version};
+use crate::record::{
+    Alias, Failure, FunctionRecord, LATEST, Policy, Publication, Settings, State, Stored, Update, Version,
+};
 
 /// What a rule must not make up itself.
 pub(crate) struct Stamp<'a> {
@@ -145,7 +147,7 @@ impl Function {
     }
 
     /// The background step for `state_id` ended. `false` if the function has moved on and nothing is to be done.
-    pub fn settle(&mut self, state_id: &str, result: &Result<(), String>, stamp: &mut Stamp<'_>) -> bool {
+    pub fn settle(&mut self, state_id: &str, result: &Result<(), Failure>, stamp: &mut Stamp<'_>) -> bool {
         let latest = &mut self.record.latest;
         let creating = latest.state == State::Pending;
         if latest.state_id != state_id || !(creating || latest.update == Update::InProgress) {
@@ -157,15 +159,15 @@ impl Function {
                 latest.update = Update::Successful;
                 self.record.serving = None;
             }
-            Err(reason) if creating => latest.state = State::Failed { reason: reason.clone() },
-            Err(reason) => latest.update = Update::Failed { reason: reason.clone() },
+            Err(failure) if creating => latest.state = failed(failure),
+            Err(Failure { reason, code }) => latest.update = Update::Failed { reason: reason.clone(), code: *code },
         }
         self.record.latest.revision_id = stamp.id();
         for published in self.versions.values_mut().filter(|p| p.version.state == State::Pending) {
             let mut version = published.version.clone();
             match result {
                 Ok(()) => (version.state, version.update) = (State::Active, Update::Successful),
-                Err(reason) => version.state = State::Failed { reason: reason.clone() },
+                Err(failure) => version.state = failed(failure),
             }
             *published = Published::new(&self.arn, version);
         }
@@ -227,7 +229,7 @@ impl Function {
     /// Only what is known to run is published.
     pub fn check_ready(&self) -> Result<(), ApiError> {
         match (&self.record.latest.state, &self.record.latest.update) {
-            (State::Active, Update::Failed { reason }) => Err(ApiError::new(
+            (State::Active, Update::Failed { reason, .. }) => Err(ApiError::new(
                 ErrorCode::ResourceConflictException,
                 format!(
                     "The operation cannot be performed at this time. The last update of the function failed: {reason}"
@@ -279,15 +281,19 @@ impl Function {
         std::iter::once(&self.record.latest).chain(self.versions.values().map(|p| &p.version))
     }
 
-    /// Every package that the function needs, also for what serves during an update.
-    pub fn packages(&self) -> impl Iterator<Item = &CodeRef> {
-        self.all_versions().chain(&self.record.serving).map(|version| &version.code)
+    /// Every package and image that the function needs, also for what serves during an update.
+    pub fn stored(&self) -> impl Iterator<Item = Stored> {
+        self.all_versions().chain(&self.record.serving).map(|version| Stored::of(&version.code))
     }
 
     /// What invocations of `$LATEST` run.
     pub fn serving(&self) -> &Version {
         self.record.serving.as_ref().unwrap_or(&self.record.latest)
     }
+}
+
+fn failed(failure: &Failure) -> State {
+    State::Failed { reason: failure.reason.clone(), code: failure.code }
 }
 
 pub(crate) fn check_revision(current: &str, expected: Option<&str>) -> Result<(), ApiError> {
@@ -326,6 +332,7 @@ pub(crate) fn runnable(arn: &FunctionArn, version: &Version) -> FunctionVersion 
         runtime: settings.runtime.clone(),
         handler: settings.handler.clone(),
         code: version.code.clone(),
+        image_config: settings.image_config.clone().unwrap_or_default(),
         layers: Vec::new(),
         memory_mb: settings.memory,
         timeout: Duration::from_secs(settings.timeout.into()),
@@ -344,6 +351,7 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::record::FailureCode;
     use crate::rules::alias;
 
     #[derive(Clone, Debug)]
@@ -367,7 +375,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn code(n: u8) -> CodeRef {
-        CodeRef { sha256: n.to_string(), size: n.into() }
+        CodeRef { sha256: n.to_string(), size: n.into(), image: None }
     }
 
     pub(crate) fn new(name: &str) -> New {
@@ -388,6 +396,7 @@ pub(crate) mod tests {
             logging,
             architecture: "x86_64".into(),
             dead_letter: None,
+            image_config: None,
         };
         New { arn, settings, code: code(0), tags: BTreeMap::new(), next_version: 1 }
     }
@@ -426,7 +435,7 @@ pub(crate) mod tests {
                     }
                     Step::Settle(ready) => {
                         let state_id = function.record.latest.state_id.clone();
-                        let result = if ready { Ok(()) } else { Err("why".to_owned()) };
+                        let result = if ready { Ok(()) } else { Err(Failure { reason: "why".to_owned(), code: FailureCode::default() }) };
                         let stale = function.settle("stale", &result, stamp);
                         prop_assert!(!stale);
                         let settled = function.settle(&state_id, &result, stamp);

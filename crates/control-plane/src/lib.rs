@@ -11,7 +11,7 @@
 //! that the stored one is still the one that the rule saw. The copy in memory follows the store's change feed and
 //! nothing else, so it is the same whoever made the change, and [`ControlPlane::resolve`] reads it without locks or IO.
 //!
-//! States of `$LATEST`, with the background step that makes its runtime ready:
+//! States of `$LATEST`, with the background step that makes its runtime, or its container image, ready:
 //!
 //! ```text
 //!  create ─► Pending ──ready──► Active ──update──► Active, InProgress ──ready──► Active, Successful
@@ -29,4 +29,7 @@ mod service;
 mod view;
 
 pub use name::Caller;
-pub use service::{Config, ControlPlane, Error, EventSettings, EventSourceCheck, Resolved, RuntimeCatalog};
+pub use service::{
+    Config, ControlPlane, Error, EventSettings, EventSourceCheck, ImageCatalog, ImageFault, ImageFaultKind, Resolved,
+    RuntimeCatalog,
+};

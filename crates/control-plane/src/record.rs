@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use domain::{CodeRef, FunctionArn, LoggingSettings};
+use domain::{CodeRef, FunctionArn, ImageConfig, LoggingSettings};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -17,6 +17,9 @@ pub(crate) const ACCOUNT: &str = "account";
 pub(crate) const DELETED: &str = "deleted-function";
 /// Kind of the (empty) records that say that a package is in storage; key: its hash.
 pub(crate) const PACKAGE: &str = "package";
+
+/// The same of container images; key: its digest.
+pub(crate) const IMAGE: &str = "image";
 
 /// The version that can change.
 pub(crate) const LATEST: &str = "$LATEST";
@@ -124,6 +127,7 @@ impl Version {
 pub(crate) struct Settings {
     pub description: String,
     pub role: String,
+    /// Empty of a container image, as the next two are.
     pub runtime: String,
     /// What the API shows as `RuntimeVersionConfig`.
     pub runtime_version_arn: String,
@@ -143,6 +147,9 @@ pub(crate) struct Settings {
     /// ARN of the queue or topic that `DeadLetterConfig` names.
     #[serde(default)]
     pub dead_letter: Option<String>,
+    /// `None` when the user gave none, and of a zip.
+    #[serde(default)]
+    pub image_config: Option<ImageConfig>,
 }
 
 /// Whether a version can run.
@@ -150,7 +157,62 @@ pub(crate) struct Settings {
 pub(crate) enum State {
     Pending,
     Active,
-    Failed { reason: String },
+    Failed {
+        reason: String,
+        #[serde(default)]
+        code: FailureCode,
+    },
+}
+
+/// `StateReasonCode` and `LastUpdateStatusReasonCode` of a failure.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum FailureCode {
+    /// The runtime could not be made ready.
+    #[default]
+    InvalidRuntime,
+    /// The image cannot be used.
+    InvalidImage,
+    /// It is no longer in its registry.
+    ImageDeleted,
+    /// The registry refuses it.
+    ImageAccessDenied,
+    /// The registry or this host failed.
+    InternalError,
+}
+
+/// Why a background step failed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// In words that say what to do.
+    pub reason: String,
+    /// In AWS's.
+    pub code: FailureCode,
+}
+
+/// What is stored of code, whatever number of versions needs it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Stored {
+    /// By `CodeSha256`.
+    Package(String),
+    /// By digest.
+    Image(String),
+}
+
+impl Stored {
+    pub fn of(code: &CodeRef) -> Self {
+        match &code.image {
+            Some(image) => Self::Image(image.digest.clone()),
+            None => Self::Package(code.sha256.clone()),
+        }
+    }
+
+    /// Kind and key of the record that says that it is stored.
+    pub fn record(&self) -> (&'static str, &str) {
+        match self {
+            Self::Package(sha256) => (PACKAGE, sha256),
+            Self::Image(digest) => (IMAGE, digest),
+        }
+    }
 }
 
 /// How the last update of `$LATEST` went.
@@ -162,6 +224,8 @@ pub(crate) enum Update {
     Successful,
     Failed {
         reason: String,
+        #[serde(default)]
+        code: FailureCode,
     },
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use domain::{Clock, VersionKey};
+use domain::{Clock, ImageRef, VersionKey};
 use lambda_api::{ApiError, ErrorCode};
 use packages::Packages;
 use parking_lot::Mutex;
@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::catalog::{BadRecord, Catalog, Entry};
 use crate::function::{Function, Stamp};
-use crate::record::{FUNCTION, VERSION, function_key, to_bytes, version_key};
+use crate::record::{FUNCTION, Stored, VERSION, function_key, to_bytes, version_key};
 
 mod background;
 mod event_invoke;
@@ -70,6 +70,41 @@ pub trait RuntimeCatalog: Send + Sync {
     async fn ensure(&self, runtime: &str) -> Result<(), String>;
 }
 
+/// Where container images come from, and where they are kept.
+#[async_trait]
+pub trait ImageCatalog: Send + Sync {
+    /// What the name of an image means now. Asks the registry, which has to answer within a minute.
+    async fn resolve(&self, uri: &str) -> Result<ImageRef, ImageFault>;
+    /// Makes an image ready on this host; returns when functions can run. May take as long as a pull does.
+    async fn ensure(&self, image: &ImageRef) -> Result<(), ImageFault>;
+    /// Removes what is kept of an image that nothing runs on any more.
+    async fn remove(&self, digest: &str) -> Result<(), String>;
+}
+
+/// Why there is no such image.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ImageFault {
+    /// In one word.
+    pub kind: ImageFaultKind,
+    /// What is wrong, and what can be done.
+    pub reason: String,
+}
+
+/// See [`ImageFault`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ImageFaultKind {
+    /// It is not named as images are.
+    Name,
+    /// There is no such repository, tag or digest.
+    Missing,
+    /// The registry wants other credentials.
+    Denied,
+    /// It is no image that can run here, or too large, or damaged.
+    Invalid,
+    /// The registry, or this host, failed.
+    Unavailable,
+}
+
 /// Why the control plane could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -93,6 +128,7 @@ struct Inner {
     store: Arc<dyn Store>,
     packages: Packages,
     runtimes: Arc<dyn RuntimeCatalog>,
+    images: Arc<dyn ImageCatalog>,
     clock: Arc<dyn Clock>,
     catalog: Catalog,
     event_sources: EventSources,
@@ -105,8 +141,8 @@ struct Inner {
     accounts: tokio::sync::Mutex<()>,
     /// Read: a package is being stored for a function that is not yet. Write: unused packages are removed.
     package_gate: RwLock<()>,
-    /// Packages that a function dropped, and when (monotonic).
-    dropped: Mutex<BTreeMap<String, Duration>>,
+    /// Packages and images that a function dropped, and when (monotonic).
+    dropped: Mutex<BTreeMap<Stored, Duration>>,
     /// States whose background step is under way.
     settling: Mutex<HashSet<(String, String)>>,
     /// How many background steps are under way.
@@ -130,6 +166,7 @@ impl ControlPlane {
         store: Arc<dyn Store>,
         packages: Packages,
         runtimes: Arc<dyn RuntimeCatalog>,
+        images: Arc<dyn ImageCatalog>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Error> {
         let inner = Arc::new(Inner {
@@ -137,6 +174,7 @@ impl ControlPlane {
             store,
             packages,
             runtimes,
+            images,
             clock,
             catalog: Catalog::new(),
             event_sources: EventSources::default(),

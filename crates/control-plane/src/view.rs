@@ -1,14 +1,15 @@
 //! How the API shows a version. Which members there are depends on the operation.
 
-use domain::{FunctionArn, LogFormat};
+use domain::{FunctionArn, ImageConfig, LogFormat};
 use lambda_api::types::{
-    Architecture, DeadLetterConfig, EnvironmentResponse, EphemeralStorage, FunctionConfiguration, LastUpdateStatus,
-    LastUpdateStatusReasonCode, LogFormat as WireLogFormat, LoggingConfig, PackageType, Runtime, RuntimeVersionConfig,
-    SnapStartApplyOn, SnapStartOptimizationStatus, SnapStartResponse, State as WireState, StateReasonCode,
-    TracingConfigResponse, TracingMode,
+    Architecture, DeadLetterConfig, EnvironmentResponse, EphemeralStorage, FunctionConfiguration,
+    ImageConfig as WireImageConfig, ImageConfigResponse, LastUpdateStatus, LastUpdateStatusReasonCode,
+    LogFormat as WireLogFormat, LoggingConfig, PackageType, Runtime, RuntimeVersionConfig, SnapStartApplyOn,
+    SnapStartOptimizationStatus, SnapStartResponse, State as WireState, StateReasonCode, TracingConfigResponse,
+    TracingMode,
 };
 
-use crate::record::{State, Update, Version};
+use crate::record::{FailureCode, State, Update, Version};
 
 /// AWS's reason while a version is made, and while it is updated.
 const CREATING: &str = "The function is being created.";
@@ -16,14 +17,16 @@ const CREATING: &str = "The function is being created.";
 /// As CreateFunction, GetFunctionConfiguration, the updates and PublishVersion show it.
 pub(crate) fn configuration(arn: &FunctionArn, qualifier: Option<&str>, version: &Version) -> FunctionConfiguration {
     let mut view = listed(arn, qualifier, version);
-    view.runtime_version_config = Some(RuntimeVersionConfig {
-        runtime_version_arn: Some(version.settings.runtime_version_arn.clone()),
-        error: None,
-    });
+    if version.code.image.is_none() {
+        view.runtime_version_config = Some(RuntimeVersionConfig {
+            runtime_version_arn: Some(version.settings.runtime_version_arn.clone()),
+            error: None,
+        });
+    }
     let (state, reason, code) = match &version.state {
         State::Pending => (WireState::Pending, Some(CREATING), Some(StateReasonCode::Creating)),
         State::Active => (WireState::Active, None, None),
-        State::Failed { reason } => (WireState::Failed, Some(reason.as_str()), Some(StateReasonCode::InvalidRuntime)),
+        State::Failed { reason, code } => (WireState::Failed, Some(reason.as_str()), Some(state_code(*code))),
     };
     view.state = Some(state);
     view.state_reason = reason.map(str::to_owned);
@@ -36,8 +39,10 @@ pub(crate) fn configuration(arn: &FunctionArn, qualifier: Option<&str>, version:
             Some(LastUpdateStatusReasonCode::Unknown("Creating".to_owned())),
         ),
         Update::Successful => (LastUpdateStatus::Successful, None, None),
-        Update::Failed { reason } => {
-            (LastUpdateStatus::Failed, Some(reason.as_str()), Some(LastUpdateStatusReasonCode::InvalidRuntime))
+        Update::Failed { reason, code } => {
+            // The names are the same in both.
+            let code = LastUpdateStatusReasonCode::from(state_code(*code).as_str());
+            (LastUpdateStatus::Failed, Some(reason.as_str()), Some(code))
         }
     };
     view.last_update_status = Some(status);
@@ -46,15 +51,26 @@ pub(crate) fn configuration(arn: &FunctionArn, qualifier: Option<&str>, version:
     view
 }
 
+fn state_code(code: FailureCode) -> StateReasonCode {
+    match code {
+        FailureCode::InvalidRuntime => StateReasonCode::InvalidRuntime,
+        FailureCode::InvalidImage => StateReasonCode::InvalidImage,
+        FailureCode::ImageDeleted => StateReasonCode::ImageDeleted,
+        FailureCode::ImageAccessDenied => StateReasonCode::ImageAccessDenied,
+        FailureCode::InternalError => StateReasonCode::InternalError,
+    }
+}
+
 /// As ListFunctions and ListVersionsByFunction show it: without states and runtime version.
 pub(crate) fn listed(arn: &FunctionArn, qualifier: Option<&str>, version: &Version) -> FunctionConfiguration {
     let settings = &version.settings;
+    let is_zip = version.code.image.is_none();
     FunctionConfiguration {
         function_name: Some(arn.name.clone()),
         function_arn: Some(qualifier.map_or_else(|| arn.to_string(), |qualifier| arn.qualified(qualifier))),
-        runtime: Some(Runtime::from(settings.runtime.as_str())),
+        runtime: is_zip.then(|| Runtime::from(settings.runtime.as_str())),
         role: Some(settings.role.clone()),
-        handler: Some(settings.handler.clone()),
+        handler: is_zip.then(|| settings.handler.clone()),
         code_size: i64::try_from(version.code.size).ok(),
         description: Some(settings.description.clone()),
         timeout: i32::try_from(settings.timeout).ok(),
@@ -71,7 +87,8 @@ pub(crate) fn listed(arn: &FunctionArn, qualifier: Option<&str>, version: &Versi
             mode: Some(if settings.tracing_active { TracingMode::Active } else { TracingMode::PassThrough }),
         }),
         revision_id: Some(version.revision_id.clone()),
-        package_type: Some(PackageType::Zip),
+        package_type: Some(if is_zip { PackageType::Zip } else { PackageType::Image }),
+        image_config_response: settings.image_config.as_ref().map(image_config),
         architectures: Some(vec![Architecture::from(settings.architecture.as_str())]),
         ephemeral_storage: i32::try_from(settings.ephemeral).ok().map(|size| EphemeralStorage { size }),
         snap_start: Some(SnapStartResponse {
@@ -89,4 +106,9 @@ pub(crate) fn listed(arn: &FunctionArn, qualifier: Option<&str>, version: &Versi
         }),
         ..FunctionConfiguration::default()
     }
+}
+
+fn image_config(config: &ImageConfig) -> ImageConfigResponse {
+    let ImageConfig { entry_point, command, working_directory } = config.clone();
+    ImageConfigResponse { image_config: Some(WireImageConfig { entry_point, command, working_directory }), error: None }
 }

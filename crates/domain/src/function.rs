@@ -28,13 +28,38 @@ impl fmt::Debug for VersionKey {
     }
 }
 
-/// A code package in the package storage.
+/// Code: a package in the package storage, or a container image.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct CodeRef {
-    /// SHA-256 of the zip file, base64 as in the API's `CodeSha256`.
+    /// The API's `CodeSha256`: SHA-256 of the zip file in base64, or of the image's manifest in hexadecimal.
     pub sha256: String,
-    /// Size of the zip file in bytes (`CodeSize`).
+    /// Size of the zip file in bytes (`CodeSize`); 0 of an image, as on AWS.
     pub size: u64,
+    /// `None` of a zip file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageRef>,
+}
+
+/// A container image, as its tag led to it when the function was made or updated.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct ImageRef {
+    /// As the user named it.
+    pub uri: String,
+    /// The same with the digest in place of the tag.
+    pub resolved_uri: String,
+    /// `sha256:` and 64 hexadecimal digits.
+    pub digest: String,
+}
+
+/// `ImageConfig`: what replaces an image's own way of being started. `None` leaves it.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ImageConfig {
+    /// In place of `ENTRYPOINT`.
+    pub entry_point: Option<Vec<String>>,
+    /// In place of `CMD`.
+    pub command: Option<Vec<String>>,
+    /// In place of `WORKDIR`.
+    pub working_directory: Option<String>,
 }
 
 /// `LoggingConfig.LogFormat`.
@@ -76,12 +101,14 @@ pub struct FunctionVersion {
     pub version: String,
     /// ARN without qualifier.
     pub arn: FunctionArn,
-    /// e.g. `python3.12`.
+    /// e.g. `python3.12`; empty of a container image.
     pub runtime: String,
-    /// e.g. `index.handler`; may be empty for `provided` runtimes.
+    /// e.g. `index.handler`; may be empty for `provided` runtimes, and is of a container image.
     pub handler: String,
-    /// The deployment package.
+    /// The deployment package, or the container image.
     pub code: CodeRef,
+    /// Of a container image.
+    pub image_config: ImageConfig,
     /// Layer packages in merge order (a later one overrides an earlier one in `/opt`).
     pub layers: Vec<CodeRef>,
     /// `MemorySize` in MB: 128 to 10,240.

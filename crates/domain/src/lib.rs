@@ -17,7 +17,7 @@ pub mod timeline;
 pub use arn::{FunctionArn, FunctionRef};
 pub use clock::{Clock, SystemClock};
 pub use event_source::{EventSource, EventSourceMapping, QueueArn};
-pub use function::{CodeRef, FunctionVersion, LogFormat, LoggingSettings, VersionKey};
+pub use function::{CodeRef, FunctionVersion, ImageConfig, ImageRef, LogFormat, LoggingSettings, VersionKey};
 pub use ids::{AccountId, RequestId, SandboxId, WorkerId};
 pub use invoke::{InvokeOutcome, InvokeRequest, LogType};
 pub use ports::{

@@ -139,6 +139,9 @@ pub enum WorkerError {
     /// The package is not in storage or is damaged: `InvalidZipFileException`.
     #[error("code package: {0}")]
     Package(String),
+    /// The container image is not on this worker and could not be had: `ServiceException`.
+    #[error("container image: {0}")]
+    Image(String),
     /// The runtime is not installed on this worker and could not be: `InvalidRuntimeException`.
     #[error("runtime: {0}")]
     Runtime(String),

@@ -41,7 +41,7 @@ pub struct Cli {
 pub enum Command {
     /// Run the server
     Serve(Serve),
-    /// Create or update a function from a folder, a zip or a program
+    /// Create or update a function from a folder, a zip, a program or a container image
     Deploy(Deploy),
     /// Run a function and print its answer
     Invoke(Invoke),
@@ -125,11 +125,17 @@ What is guessed: a file `bootstrap`, or a single program, runs on
 provided.al2023; a Python file with a function `handler` or `lambda_handler` on
 the newest Python; a JavaScript file that exports `handler` on Node.js.
 A function that exists keeps its runtime and handler while the package has that
-handler's file. What a requirements.txt asks for is added to the package with pip.")]
+handler's file. What a requirements.txt asks for is added to the package with pip.
+
+A container image is named in full, REGISTRY/REPOSITORY[:TAG|@DIGEST], and has
+to be in that registry; the server pulls it.")]
 pub struct Deploy {
-    /// Folder, zip file, program, or a single source file
-    #[arg(value_hint = ValueHint::AnyPath)]
-    pub path: PathBuf,
+    /// Folder, zip file, program, a single source file, or a container image such as localhost:5000/app:1
+    #[arg(value_hint = ValueHint::AnyPath, required_unless_present = "image")]
+    pub path: Option<PathBuf>,
+    /// Container image, where its name could be a path's
+    #[arg(long, value_name = "URI", conflicts_with_all = ["path", "runtime", "handler", "no_install"])]
+    pub image: Option<String>,
     /// Name of the function; it is updated if it exists
     #[arg(long)]
     pub name: String,

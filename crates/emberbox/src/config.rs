@@ -1,6 +1,7 @@
 //! The configuration file. Every option is described, with its default, in `emberbox.example.toml`.
 
 mod microvm;
+mod registries;
 mod values;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use sandbox::process::Destination;
 use serde::Deserialize;
 
 pub use microvm::{Accel, Microvm};
+pub use registries::Registry;
 pub use values::{EventEngine, Isolation, Network};
 
 /// Everything that an operator can set.
@@ -47,6 +49,8 @@ pub struct Config {
     pub functions: Functions,
     /// Where `S3Bucket` and `S3Key` lead.
     pub s3: Option<S3>,
+    /// How registries of container images are spoken to.
+    pub registries: Vec<Registry>,
     /// Languages.
     pub runtimes: Runtimes,
     /// What functions write.
@@ -240,6 +244,7 @@ impl Default for Config {
             microvm: Microvm::default(),
             functions: Functions::default(),
             s3: None,
+            registries: Vec::new(),
             runtimes: Runtimes::default(),
             logs: Logs::default(),
             events: Events::default(),
@@ -286,6 +291,7 @@ impl Config {
         paths.extend(config.runtimes.interpreters.values_mut());
         paths.extend(config.data_dir.iter_mut());
         paths.extend(config.microvm.paths());
+        paths.extend(config.registries.iter_mut().filter_map(|registry| registry.password_file.as_mut()));
         paths.extend(config.tls.iter_mut().flat_map(|tls| [&mut tls.cert, &mut tls.key]));
         for path in paths {
             *path = base.join(&*path);
@@ -310,6 +316,7 @@ impl Config {
                 return Err(anyhow!("credentials number {}: access_key_id `{key}` is there twice; remove one", n + 1));
             }
         }
+        registries::check(&config.registries)?;
         if config.events.engine == EventEngine::Postgres && config.events.postgres_url.is_none() {
             return Err(anyhow!("events.engine is postgres, but events.postgres_url is missing; say where it is"));
         }
@@ -353,7 +360,7 @@ mod tests {
         let text = commented.replace_all(example, "$1");
         let config = Config::parse(&text).unwrap();
         assert!(config.tls.is_some() && config.s3.is_some() && config.functions.credentials.is_some(), "{config:?}");
-        assert_eq!(config.credentials.len(), 1);
+        assert_eq!((config.credentials.len(), config.registries.len()), (1, 1));
         assert!(config.data_dir.is_some() && config.functions.endpoint_url.is_some());
         assert!(!config.runtimes.interpreters.is_empty());
         assert!(config.events.sqs_endpoint.is_some() && config.events.credentials.is_some());
@@ -377,6 +384,9 @@ mod tests {
             ("[events]\nengine = 'kafka'", vec!["line 2", "sqlite", "postgres"]),
             ("[events]\nengine = 'postgres'", vec!["events.postgres_url"]),
             ("[events]\nengine = 'sqs'", vec!["events.sqs_endpoint"]),
+            ("[[registries]]\nhost = 'https://a'", vec!["https://a", "no host"]),
+            ("[[registries]]\nhost = 'a'\nusername = 'b'", vec!["password_file", "both"]),
+            ("[[registries]]\nhost = 'a'\n[[registries]]\nhost = 'a'", vec!["twice"]),
             ("[limits]\nsandboxes = 0", vec!["limits.sandboxes", "at least 1"]),
             ("[limits]\nmemory_overcommit = nan", vec!["memory_overcommit", "from 0.1"]),
         ] {

@@ -4,7 +4,7 @@
 //!  start                                         stop
 //!  1 data directory, locked                      9 data directory, unlocked
 //!  2 sandbox engine (its helper process)         8 sandbox engine: nothing of it is left on the host
-//!  3 packages, runtimes, logs                      (files only)
+//!  3 packages, images, runtimes, logs              (files only)
 //!  4 metadata store, control plane               7 metadata store: commits under way, then closed
 //!  5 worker manager                              3 worker manager: sandboxes go down, extensions are told
 //!  6 worker (and the manager is told of it)      4 worker: what is left of them; logs are written out
@@ -82,6 +82,10 @@ impl Emberbox {
         }
 
         let packages = packages::Packages::open(settings::packages(&config, dir))?;
+        #[cfg(feature = "oci")]
+        let images = adapters::Images(images::oci::Store::open(settings::images(&config, dir)?)?);
+        #[cfg(not(feature = "oci"))]
+        let images = adapters::Images;
         let runtimes = Arc::new(Runtimes::open(settings::runtimes(&config, dir))?);
         let logs = worker::logs::LogStore::open(settings::logs(&config, dir))?;
 
@@ -91,6 +95,7 @@ impl Emberbox {
             store.clone(),
             packages.clone(),
             Arc::new(adapters::Catalog(runtimes.clone())),
+            Arc::new(images.clone()),
             Arc::clone(&clock),
         )
         .await?;
@@ -102,8 +107,11 @@ impl Emberbox {
         let worker = worker::Service::new(
             settings::worker(&config, dir),
             Arc::clone(&engine),
-            Arc::new(packages.clone()),
-            runtimes.clone(),
+            worker::sources::Sources {
+                packages: Arc::new(packages.clone()),
+                runtimes: runtimes.clone(),
+                images: Arc::new(images),
+            },
             Arc::clone(&clock),
             worker_metrics,
             logs.clone(),

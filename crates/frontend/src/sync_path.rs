@@ -151,7 +151,7 @@ impl Failure {
                 let code = match error {
                     WorkerError::Package(_) => ErrorCode::InvalidZipFileException,
                     WorkerError::Runtime(_) => ErrorCode::InvalidRuntimeException,
-                    WorkerError::Sandbox(_) | WorkerError::Gone(_) | WorkerError::Stopping => {
+                    WorkerError::Image(_) | WorkerError::Sandbox(_) | WorkerError::Gone(_) | WorkerError::Stopping => {
                         ErrorCode::ServiceException
                     }
                 };

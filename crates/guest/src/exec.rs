@@ -52,9 +52,10 @@ pub fn start(
     let argv = spawn.argv.iter().map(|text| c_string(text)).collect::<Result<Vec<_>, _>>()?;
     let envp =
         spawn.env.iter().map(|(name, value)| c_string(&format!("{name}={value}"))).collect::<Result<Vec<_>, _>>()?;
-    let Some(program) = argv.first() else {
+    let Some(program) = spawn.argv.first() else {
         return Err(Failure::new(FailureKind::Program, "empty command", &io::ErrorKind::InvalidInput.into()));
     };
+    let programs = candidates(program, &spawn.env).iter().map(|path| c_string(path)).collect::<Result<Vec<_>, _>>()?;
 
     // Closed by a successful exec; else it says what failed.
     let (errors, report) =
@@ -62,7 +63,7 @@ pub fn start(
     let pid = match sys::clone(0).map_err(|error| Failure::host("fork", &error))? {
         Cloned::Child => {
             let mut report = File::from(report);
-            let (step, error) = become_process(spawn, program, &argv, &envp, (&output, inherited), user, filter);
+            let (step, error) = become_process(spawn, &programs, &argv, &envp, (&output, inherited), user, filter);
             let mut bytes = vec![step as u8];
             bytes.extend(error.raw_os_error().unwrap_or(libc::EINVAL).to_ne_bytes());
             let _ = report.write_all(&bytes);
@@ -87,7 +88,7 @@ pub fn start(
 /// In the new process: gives up everything and becomes the program. Returns only on failure.
 fn become_process(
     spawn: &Spawn,
-    program: &CString,
+    programs: &[CString],
     argv: &[CString],
     envp: &[CString],
     (output, inherited): (&OwnedFd, Option<BorrowedFd<'_>>),
@@ -106,7 +107,44 @@ fn become_process(
     if let Err(error) = filter.install() {
         return (Step::Filter, io::Error::other(error.to_string()));
     }
-    (Step::Execute, sys::execve(program, argv, envp))
+    let mut error = io::Error::from_raw_os_error(libc::ENOENT);
+    for program in programs {
+        let refused = sys::execve(program, argv, envp);
+        match refused.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR) => {}
+            // As a shell does: another directory may have one that can be executed; if not, this says more.
+            Some(libc::EACCES) => error = refused,
+            _ => return (Step::Execute, refused),
+        }
+    }
+    (Step::Execute, error)
+}
+
+/// Where a program may be: a name without a slash is looked for in the directories of its own `PATH`.
+fn candidates(program: &str, env: &[(String, String)]) -> Vec<String> {
+    if program.contains('/') {
+        return vec![program.to_owned()];
+    }
+    let path = env.iter().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value);
+    // An empty component, which stands for the working directory, is none: a name shall not depend on that.
+    path.split(':')
+        .filter(|directory| !directory.is_empty())
+        .map(|directory| format!("{directory}/{program}"))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_looked_for_in_path() {
+        let env = |path: &str| vec![("A".to_owned(), "b".to_owned()), ("PATH".to_owned(), path.to_owned())];
+        assert_eq!(candidates("python3", &env("/usr/bin::/bin")), ["/usr/bin/python3", "/bin/python3"]);
+        assert_eq!(candidates("./app", &env("/bin")), ["./app"]);
+        assert_eq!(candidates("/app", &[]), ["/app"]);
+        assert!(candidates("app", &[]).is_empty() && candidates("", &env("")).is_empty());
+    }
 }
 
 fn connect_streams(output: &OwnedFd, inherited: Option<BorrowedFd<'_>>) -> io::Result<()> {

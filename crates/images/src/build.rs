@@ -7,8 +7,8 @@ use crate::error::ImageError;
 use crate::layer::Budget;
 use crate::limits::Limits;
 use crate::scratch::Scratch;
-use crate::tree::{Content, Kind, Tree};
-use crate::{directory, oci, squashfs};
+use crate::tree::{Content, Kind, Meta, Tree};
+use crate::{directory, oci, squashfs, unpack as directories};
 
 /// The time of whatever has none of its own: 1 January 2025. Any would do that no program takes for a mistake.
 const EPOCH: u32 = 1_735_689_600;
@@ -113,6 +113,37 @@ pub fn build(source: &Source, options: &Options, output: &Path, progress: &dyn F
         left_out,
         container,
     })
+}
+
+/// What a sandbox mounts on whatever an image has there. A link in such a place would have the mount somewhere else.
+const COVERED: &[(&str, u16)] = &[("dev", 0o755), ("proc", 0o555), ("tmp", 0o1777)];
+
+/// Unpacks a container image into the directory `output`, which must not be there yet, to be a sandbox's root. After an
+/// error part of it may be there. Blocks, for as long as decompressing takes.
+///
+/// In the folder of `output` there has to be room for the contents twice. Nothing of the image is trusted: neither what its
+/// links lead to nor its special files, owners and modes have a meaning for the host.
+pub fn unpack(
+    layout: &oci::Layout,
+    limits: Limits,
+    output: &Path,
+    progress: &dyn Fn(&str),
+) -> Result<oci::Container, ImageError> {
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let mut tree = Tree::new(EPOCH);
+    let mut scratch = Scratch::new(folder)?;
+    let mut budget = Budget::new(limits);
+    let (_, container) = oci::read(&mut tree, &mut scratch, &mut budget, limits, layout, progress)?;
+    let meta = |mode| Meta { mode, uid: 0, gid: 0, mtime: EPOCH };
+    let directories = COVERED.iter().map(|(path, mode)| (path, meta(*mode), Kind::Directory(Default::default())));
+    let files = MOUNTED_FILES.iter().map(|(path, text)| (path, meta(0o644), Kind::File(Content::Bytes(text))));
+    for (path, meta, kind) in directories.chain(files) {
+        let refused = |reason| ImageError::Layer { layer: format!("the image's /{path}"), reason };
+        tree.insert(path.as_bytes(), meta, kind).map_err(|error| refused(error.to_string()))?;
+    }
+    progress("unpacking");
+    directories::write(&tree, scratch.file(), output)?;
+    Ok(container)
 }
 
 fn root(tree: &mut Tree) -> Result<(), ImageError> {

@@ -32,6 +32,16 @@ pub enum ImageError {
         /// What is wrong with it, and what can be done.
         reason: String,
     },
+    /// A registry did not give what was asked for.
+    #[error("{what}: {reason}")]
+    Registry {
+        /// What was being pulled.
+        what: String,
+        /// Why not, in one word.
+        kind: Refusal,
+        /// Why not, and what can be done.
+        reason: String,
+    },
     /// Larger than [`Limits`](crate::Limits) allow.
     #[error("{what} is larger than {limit} {unit}, the limit for images")]
     TooLarge {
@@ -80,6 +90,21 @@ pub enum ImageError {
         /// Why, and what would be one.
         reason: String,
     },
+}
+
+/// Why a registry gave no image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// There is no such repository, tag or digest.
+    Missing,
+    /// It wants other credentials, or any.
+    Denied,
+    /// It was asked too often.
+    Limited,
+    /// It does not answer, not in time, or not as a registry does.
+    Unavailable,
+    /// What it has is no image, or is damaged.
+    Invalid,
 }
 
 pub(crate) fn at(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError {

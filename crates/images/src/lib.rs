@@ -36,12 +36,14 @@ mod scratch;
 mod squashfs;
 #[cfg(feature = "image")]
 mod tree;
+#[cfg(feature = "image")]
+mod unpack;
 
 #[cfg(feature = "image")]
-pub use build::{Image, Options, Source, build};
+pub use build::{Image, Options, Source, build, unpack};
 #[cfg(feature = "image")]
 pub use debian::Debian;
 #[cfg(feature = "image")]
-pub use error::ImageError;
+pub use error::{ImageError, Refusal};
 #[cfg(feature = "image")]
 pub use limits::Limits;

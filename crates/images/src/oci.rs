@@ -15,6 +15,8 @@ mod layout;
 mod media;
 #[cfg(feature = "oci")]
 mod registry;
+#[cfg(feature = "oci")]
+mod store;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -22,7 +24,9 @@ use std::path::PathBuf;
 pub use config::Config;
 pub(crate) use layers::read;
 #[cfg(feature = "oci")]
-pub use registry::{Remote, pull};
+pub use registry::{Access, Login, Remote, pull, resolve};
+#[cfg(feature = "oci")]
+pub use store::{Store, StoreConfig, Unpacked};
 
 /// An image in an OCI image layout: a directory as `skopeo copy`, `podman push` and `docker buildx` write it.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -214,7 +214,7 @@ impl Inner {
 
     fn ingest(&self, zip: &[u8]) -> Result<CodeRef, PackageError> {
         let id = PackageId::of(zip);
-        let code = CodeRef { sha256: id.base64(), size: zip.len() as u64 };
+        let code = CodeRef { sha256: id.base64(), size: zip.len() as u64, image: None };
         let path = self.zip_path(id);
         if fs::read(&path).is_ok_and(|stored| stored == zip) {
             return Ok(code);

@@ -111,7 +111,7 @@ pub enum Listener {
 /// A process to start.
 #[derive(Clone, Debug, Default)]
 pub struct Command {
-    /// Program (absolute path in the sandbox) and arguments.
+    /// Program and arguments. A program without a slash is looked for in the `PATH` of `env`.
     pub argv: Vec<String>,
     /// The whole environment.
     pub env: Vec<(String, String)>,
@@ -187,6 +187,14 @@ pub enum SandboxError {
     Exec {
         /// As given.
         program: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The working directory does not exist or is none: the user's mistake (`Runtime.InvalidWorkingDir`).
+    #[error("cannot start in {directory}: {source}")]
+    WorkingDirectory {
+        /// As given.
+        directory: String,
         /// What the kernel said.
         source: std::io::Error,
     },

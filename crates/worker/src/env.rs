@@ -14,6 +14,8 @@ use crate::config::Credentials;
 pub(crate) struct Inputs<'a> {
     pub version: &'a FunctionVersion,
     pub image: &'a RuntimeImage,
+    /// `CMD` of a container image.
+    pub command: Option<&'a Vec<String>>,
     pub credentials: &'a Credentials,
     /// Address of the Runtime API in the sandbox.
     pub api: SocketAddr,
@@ -24,9 +26,10 @@ pub(crate) struct Inputs<'a> {
 /// The runtime's environment. A later source wins: customer, platform defaults for what the customer left out,
 /// credentials, runtime, platform.
 pub(crate) fn runtime(inputs: &Inputs<'_>) -> Vec<(String, String)> {
-    let Inputs { version, image, credentials, api, log_stream, endpoint_url } = inputs;
+    let Inputs { version, image, command, credentials, api, log_stream, endpoint_url } = inputs;
     let mut env: BTreeMap<String, String> = version.environment.clone();
-    add_defaults(&mut env, image);
+    let is_container = version.code.image.is_some();
+    add_defaults(&mut env, image, is_container);
     if let Some(url) = endpoint_url {
         env.entry("AWS_ENDPOINT_URL".to_owned()).or_insert_with(|| (*url).to_owned());
     }
@@ -41,7 +44,9 @@ pub(crate) fn runtime(inputs: &Inputs<'_>) -> Vec<(String, String)> {
         set("AWS_SESSION_TOKEN", token);
     }
     set("AWS_LAMBDA_RUNTIME_API", &api.to_string());
-    set("_HANDLER", &version.handler);
+    // Of a container image what its entry point is told to run, as AWS's own entry point sets it.
+    let told = version.image_config.command.as_ref().or(*command).and_then(|words| words.first());
+    set("_HANDLER", told.unwrap_or(&version.handler));
     // Messages of several lines, such as tracebacks, then stay together. Not for Node.js, which makes its stdout
     // non-blocking, so that a frame could fail when the pipe is full.
     if image.execution_env.as_ref().is_some_and(|name| name.starts_with("AWS_Lambda_python")) {
@@ -65,22 +70,27 @@ pub(crate) fn runtime(inputs: &Inputs<'_>) -> Vec<(String, String)> {
 }
 
 /// What the customer may override.
-fn add_defaults(env: &mut BTreeMap<String, String>, image: &RuntimeImage) {
+fn add_defaults(env: &mut BTreeMap<String, String>, image: &RuntimeImage, is_container: bool) {
     let mut default = |name: &str, value: &str| {
         env.entry(name.to_owned()).or_insert_with(|| value.to_owned());
     };
     for (name, value) in &image.env {
         default(name, value);
     }
-    default("LANG", "en_US.UTF-8");
     default("TZ", ":UTC");
+    default("AWS_XRAY_CONTEXT_MISSING", "LOG_ERROR");
+    default("AWS_XRAY_DAEMON_ADDRESS", "169.254.100.1:2000");
+    if is_container {
+        // Languages and libraries are where its maker put them; this is what container engines add.
+        default("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+        return;
+    }
+    default("LANG", "en_US.UTF-8");
     default("PATH", "/var/lang/bin:/usr/local/bin:/usr/bin/:/bin:/opt/bin");
     default(
         "LD_LIBRARY_PATH",
         "/var/lang/lib:/lib64:/usr/lib64:/var/runtime:/var/runtime/lib:/var/task:/var/task/lib:/opt/lib",
     );
-    default("AWS_XRAY_CONTEXT_MISSING", "LOG_ERROR");
-    default("AWS_XRAY_DAEMON_ADDRESS", "169.254.100.1:2000");
 }
 
 /// What is so in every sandbox of the runtime.
@@ -96,7 +106,7 @@ fn set_places(env: &mut BTreeMap<String, String>, image: &RuntimeImage) {
 /// it does before is the same as if it had known.
 pub(crate) fn standby(image: &RuntimeImage) -> Vec<(String, String)> {
     let mut env = BTreeMap::new();
-    add_defaults(&mut env, image);
+    add_defaults(&mut env, image, false);
     set_places(&mut env, image);
     // Read as the client is imported, by its part in C++.
     env.insert("AWS_LAMBDA_RUNTIME_API".to_owned(), link_socket(PORT).to_string());

@@ -80,6 +80,8 @@ impl Lines {
 
     fn text(&self, line: &Line, now: SystemTime, memory_peak: u64) -> Vec<String> {
         match line {
+            // As on AWS, where a container image has no version of a runtime.
+            Line::InitStart if self.runtime_version.is_empty() => Vec::new(),
             Line::InitStart => vec![format!(
                 "INIT_START Runtime Version: {}\tRuntime Version ARN: {}",
                 self.runtime_version, self.runtime_arn
@@ -201,7 +203,10 @@ impl Lines {
 fn is_environment_error(kind: &str) -> bool {
     kind.starts_with("Extension.")
         || kind.starts_with("Sandbox.")
-        || matches!(kind, "Runtime.ExitError" | "Runtime.OutOfMemory" | "Runtime.InvalidEntrypoint")
+        || matches!(
+            kind,
+            "Runtime.ExitError" | "Runtime.OutOfMemory" | "Runtime.InvalidEntrypoint" | "Runtime.InvalidWorkingDir"
+        )
 }
 
 #[cfg(test)]

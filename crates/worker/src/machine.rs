@@ -256,7 +256,9 @@ impl Machine {
                     extension.process = Some(process);
                 }
             }
-            Err(StartError::Exec(cause)) => self.fail(now, Fault::ExtensionLaunch { name: name.to_owned(), cause }),
+            Err(StartError::Exec(cause) | StartError::WorkingDirectory(cause)) => {
+                self.fail(now, Fault::ExtensionLaunch { name: name.to_owned(), cause });
+            }
             Err(StartError::Host(_)) => self.gone(now),
         }
     }
@@ -269,6 +271,7 @@ impl Machine {
         match result {
             Ok(process) => self.runtime = Some(process),
             Err(StartError::Exec(cause)) => self.fail(now, Fault::Entrypoint(cause)),
+            Err(StartError::WorkingDirectory(cause)) => self.fail(now, Fault::WorkingDirectory(cause)),
             Err(StartError::Host(_)) => self.gone(now),
         }
     }

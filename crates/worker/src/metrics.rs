@@ -100,12 +100,13 @@ impl Metrics {
 
 /// Error types come from functions, so they are folded into a fixed set of labels.
 fn bounded(kind: &str) -> &'static str {
-    const KNOWN: [&str; 12] = [
+    const KNOWN: [&str; 13] = [
         "Sandbox.Timedout",
         "Sandbox.Failure",
         "Runtime.OutOfMemory",
         "Runtime.ExitError",
         "Runtime.InvalidEntrypoint",
+        "Runtime.InvalidWorkingDir",
         "Runtime.InvalidResponseModeHeader",
         "Function.ResponseSizeTooLarge",
         "Extension.Crash",

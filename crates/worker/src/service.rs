@@ -1,14 +1,15 @@
 //! The worker itself: its sandboxes, by id.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use domain::{
-    Clock, FunctionVersion, InitDone, InitRequest, InvokeOutcome, InvokeRequest, LogFormat, RetireReason, SandboxId,
-    SlotEvents, Step, Timeline, Worker, WorkerError, WorkerId, WorkerReport,
+    Clock, FunctionVersion, ImageRef, InitDone, InitRequest, InvokeOutcome, InvokeRequest, LogFormat, RetireReason,
+    SandboxId, SlotEvents, Step, Timeline, Worker, WorkerError, WorkerId, WorkerReport,
 };
 use parking_lot::RwLock;
 use runtimes::RuntimeImage;
@@ -28,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::relay::{Endpoint, EndpointError};
 use crate::slot::{Host, Programs, Slot};
 use crate::slot_log::SlotLog;
-use crate::sources::{PackageSource, RuntimeSource, entrypoint, external_extensions};
+use crate::sources::{Sources, entrypoint, external_extensions, runtime_of};
 
 /// The sandboxes are found in one of so many maps, so that invocations of different ones do not meet at a lock.
 const SHARDS: usize = 32;
@@ -40,12 +41,25 @@ pub struct Service(Arc<Inner>);
 struct Inner {
     host: Arc<Host>,
     engine: Arc<dyn SandboxEngine>,
-    packages: Arc<dyn PackageSource>,
-    runtimes: Arc<dyn RuntimeSource>,
+    sources: Sources,
     endpoint: Option<Endpoint>,
     slots: Slots,
     starting: AtomicU32,
     draining: AtomicBool,
+}
+
+/// What a sandbox is made from.
+struct Fetched {
+    image: Arc<RuntimeImage>,
+    /// `CMD` of a container image.
+    command: Option<Vec<String>>,
+    /// Where the runtime starts.
+    directory: PathBuf,
+    /// The unpacked package.
+    task: Option<PathBuf>,
+    /// It was on this host already.
+    cached: bool,
+    layers: Vec<(String, PathBuf)>,
 }
 
 /// Slots by sandbox.
@@ -80,8 +94,7 @@ impl Service {
     pub fn new(
         config: Config,
         engine: Arc<dyn SandboxEngine>,
-        packages: Arc<dyn PackageSource>,
-        runtimes: Arc<dyn RuntimeSource>,
+        sources: Sources,
         clock: Arc<dyn Clock>,
         metrics: Metrics,
         logs: LogStore,
@@ -92,8 +105,7 @@ impl Service {
         Ok(Self(Arc::new(Inner {
             host,
             engine,
-            packages,
-            runtimes,
+            sources,
             endpoint,
             slots,
             starting: AtomicU32::new(0),
@@ -135,10 +147,13 @@ impl Inner {
     async fn create(self: &Arc<Self>, request: InitRequest, timeline: &mut Timeline) -> Result<Arc<Slot>, WorkerError> {
         let InitRequest { sandbox: id, version } = request;
         let clock = &self.host.clock;
-        let (image, task, layers) = self.fetch(&version).await?;
-        timeline.note(Step::PackageFetched, clock.monotonic(), if task.1 { "cache" } else { "storage" });
+        let Fetched { image, command, directory, task, cached, layers } = match &version.code.image {
+            Some(reference) => self.fetch_image(&version, reference).await?,
+            None => self.fetch(&version).await?,
+        };
+        timeline.note(Step::PackageFetched, clock.monotonic(), if cached { "cache" } else { "storage" });
         let mut mounts = image.mounts.clone();
-        mounts.push((task.0, "/var/task".into()));
+        mounts.extend(task.map(|task| (task, "/var/task".into())));
         if let Some(opt) = layers::opt(&self.host.config.layers_dir, layers).await? {
             mounts.retain(|(_, target)| target != "/opt");
             mounts.push((opt, "/opt".into()));
@@ -150,25 +165,32 @@ impl Inner {
             .map_err(|error| WorkerError::Sandbox(error.to_string()))?
             .into();
         timeline.mark(Step::SandboxCreated, clock.monotonic());
-        let slot = self.assemble(Arc::clone(&version), image, &mounts, sandbox).await?;
+        let slot = self.assemble(Arc::clone(&version), image, command, directory, &mounts, sandbox).await?;
         Ok(slot)
     }
 
-    /// Image, the code's directory and whether it was here, and the layers' directories.
-    async fn fetch(
-        &self,
-        version: &FunctionVersion,
-    ) -> Result<(Arc<RuntimeImage>, (std::path::PathBuf, bool), Vec<(String, std::path::PathBuf)>), WorkerError> {
+    /// A container image, in which all is, code and layers as well.
+    async fn fetch_image(&self, version: &FunctionVersion, reference: &ImageRef) -> Result<Fetched, WorkerError> {
+        let cached = self.sources.images.is_here(&reference.digest);
+        let image = self.sources.images.image(reference).await?;
+        let command = Some(image.command.clone());
+        let (image, directory) = runtime_of(image, &version.image_config);
+        Ok(Fetched { image: Arc::new(image), command, directory, task: None, cached, layers: Vec::new() })
+    }
+
+    /// Runtime, code and layers of a zip.
+    async fn fetch(&self, version: &FunctionVersion) -> Result<Fetched, WorkerError> {
         let code = async {
-            let task = self.packages.unpacked(&version.code).await?;
+            let task = self.sources.packages.unpacked(&version.code).await?;
             let mut layers = Vec::with_capacity(version.layers.len());
             for layer in &version.layers {
-                layers.push((layer.sha256.clone(), self.packages.unpacked(layer).await?.path));
+                layers.push((layer.sha256.clone(), self.sources.packages.unpacked(layer).await?.path));
             }
             Ok::<_, WorkerError>(((task.path, task.cached), layers))
         };
-        let (image, (task, layers)) = tokio::try_join!(self.runtimes.runtime(&version.runtime), code)?;
-        Ok((image, task, layers))
+        let (image, (task, layers)) = tokio::try_join!(self.sources.runtimes.runtime(&version.runtime), code)?;
+        let (task, cached) = task;
+        Ok(Fetched { image, command: None, directory: "/var/task".into(), task: Some(task), cached, layers })
     }
 
     fn spec(
@@ -200,6 +222,8 @@ impl Inner {
         self: &Arc<Self>,
         version: Arc<FunctionVersion>,
         image: Arc<RuntimeImage>,
+        command: Option<Vec<String>>,
+        cwd: PathBuf,
         mounts: &[(std::path::PathBuf, String)],
         sandbox: Arc<dyn Sandbox>,
     ) -> Result<Arc<Slot>, WorkerError> {
@@ -219,15 +243,18 @@ impl Inner {
         let env = env::runtime(&env::Inputs {
             version: &version,
             image: &image,
+            command: command.as_ref(),
             credentials: &config.credentials,
             api,
             log_stream: &stream,
             endpoint_url: endpoint_url.as_deref(),
         });
-        let wrapper = version.environment.get("AWS_LAMBDA_EXEC_WRAPPER").map(String::as_str);
+        // In a container image its own entry point is who heeds this, or not.
+        let wrapper = version.environment.get("AWS_LAMBDA_EXEC_WRAPPER").filter(|_| version.code.image.is_none());
+        let wrapper = wrapper.map(String::as_str);
         let programs = Programs {
             extension_env: env::extension(&env),
-            runtime: entrypoint(&image, mounts, wrapper).map(|argv| Command { argv, env, cwd: "/var/task".into() }),
+            runtime: entrypoint(&image, mounts, wrapper).map(|argv| Command { argv, env, cwd }),
         };
         let machine = Machine::new(Settings {
             init_limit: config.init_limit,
@@ -276,6 +303,7 @@ impl Inner {
 /// itself, and starts again.)
 fn standby(version: &FunctionVersion, image: &RuntimeImage) -> Option<Standby> {
     let eligible = image.standby
+        && version.code.image.is_none()
         && version.layers.is_empty()
         && version.logging.format == LogFormat::Text
         && !version.environment.keys().any(|name| env::acts_on_start(name))
@@ -363,6 +391,7 @@ impl Worker for Service {
     }
 
     fn has_package(&self, sha256: &str) -> bool {
-        self.0.packages.is_unpacked(sha256)
+        // An image's is in hexadecimal, a package's in base64: neither is taken for the other.
+        self.0.sources.packages.is_unpacked(sha256) || self.0.sources.images.is_here(&format!("sha256:{sha256}"))
     }
 }

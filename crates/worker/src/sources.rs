@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use domain::{CodeRef, WorkerError};
+use domain::{CodeRef, ImageConfig, ImageRef, WorkerError};
 use runtimes::{Bootstrap, RuntimeImage};
 
 /// An unpacked code package.
@@ -24,6 +24,76 @@ pub trait PackageSource: Send + Sync + 'static {
     async fn unpacked(&self, code: &CodeRef) -> Result<Unpacked, WorkerError>;
     /// Whether it is on this host already.
     fn is_unpacked(&self, sha256: &str) -> bool;
+}
+
+/// A container image that is on this host.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ContainerImage {
+    /// Its root directory.
+    pub root: PathBuf,
+    /// `ENTRYPOINT`.
+    pub entry_point: Vec<String>,
+    /// `CMD`.
+    pub command: Vec<String>,
+    /// `ENV`.
+    pub env: Vec<(String, String)>,
+    /// `WORKDIR`.
+    pub working_directory: Option<String>,
+}
+
+/// Container images by digest.
+#[async_trait]
+pub trait ImageSource: Send + Sync + 'static {
+    /// Finds the image, or has it pulled once more.
+    async fn image(&self, image: &ImageRef) -> Result<ContainerImage, WorkerError>;
+    /// Whether it is on this host already.
+    fn is_here(&self, digest: &str) -> bool;
+}
+
+/// A worker without container images.
+#[derive(Clone, Copy, Debug)]
+pub struct NoImages;
+
+#[async_trait]
+impl ImageSource for NoImages {
+    async fn image(&self, image: &ImageRef) -> Result<ContainerImage, WorkerError> {
+        Err(WorkerError::Image(format!("{}: this worker has none", image.resolved_uri)))
+    }
+
+    fn is_here(&self, _: &str) -> bool {
+        false
+    }
+}
+
+/// Where a worker has all of it from.
+#[derive(Clone)]
+pub struct Sources {
+    /// Code packages.
+    pub packages: Arc<dyn PackageSource>,
+    /// Runtimes.
+    pub runtimes: Arc<dyn RuntimeSource>,
+    /// Container images.
+    pub images: Arc<dyn ImageSource>,
+}
+
+/// The image as a runtime of its own, with what the function's `ImageConfig` puts in the place of what the image says; and
+/// the directory it starts in.
+pub(crate) fn runtime_of(image: ContainerImage, config: &ImageConfig) -> (RuntimeImage, PathBuf) {
+    let entry_point = config.entry_point.clone().unwrap_or(image.entry_point);
+    let command = config.command.clone().unwrap_or(image.command);
+    let directory = config.working_directory.clone().or(image.working_directory);
+    let runtime = RuntimeImage {
+        name: String::new(),
+        root: image.root,
+        mounts: Vec::new(),
+        bootstrap: Bootstrap::Command(entry_point.into_iter().chain(command).collect()),
+        standby: false,
+        env: image.env,
+        execution_env: None,
+        version: String::new(),
+        version_arn_hash: String::new(),
+    };
+    (runtime, PathBuf::from(directory.unwrap_or_else(|| "/".to_owned())))
 }
 
 /// Runtimes by name.
@@ -87,7 +157,9 @@ pub(crate) fn entrypoint(
     wrapper: Option<&str>,
 ) -> Result<Vec<String>, String> {
     let Bootstrap::Search(paths) = &image.bootstrap else {
-        return Ok(image.command(wrapper).unwrap_or_default());
+        let command = image.command(wrapper).unwrap_or_default();
+        let nothing = "the image has neither ENTRYPOINT nor CMD, and the function's ImageConfig names no program";
+        return if command.is_empty() { Err(nothing.to_owned()) } else { Ok(command) };
     };
     (paths.iter())
         .find(|path| is_file(&host_path(&image.root, mounts, path)))
@@ -99,6 +171,10 @@ pub(crate) fn entrypoint(
 pub(crate) fn external_extensions(image: &RuntimeImage, mounts: &[(PathBuf, String)]) -> Vec<String> {
     use std::os::unix::fs::PermissionsExt;
 
+    // An image's own link there would lead the host astray as well.
+    if !host_path(&image.root, mounts, "/opt").symlink_metadata().is_ok_and(|m| m.is_dir()) {
+        return Vec::new();
+    }
     if is_file(&host_path(&image.root, mounts, "/opt/disable-extensions-jwigqn8j")) {
         return Vec::new();
     }

@@ -5,7 +5,9 @@ use lambda_api::types::{FunctionCode, S3ObjectStorageMode, UpdateFunctionCodeReq
 use lambda_api::{ApiError, ErrorCode};
 use packages::PackageError;
 
+use crate::record::{Failure, FailureCode};
 use crate::rules::{invalid, unsupported};
+use crate::service::{ImageFault, ImageFaultKind};
 
 /// A source of code.
 #[derive(Clone, PartialEq, Debug)]
@@ -14,15 +16,40 @@ pub(crate) enum Source {
     Zip(Bytes),
     /// An object of an S3-compatible store.
     S3 { bucket: String, key: String, version: Option<String> },
+    /// A container image in a registry.
+    Image(String),
 }
 
-pub(crate) fn of_create(code: &FunctionCode) -> Result<Source, ApiError> {
-    source(code)
+pub(crate) fn of_create(code: &FunctionCode, is_image: bool) -> Result<Source, ApiError> {
+    match &code.image_uri {
+        Some(uri) if is_image && is_only_image(code) => Ok(Source::Image(uri.clone())),
+        Some(_) if is_image => {
+            Err(invalid("Please do not provide other FunctionCode parameters when providing an ImageUri."))
+        }
+        None if is_image => Err(invalid("Please provide ImageUri when the intended function PackageType is Image.")),
+        Some(_) => Err(invalid("Please don't provide ImageUri when the intended function PackageType is Zip.")),
+        None => source(code),
+    }
 }
 
-pub(crate) fn of_update(request: &UpdateFunctionCodeRequest) -> Result<Source, ApiError> {
-    if request.image_uri.is_some() {
-        return Err(invalid("Please don't provide ImageUri when updating a function with packageType Zip."));
+fn is_only_image(code: &FunctionCode) -> bool {
+    code.zip_file.is_none() && code.s3_bucket.is_none() && code.s3_key.is_none() && code.s3_object_version.is_none()
+}
+
+pub(crate) fn of_update(request: &UpdateFunctionCodeRequest, is_image: bool) -> Result<Source, ApiError> {
+    match &request.image_uri {
+        Some(uri)
+            if is_image && request.zip_file.is_none() && request.s3_bucket.is_none() && request.s3_key.is_none() =>
+        {
+            return Ok(Source::Image(uri.clone()));
+        }
+        _ if is_image => {
+            return Err(invalid("Please provide ImageUri when updating a function with packageType Image."));
+        }
+        Some(_) => {
+            return Err(invalid("Please don't provide ImageUri when updating a function with packageType Zip."));
+        }
+        None => {}
     }
     source(&FunctionCode {
         zip_file: request.zip_file.clone(),
@@ -37,7 +64,6 @@ pub(crate) fn of_update(request: &UpdateFunctionCodeRequest) -> Result<Source, A
 
 fn source(code: &FunctionCode) -> Result<Source, ApiError> {
     unsupported::refuse(&[
-        ("ImageUri", code.image_uri.is_some()),
         ("SourceKMSKeyArn", code.source_kms_key_arn.as_ref().is_some_and(|arn| !arn.is_empty())),
         ("S3ObjectStorageMode REFERENCE", code.s3_object_storage_mode == Some(S3ObjectStorageMode::Reference)),
     ])?;
@@ -66,6 +92,38 @@ pub(crate) fn package_error(error: &PackageError) -> ApiError {
         PackageError::S3Unreachable { .. } | PackageError::Io { .. } => ErrorCode::ServiceException,
     };
     ApiError::new(code, error.to_string())
+}
+
+/// A refused or unavailable image in the API's terms, in AWS's words where it has such.
+pub(crate) fn image_error(uri: &str, fault: &ImageFault) -> ApiError {
+    let detail = &fault.reason;
+    match fault.kind {
+        ImageFaultKind::Name => {
+            invalid(format!("Source image {uri} is not valid. Provide a valid source image. {detail}"))
+        }
+        ImageFaultKind::Missing => {
+            invalid(format!("Source image {uri} does not exist. Provide a valid source image. {detail}"))
+        }
+        ImageFaultKind::Denied => ApiError::new(
+            ErrorCode::AccessDeniedException,
+            format!("Lambda does not have permission to access the ECR image. Check the ECR permissions. {detail}"),
+        ),
+        ImageFaultKind::Invalid => invalid(format!(
+            "The image manifest, config or layer media type for the source image {uri} is not supported. {detail}"
+        )),
+        ImageFaultKind::Unavailable => ApiError::new(ErrorCode::ServiceException, detail.clone()),
+    }
+}
+
+/// The same when it comes out later, in a function's state.
+pub(crate) fn image_failure(fault: ImageFault) -> Failure {
+    let code = match fault.kind {
+        ImageFaultKind::Name | ImageFaultKind::Invalid => FailureCode::InvalidImage,
+        ImageFaultKind::Missing => FailureCode::ImageDeleted,
+        ImageFaultKind::Denied => FailureCode::ImageAccessDenied,
+        ImageFaultKind::Unavailable => FailureCode::InternalError,
+    };
+    Failure { reason: fault.reason, code }
 }
 
 /// All code of an account in a region, as AWS counts it: every version's, shared or not.

@@ -1,10 +1,10 @@
 //! What a create or an update makes of a function's settings.
 
-use domain::{LogFormat, LoggingSettings};
+use domain::{ImageConfig, LogFormat, LoggingSettings};
 use lambda_api::ApiError;
 use lambda_api::types::{
-    Architecture, CreateFunctionRequest, Environment, LogFormat as WireLogFormat, LoggingConfig, TracingMode,
-    UpdateFunctionConfigurationRequest,
+    Architecture, CreateFunctionRequest, Environment, ImageConfig as WireImageConfig, LogFormat as WireLogFormat,
+    LoggingConfig, PackageType, TracingMode, UpdateFunctionConfigurationRequest,
 };
 
 use crate::record::Settings;
@@ -20,11 +20,16 @@ const MAX_LAYERS: usize = 5;
 /// CreateFunction's settings, with AWS's defaults; the runtime's version ARN is filled in by the caller.
 pub(crate) fn of_create(request: &CreateFunctionRequest, name: &str, region: &str) -> Result<Settings, ApiError> {
     unsupported::in_create(request)?;
-    let (Some(runtime), Some(handler)) = (&request.runtime, &request.handler) else {
+    let is_image = is_image(request);
+    if is_image {
+        no_zip_parameters(request.runtime.is_some(), request.handler.is_some(), request.layers.as_deref())?;
+    } else if request.runtime.is_none() || request.handler.is_none() {
         return Err(invalid(
             "Runtime and Handler are mandatory parameters for functions created with deployment packages.",
         ));
-    };
+    }
+    let image_config =
+        request.image_config.as_ref().map(|config| image_config(config, is_image)).transpose()?.flatten();
     check_layers(request.layers.as_deref(), region)?;
     let default_logging = LoggingSettings {
         format: LogFormat::Text,
@@ -35,9 +40,9 @@ pub(crate) fn of_create(request: &CreateFunctionRequest, name: &str, region: &st
     Ok(Settings {
         description: request.description.clone().unwrap_or_default(),
         role: request.role.clone(),
-        runtime: runtime.as_str().to_owned(),
+        runtime: request.runtime.as_ref().map(|runtime| runtime.as_str().to_owned()).unwrap_or_default(),
         runtime_version_arn: String::new(),
-        handler: handler.clone(),
+        handler: request.handler.clone().unwrap_or_default(),
         timeout: unsigned(request.timeout).unwrap_or(DEFAULT_TIMEOUT),
         memory: unsigned(request.memory_size).unwrap_or(DEFAULT_MEMORY),
         ephemeral: unsigned(request.ephemeral_storage.as_ref().map(|e| e.size)).unwrap_or(DEFAULT_EPHEMERAL),
@@ -46,16 +51,55 @@ pub(crate) fn of_create(request: &CreateFunctionRequest, name: &str, region: &st
         logging: logging(&default_logging, request.logging_config.as_ref())?,
         architecture: architecture(request.architectures.as_deref())?.unwrap_or_else(|| host_architecture().to_owned()),
         dead_letter: event_invoke::dead_letter(request.dead_letter_config.as_ref())?,
+        image_config,
     })
+}
+
+/// Whether the code is to be a container image.
+pub(crate) fn is_image(request: &CreateFunctionRequest) -> bool {
+    request.package_type == Some(PackageType::Image)
+}
+
+fn no_zip_parameters(runtime: bool, handler: bool, layers: Option<&[String]>) -> Result<(), ApiError> {
+    if runtime || handler || layers.is_some_and(|layers| !layers.is_empty()) {
+        return Err(invalid(
+            "Please don't provide Handler or Runtime or Layer when the intended function PackageType is Image.",
+        ));
+    }
+    Ok(())
+}
+
+/// Empty parts leave what the image says, and an `ImageConfig` of nothing else takes back one before.
+fn image_config(config: &WireImageConfig, is_image: bool) -> Result<Option<ImageConfig>, ApiError> {
+    let words = |words: &Option<Vec<String>>| words.clone().filter(|words| !words.is_empty());
+    let new = ImageConfig {
+        entry_point: words(&config.entry_point),
+        command: words(&config.command),
+        working_directory: config.working_directory.clone().filter(|directory| !directory.is_empty()),
+    };
+    let new = Some(new).filter(|new| *new != ImageConfig::default());
+    if new.is_some() && !is_image {
+        return Err(invalid("Please don't provide ImageConfig when the intended function PackageType is Zip."));
+    }
+    let all =
+        new.iter().flat_map(|new| new.entry_point.iter().chain(&new.command).flatten().chain(&new.working_directory));
+    if let Some(word) = all.into_iter().find(|word| word.contains('\0')) {
+        return Err(invalid(format!("ImageConfig: {word:?} has a zero byte, which no program's argument can have.")));
+    }
+    Ok(new)
 }
 
 /// UpdateFunctionConfiguration's settings: what the request leaves out stays.
 pub(crate) fn of_update(
     old: &Settings,
+    is_image: bool,
     request: &UpdateFunctionConfigurationRequest,
     region: &str,
 ) -> Result<Settings, ApiError> {
     unsupported::in_update(request)?;
+    if is_image {
+        no_zip_parameters(request.runtime.is_some(), request.handler.is_some(), request.layers.as_deref())?;
+    }
     check_layers(request.layers.as_deref(), region)?;
     let mut new = old.clone();
     replace(&mut new.description, request.description.clone());
@@ -73,6 +117,9 @@ pub(crate) fn of_update(
     }
     if request.dead_letter_config.is_some() {
         new.dead_letter = event_invoke::dead_letter(request.dead_letter_config.as_ref())?;
+    }
+    if let Some(config) = &request.image_config {
+        new.image_config = image_config(config, is_image)?;
     }
     new.logging = logging(&old.logging, request.logging_config.as_ref())?;
     Ok(new)

@@ -3,8 +3,8 @@
 
 use lambda_api::ApiError;
 use lambda_api::types::{
-    CreateFunctionRequest, FileSystemConfig, FunctionVersionLatestPublished, ImageConfig, PackageType, SnapStart,
-    SnapStartApplyOn, UpdateFunctionConfigurationRequest, VpcConfig,
+    CreateFunctionRequest, FileSystemConfig, FunctionVersionLatestPublished, SnapStart, SnapStartApplyOn,
+    UpdateFunctionConfigurationRequest, VpcConfig,
 };
 
 use crate::rules::invalid;
@@ -19,9 +19,6 @@ pub(crate) fn refuse(features: &[(&str, bool)]) -> Result<(), ApiError> {
 
 pub(crate) fn in_create(request: &CreateFunctionRequest) -> Result<(), ApiError> {
     refuse(&[
-        ("PackageType Image", request.package_type == Some(PackageType::Image)),
-        ("ImageUri", request.code.image_uri.is_some()),
-        ("ImageConfig", image(request.image_config.as_ref())),
         ("VpcConfig", vpc(request.vpc_config.as_ref())),
         ("FileSystemConfigs", file_systems(request.file_system_configs.as_deref())),
         ("KMSKeyArn", text(request.kms_key_arn.as_deref())),
@@ -38,7 +35,6 @@ pub(crate) fn in_create(request: &CreateFunctionRequest) -> Result<(), ApiError>
 
 pub(crate) fn in_update(request: &UpdateFunctionConfigurationRequest) -> Result<(), ApiError> {
     refuse(&[
-        ("ImageConfig", image(request.image_config.as_ref())),
         ("VpcConfig", vpc(request.vpc_config.as_ref())),
         ("FileSystemConfigs", file_systems(request.file_system_configs.as_deref())),
         ("KMSKeyArn", text(request.kms_key_arn.as_deref())),
@@ -57,10 +53,6 @@ pub(crate) fn publish_to(publish_to: Option<&FunctionVersionLatestPublished>) ->
 fn vpc(config: Option<&VpcConfig>) -> bool {
     let some = |ids: &Option<Vec<String>>| ids.as_ref().is_some_and(|ids| !ids.is_empty());
     config.is_some_and(|c| some(&c.subnet_ids) || some(&c.security_group_ids))
-}
-
-fn image(config: Option<&ImageConfig>) -> bool {
-    config.is_some_and(|c| *c != ImageConfig::default())
 }
 
 fn file_systems(configs: Option<&[FileSystemConfig]>) -> bool {

@@ -10,10 +10,15 @@ use super::event_source::EVENT_SOURCE;
 use super::{ControlPlane, Error, Inner, Task};
 use crate::catalog::{Effects, Entry};
 use crate::name::not_found;
-use crate::record::{ACCOUNT, FUNCTION, PACKAGE, VERSION, function_key};
+use crate::record::{ACCOUNT, FUNCTION, Failure, FailureCode, IMAGE, PACKAGE, Stored, VERSION, function_key};
+use crate::rules::code;
 
 /// How long a package stays after its last use: an invocation that was resolved to it before must find it still.
 const GRACE: Duration = Duration::from_secs(60);
+
+/// The same of a container image, which sandboxes run on: longer than the longest invocation, 15 minutes, and the end of
+/// its sandbox.
+const IMAGE_GRACE: Duration = Duration::from_secs(20 * 60);
 
 /// How often unused packages are looked for.
 const COLLECT_EVERY: Duration = Duration::from_secs(30);
@@ -40,7 +45,7 @@ pub(super) async fn start(inner: &Arc<Inner>) -> Result<(), Error> {
     inner.load().await?;
     // No sandbox is older than this process, so what is unused now was so long enough.
     inner.drop_unreferenced().await?;
-    inner.collect(Duration::ZERO).await;
+    inner.collect(|_| Duration::ZERO).await;
     let follower = Task(tokio::spawn(follow(Arc::downgrade(inner), changes)));
     let collector = Task(tokio::spawn(collect(Arc::downgrade(inner))));
     inner.tasks.lock().extend([follower, collector]);
@@ -74,18 +79,26 @@ async fn follow(inner: Weak<Inner>, mut changes: Changes) {
     }
 }
 
+fn grace(stored: &Stored) -> Duration {
+    match stored {
+        Stored::Package(_) => GRACE,
+        Stored::Image(_) => IMAGE_GRACE,
+    }
+}
+
 async fn collect(inner: Weak<Inner>) {
     loop {
         tokio::time::sleep(COLLECT_EVERY).await;
         let Some(inner) = inner.upgrade() else { return };
-        inner.collect(GRACE).await;
+        inner.collect(grace).await;
     }
 }
 
 impl ControlPlane {
-    /// Removes the packages that no function has used for a minute. Happens by itself twice a minute.
+    /// Removes the packages that no function has used for a minute, and the images that none has for 20. Happens by itself
+    /// twice a minute.
     pub async fn remove_unused_packages(&self) {
-        self.inner.collect(GRACE).await;
+        self.inner.collect(grace).await;
     }
 }
 
@@ -118,7 +131,7 @@ impl Inner {
         }
         if !effects.dropped.is_empty() {
             let now = self.clock.monotonic();
-            self.dropped.lock().extend(effects.dropped.into_iter().map(|sha256| (sha256, now)));
+            self.dropped.lock().extend(effects.dropped.into_iter().map(|stored| (stored, now)));
         }
         for entry in effects.settling {
             self.start_settling(&entry);
@@ -134,10 +147,17 @@ impl Inner {
             return;
         }
         let busy = Busy::new(&self.busy);
-        let (runtimes, runtime) = (Arc::clone(&self.runtimes), latest.settings.runtime.clone());
+        let (runtimes, images) = (Arc::clone(&self.runtimes), Arc::clone(&self.images));
+        let (runtime, image) = (latest.settings.runtime.clone(), latest.code.image.clone());
         let inner = Arc::downgrade(self);
         tokio::spawn(async move {
-            let result = runtimes.ensure(&runtime).await;
+            let result = match image {
+                Some(image) => images.ensure(&image).await.map_err(code::image_failure),
+                None => runtimes
+                    .ensure(&runtime)
+                    .await
+                    .map_err(|reason| Failure { reason, code: FailureCode::InvalidRuntime }),
+            };
             // It may take minutes. Who ended the control plane meanwhile leaves the rest to the next start.
             let Some(inner) = inner.upgrade() else { return };
             inner.settle(step, result).await;
@@ -158,9 +178,9 @@ impl Inner {
         }
     }
 
-    async fn settle(&self, step: (String, String), result: Result<(), String>) {
-        if let Err(reason) = &result {
-            tracing::warn!(function = step.0, reason, "the runtime is not ready");
+    async fn settle(&self, step: (String, String), result: Result<(), Failure>) {
+        if let Err(Failure { reason, .. }) = &result {
+            tracing::warn!(function = step.0, reason, "the runtime or the image is not ready");
         }
         // From here on a new change starts a step of its own; one too many does nothing.
         self.settling.lock().remove(&step);
@@ -181,39 +201,45 @@ impl Inner {
         }
     }
 
-    /// Finds the packages that an earlier process stored or dropped and then did not get to remove.
+    /// Finds the packages and images that an earlier process stored or dropped and then did not get to remove.
     async fn drop_unreferenced(&self) -> Result<(), StoreError> {
-        let packages = self.store.scan(PACKAGE, "").await?;
-        let unused = packages.records.into_iter().filter(|(sha256, _)| !self.catalog.uses(sha256));
-        self.dropped.lock().extend(unused.map(|(sha256, _)| (sha256, Duration::ZERO)));
+        let packages = self.store.scan(PACKAGE, "").await?.records.into_iter().map(|(key, _)| Stored::Package(key));
+        let images = self.store.scan(IMAGE, "").await?.records.into_iter().map(|(key, _)| Stored::Image(key));
+        let unused = packages.chain(images).filter(|stored| !self.catalog.uses(stored));
+        self.dropped.lock().extend(unused.map(|stored| (stored, Duration::ZERO)));
         Ok(())
     }
 
-    /// Removes the packages that were dropped at least `grace` ago and that nothing uses.
-    async fn collect(&self, grace: Duration) {
+    /// Removes the packages and images that were dropped at least `grace` ago and that nothing uses.
+    async fn collect(&self, grace: impl Fn(&Stored) -> Duration) {
         let now = self.clock.monotonic();
-        let due: Vec<String> = {
+        let due: Vec<Stored> = {
             let dropped = self.dropped.lock();
-            let old = dropped.iter().filter(|(_, since)| now.saturating_sub(**since) >= grace);
-            old.map(|(sha256, _)| sha256.clone()).collect()
+            let old = dropped.iter().filter(|(stored, since)| now.saturating_sub(**since) >= grace(stored));
+            old.map(|(stored, _)| stored.clone()).collect()
         };
-        for sha256 in due {
+        for stored in due {
             // Somebody is storing code, maybe this very package again.
             let Ok(_alone) = self.package_gate.try_write() else { return };
-            if !self.catalog.uses(&sha256)
-                && let Err(error) = self.remove_package(&sha256).await
+            if !self.catalog.uses(&stored)
+                && let Err(error) = self.remove(&stored).await
             {
-                tracing::warn!(sha256, %error, "remove an unused package; trying again later");
+                let (kind, key) = stored.record();
+                tracing::warn!(key, %error, "remove an unused {kind}; trying again later");
                 continue;
             }
-            self.dropped.lock().remove(&sha256);
+            self.dropped.lock().remove(&stored);
         }
     }
 
-    /// The package first: should the process end between the two, the record still leads to it.
-    async fn remove_package(&self, sha256: &str) -> Result<(), String> {
-        self.packages.remove(sha256).await.map_err(|error| error.to_string())?;
-        self.store.commit(vec![Op::delete(PACKAGE, sha256)]).await.map_err(|error| error.to_string())?;
+    /// The package or image first: should the process end between the two, the record still leads to it.
+    async fn remove(&self, stored: &Stored) -> Result<(), String> {
+        match stored {
+            Stored::Package(sha256) => self.packages.remove(sha256).await.map_err(|error| error.to_string())?,
+            Stored::Image(digest) => self.images.remove(digest).await?,
+        }
+        let (kind, key) = stored.record();
+        self.store.commit(vec![Op::delete(kind, key)]).await.map_err(|error| error.to_string())?;
         Ok(())
     }
 }

@@ -18,7 +18,7 @@ use crate::function::{Function, New};
 use crate::name::{Caller, Target, check_bare_name, is_alias, not_found, version_number};
 use crate::page::page;
 use crate::record::{
-    ACCOUNT, AccountRecord, DELETED, DeletedRecord, FUNCTION, LATEST, PACKAGE, Settings, VERSION, Version, account_key,
+    ACCOUNT, AccountRecord, DELETED, DeletedRecord, FUNCTION, LATEST, Settings, Stored, VERSION, Version, account_key,
     from_bytes, function_key, to_bytes, version_key,
 };
 use crate::rules::{code, invalid, settings, tags, unsupported};
@@ -35,15 +35,18 @@ impl ControlPlane {
         check_bare_name(&request.function_name)?;
         let arn = Target::own(caller, "CreateFunction", &request.function_name, None)?.arn;
         let mut settings = settings::of_create(&request, &arn.name, &arn.region)?;
-        inner.fill_runtime(&mut settings, &arn)?;
+        let is_image = settings::is_image(&request);
+        if !is_image {
+            inner.fill_runtime(&mut settings, &arn)?;
+        }
         let tags = request.tags.clone().unwrap_or_default();
         tags::check(&tags)?;
         if inner.catalog.function(&function_key(&arn)).is_some() {
             return Err(already_exists(&arn));
         }
-        let source = code::of_create(&request.code)?;
+        let source = code::of_create(&request.code, is_image)?;
         let _storing = inner.package_gate.read().await;
-        let code = inner.store_package(source, &arn).await?;
+        let code = inner.store_code(source, &arn).await?;
         let new = New { arn, settings, code, tags, next_version: 1 };
         inner.create(new, request.publish == Some(true)).await
     }
@@ -61,9 +64,16 @@ impl ControlPlane {
         let reserved = self.inner.reserved(&function.arn);
         Ok(GetFunctionResponse {
             configuration: Some(view::configuration(&function.arn, target.qualifier.as_deref(), version)),
-            code: Some(FunctionCodeLocation {
-                repository_type: Some("S3".to_owned()),
-                ..FunctionCodeLocation::default()
+            code: Some(match &version.code.image {
+                Some(image) => FunctionCodeLocation {
+                    repository_type: Some("ECR".to_owned()),
+                    image_uri: Some(image.uri.clone()),
+                    resolved_image_uri: Some(image.resolved_uri.clone()),
+                    ..FunctionCodeLocation::default()
+                },
+                None => {
+                    FunctionCodeLocation { repository_type: Some("S3".to_owned()), ..FunctionCodeLocation::default() }
+                }
             }),
             tags: Some(function.record.tags.clone()).filter(|tags| !tags.is_empty()),
             tags_error: None,
@@ -116,7 +126,7 @@ impl ControlPlane {
         let inner = &*self.inner;
         let arn = Target::unqualified(caller, "UpdateFunctionCode", &request.function_name)?;
         let entry = inner.function_of(&arn)?;
-        let source = code::of_update(&request)?;
+        let source = code::of_update(&request, entry.function.record.latest.code.image.is_some())?;
         unsupported::publish_to(request.publish_to.as_ref())?;
         let architecture = settings::architecture(request.architectures.as_deref())?;
         let ready = |function: &Function| {
@@ -126,7 +136,7 @@ impl ControlPlane {
         // Before a long upload from S3; and again when it comes to it.
         ready(&entry.function)?;
         let _storing = inner.package_gate.read().await;
-        let code = inner.store_package(source, &arn).await?;
+        let code = inner.store_code(source, &arn).await?;
 
         let rule = |function: &mut Function, stamp: &mut crate::function::Stamp<'_>| {
             ready(function)?;
@@ -162,7 +172,8 @@ impl ControlPlane {
                 || not_found(&arn),
                 |function, stamp| {
                     let latest = &function.record.latest;
-                    let mut settings = settings::of_update(&latest.settings, &request, &arn.region)?;
+                    let mut settings =
+                        settings::of_update(&latest.settings, latest.code.image.is_some(), &request, &arn.region)?;
                     if request.runtime.is_some() {
                         inner.fill_runtime(&mut settings, &arn)?;
                     }
@@ -247,20 +258,27 @@ impl Inner {
         Ok(())
     }
 
-    /// Puts a package into storage. The caller holds the package gate until a function refers to it; if none ever does,
+    /// Puts a package into storage, or finds out which image is meant. The caller holds the package gate until a function refers to it; if none ever does,
     /// it is removed later.
-    async fn store_package(&self, source: code::Source, arn: &FunctionArn) -> Result<CodeRef, ApiError> {
+    async fn store_code(&self, source: code::Source, arn: &FunctionArn) -> Result<CodeRef, ApiError> {
         let stored = match source {
             code::Source::Zip(zip) => self.packages.ingest(zip).await,
             code::Source::S3 { bucket, key, version } => {
                 self.packages.ingest_s3(&bucket, &key, version.as_deref()).await
             }
+            code::Source::Image(uri) => {
+                let resolved = self.images.resolve(&uri).await.map_err(|fault| code::image_error(&uri, &fault))?;
+                let sha256 = resolved.digest.rsplit(':').next().unwrap_or_default().to_owned();
+                Ok(CodeRef { sha256, size: 0, image: Some(resolved) })
+            }
         };
         let code = stored.map_err(|error| code::package_error(&error))?;
         // So that it is found, and removed, should no function ever refer to it.
-        let record = Op::put(PACKAGE, code.sha256.clone(), &b"{}"[..]);
+        let stored = Stored::of(&code);
+        let (kind, key) = stored.record();
+        let record = Op::put(kind, key, &b"{}"[..]);
         self.store.commit(vec![record]).await.map_err(|error| service_error(&error))?;
-        self.dropped.lock().insert(code.sha256.clone(), self.clock.monotonic());
+        self.dropped.lock().insert(stored, self.clock.monotonic());
         let prefix = format!("{}/", account_key(arn.account.as_str(), &arn.region));
         code::check_total(self.code_size(&prefix), code.size, self.config.total_code_size)?;
         Ok(code)

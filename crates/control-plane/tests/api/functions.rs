@@ -256,7 +256,6 @@ async fn what_emberbox_lacks_is_refused_by_name() {
                 ..function("f")
             },
         ),
-        ("PackageType Image", CreateFunctionRequest { package_type: Some(PackageType::Image), ..function("f") }),
         ("KMSKeyArn", CreateFunctionRequest { kms_key_arn: arn(), ..function("f") }),
         (
             "SnapStart",

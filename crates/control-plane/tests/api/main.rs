@@ -7,6 +7,7 @@ mod durability;
 mod event_invoke;
 mod event_source;
 mod functions;
+mod images;
 mod permissions;
 mod resolving;
 mod support;

@@ -1,14 +1,14 @@
 //! A control plane in a directory of its own, and helpers to compare with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use control_plane::{Caller, Config, ControlPlane, RuntimeCatalog};
-use domain::{AccountId, SystemClock};
+use control_plane::{Caller, Config, ControlPlane, ImageCatalog, ImageFault, ImageFaultKind, RuntimeCatalog};
+use domain::{AccountId, ImageRef, SystemClock};
 use lambda_api::types::*;
 use lambda_api::{ApiError, ErrorCode};
 use packages::{Limits, Packages};
@@ -43,11 +43,48 @@ impl RuntimeCatalog for Runtimes {
     }
 }
 
+/// Images by the digit that their digests consist of: `registry/app:1` is `1…1`, and so on. 8 is gone when it is to be
+/// pulled, and 9 was never there.
+#[derive(Default)]
+pub struct Images {
+    pub pulled: parking_lot::Mutex<BTreeSet<String>>,
+}
+
+#[async_trait]
+impl ImageCatalog for Images {
+    async fn resolve(&self, uri: &str) -> Result<ImageRef, ImageFault> {
+        let fault = |kind| ImageFault { kind, reason: format!("as {uri} is") };
+        let Some((name, tag)) = uri.split_once(':') else { return Err(fault(ImageFaultKind::Name)) };
+        match tag {
+            "9" => Err(fault(ImageFaultKind::Missing)),
+            "secret" => Err(fault(ImageFaultKind::Denied)),
+            tag => {
+                let digest = format!("sha256:{}", tag.repeat(64));
+                Ok(ImageRef { uri: uri.into(), resolved_uri: format!("{name}@{digest}"), digest })
+            }
+        }
+    }
+
+    async fn ensure(&self, image: &ImageRef) -> Result<(), ImageFault> {
+        if image.digest.ends_with('8') {
+            return Err(ImageFault { kind: ImageFaultKind::Missing, reason: "gone".into() });
+        }
+        self.pulled.lock().insert(image.digest.clone());
+        Ok(())
+    }
+
+    async fn remove(&self, digest: &str) -> Result<(), String> {
+        self.pulled.lock().remove(digest);
+        Ok(())
+    }
+}
+
 pub struct World {
     pub dir: PathBuf,
     _owned: Option<tempfile::TempDir>,
     pub store: Arc<SqliteStore>,
     pub runtimes: Arc<Runtimes>,
+    pub images: Arc<Images>,
     pub plane: ControlPlane,
 }
 
@@ -62,6 +99,10 @@ impl World {
     }
 
     pub async fn in_dir(dir: &Path, config: Config) -> Self {
+        Self::over(dir, config, BTreeSet::new()).await
+    }
+
+    async fn over(dir: &Path, config: Config, pulled: BTreeSet<String>) -> Self {
         let store = Arc::new(SqliteStore::open(dir.join("metadata.db")).await.unwrap());
         let packages = Packages::open(packages::Config {
             dir: dir.join("packages"),
@@ -72,16 +113,23 @@ impl World {
         .unwrap();
         let runtimes = Arc::new(Runtimes { open: watch::Sender::new(true), broken: watch::Sender::new(false) });
         let clock = Arc::new(SystemClock::default());
-        let plane = ControlPlane::open(config, store.clone(), packages, runtimes.clone(), clock).await.unwrap();
-        Self { dir: dir.to_owned(), _owned: None, store, runtimes, plane }
+        let images = Arc::new(Images { pulled: parking_lot::Mutex::new(pulled) });
+        let plane = ControlPlane::open(config, store.clone(), packages, runtimes.clone(), images.clone(), clock);
+        let plane = plane.await.unwrap();
+        Self { dir: dir.to_owned(), _owned: None, store, runtimes, images, plane }
     }
 
     /// Ends this process' control plane as a crash would, and starts the next one.
     pub async fn restart(self) -> Self {
+        self.restart_with(BTreeSet::new()).await
+    }
+
+    /// The same, with these images there.
+    pub async fn restart_with(self, pulled: BTreeSet<String>) -> Self {
         let Self { dir, _owned, store, plane, .. } = self;
         drop(plane);
         store.close().await;
-        let world = Self::in_dir(&dir, Config::default()).await;
+        let world = Self::over(&dir, Config::default(), pulled).await;
         Self { _owned, ..world }
     }
 

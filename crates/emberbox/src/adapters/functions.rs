@@ -234,7 +234,9 @@ impl Functions {
         let input = decode::<operations::GetFunction>(call.routed, call.query, call.headers, call.body)?;
         let mut output = self.0.get_function(&caller(call.caller), input).await?;
         let sha256 = output.configuration.as_ref().and_then(|c| c.code_sha256.clone());
-        if let (Some(code), Some(sha256)) = (&mut output.code, sha256) {
+        if let (Some(code), Some(sha256)) = (&mut output.code, sha256)
+            && code.image_uri.is_none()
+        {
             code.location = (call.code_url)(&sha256);
         }
         Ok(encode::<operations::GetFunction>(&output))

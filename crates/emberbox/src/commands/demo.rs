@@ -182,7 +182,7 @@ impl Typed<'_> {
             Cli::try_parse_from(std::iter::once("emberbox").chain(line.split(' '))).context("a command of the demo")?;
         let code = match cli.command {
             Command::Deploy(mut args) => {
-                args.path = self.samples.join(args.path);
+                args.path = args.path.map(|path| self.samples.join(path));
                 deploy::run(self.client, args).await?
             }
             Command::Invoke(args) => invoke::run(self.client, args).await?,

@@ -11,7 +11,7 @@ use lambda_api::operations::{
 };
 use lambda_api::types::{
     CreateFunctionRequest, Environment, FunctionCode, FunctionConfiguration, GetFunctionConfigurationRequest,
-    UpdateFunctionCodeRequest, UpdateFunctionConfigurationRequest,
+    PackageType, UpdateFunctionCodeRequest, UpdateFunctionConfigurationRequest,
 };
 
 use super::{print, print_json, runtime};
@@ -46,7 +46,12 @@ struct Current<'a> {
 
 /// `emberbox deploy`
 pub async fn run(client: &Client, args: Deploy) -> Result<ExitCode> {
-    let package = package::read(&args.path)?;
+    if let Some(uri) = image(&args)? {
+        return deploy_image(client, &args, &uri).await;
+    }
+    // The command line has one of the two.
+    let path = args.path.clone().unwrap_or_default();
+    let package = package::read(&path)?;
     let existing = configuration(client, &args.name).await?;
     let current = existing.as_ref().and_then(|c| c.runtime.as_ref()).map(ToString::to_string);
     let guessed = package::guess(&package, args.runtime.as_deref().and_then(Language::of_runtime));
@@ -62,6 +67,10 @@ pub async fn run(client: &Client, args: Deploy) -> Result<ExitCode> {
         None => create(client, &args, &choice, zip).await?,
         Some(existing) => update(client, &args, &choice, &existing, zip).await?,
     };
+    show(&args, done)
+}
+
+fn show(args: &Deploy, done: FunctionConfiguration) -> Result<ExitCode> {
     if args.json {
         print_json(&done)?;
     } else {
@@ -70,6 +79,94 @@ pub async fn run(client: &Client, args: Deploy) -> Result<ExitCode> {
         eprintln!("Invoke it: {}", ui::bold(&format!("emberbox invoke {} '{{\"key\": \"value\"}}' --tail", args.name)));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The container image that is meant, if one is: what is here is a path, whatever else its name could be.
+fn image(args: &Deploy) -> Result<Option<String>> {
+    if args.image.is_some() {
+        return Ok(args.image.clone());
+    }
+    let Some(path) = args.path.as_ref().filter(|path| !path.exists()) else { return Ok(None) };
+    let Some(name) = path.to_str().filter(|name| is_image(name)) else { return Ok(None) };
+    if args.runtime.is_some() || args.handler.is_some() {
+        bail!("{name} is a container image, which has no --runtime and no --handler: its entry point is in the image");
+    }
+    Ok(Some(name.to_owned()))
+}
+
+/// Whether it is `REGISTRY/REPOSITORY...`: the first component has a dot or a port, or is localhost. That a file is meant
+/// which is not there is likelier where it looks like one of ours.
+fn is_image(name: &str) -> bool {
+    let Some((registry, repository)) = name.split_once('/') else { return false };
+    let host = !registry.starts_with('.') && (registry.contains(['.', ':']) || registry == "localhost");
+    host && !repository.is_empty() && ![".zip", ".py", ".js", ".mjs"].iter().any(|end| name.ends_with(end))
+}
+
+async fn deploy_image(client: &Client, args: &Deploy, uri: &str) -> Result<ExitCode> {
+    let existing = configuration(client, &args.name).await?;
+    let name = args.name.clone();
+    let done = match existing {
+        None => {
+            let request = CreateFunctionRequest {
+                function_name: name,
+                package_type: Some(PackageType::Image),
+                role: args.role.clone().unwrap_or_else(|| NO_ROLE.to_owned()),
+                code: FunctionCode { image_uri: Some(uri.to_owned()), ..Default::default() },
+                memory_size: args.memory,
+                timeout: args.timeout,
+                environment: environment(&args.env),
+                ..Default::default()
+            };
+            client.call::<CreateFunction>(&request).await?;
+            let done = settled(client, &args.name).await?;
+            eprintln!("Created {}.", args.name);
+            done
+        }
+        Some(existing) => {
+            let request = UpdateFunctionCodeRequest {
+                function_name: name,
+                image_uri: Some(uri.to_owned()),
+                ..Default::default()
+            };
+            let code = client.call::<UpdateFunctionCode>(&request).await?;
+            let done = settled(client, &args.name).await?;
+            let done = configure(client, args, None, &existing).await?.unwrap_or(done);
+            updated(args, code.code_sha256 == existing.code_sha256);
+            done
+        }
+    };
+    show(args, done)
+}
+
+/// Changes what the command line asks to be another; none if there is nothing.
+async fn configure(
+    client: &Client,
+    args: &Deploy,
+    choice: Option<&Choice>,
+    existing: &FunctionConfiguration,
+) -> Result<Option<FunctionConfiguration>> {
+    let runtime = existing.runtime.as_ref().map(ToString::to_string);
+    let changed = |new: Option<i32>, old: Option<i32>| new.filter(|new| Some(*new) != old);
+    let request = UpdateFunctionConfigurationRequest {
+        function_name: args.name.clone(),
+        runtime: choice.map(|c| &c.runtime).filter(|new| runtime.as_ref() != Some(new)).map(|new| new.as_str().into()),
+        handler: choice.map(|c| &c.handler).filter(|new| existing.handler.as_ref() != Some(new)).cloned(),
+        memory_size: changed(args.memory, existing.memory_size),
+        timeout: changed(args.timeout, existing.timeout),
+        environment: environment(&args.env),
+        role: args.role.clone().filter(|role| existing.role.as_ref() != Some(role)),
+        ..Default::default()
+    };
+    let untouched = UpdateFunctionConfigurationRequest { function_name: args.name.clone(), ..Default::default() };
+    if request == untouched {
+        return Ok(None);
+    }
+    client.call::<UpdateFunctionConfiguration>(&request).await?;
+    settled(client, &args.name).await.map(Some)
+}
+
+fn updated(args: &Deploy, same_code: bool) {
+    eprintln!("Updated {}{}.", args.name, if same_code { " (its code is the same as before)" } else { "" });
 }
 
 /// The function's configuration, if it exists.
@@ -114,7 +211,7 @@ fn choose(
         (None, None, None) => bail!(
             "cannot guess the runtime of {}: at its top there is no `bootstrap`, no Python file with `def handler(event, context)`, \
              and no index.js or index.mjs that exports `handler`. Say it with --runtime and --handler",
-            args.path.display()
+            args.path.clone().unwrap_or_default().display()
         ),
     };
     let handler = match (&args.handler, &guessed) {
@@ -124,7 +221,7 @@ fn choose(
         (None, None) if language == Some(Language::Custom) => "bootstrap".to_owned(),
         (None, None) => bail!(
             "cannot guess the handler: found no function `handler` at the top of {}. Say it with --handler file.function",
-            args.path.display()
+            args.path.clone().unwrap_or_default().display()
         ),
     };
     let guesses = [
@@ -156,7 +253,7 @@ fn with_requirements(package: Package, args: &Deploy, runtime: &str) -> Result<P
     let wanted = files.contains_key("requirements.txt") && Language::of_runtime(runtime) == Some(Language::Python);
     if wanted && !installed && !args.no_install {
         let spinner = ui::spinner("installing what requirements.txt asks for");
-        let added = package::install_requirements(&args.path, runtime)?;
+        let added = package::install_requirements(&args.path.clone().unwrap_or_default(), runtime)?;
         spinner.finish_and_clear();
         eprintln!("Added with pip, as requirements.txt asks: {}.", installed_packages(&added).join(", "));
         let own = std::mem::take(&mut files);
@@ -222,26 +319,9 @@ async fn update(
     let bar = ui::bytes_bar("uploading", 0);
     let code = client.upload::<UpdateFunctionCode>(&request, &bar).await?;
     bar.finish_and_clear();
-    let mut done = settled(client, &args.name).await?;
-    let runtime = existing.runtime.as_ref().map(ToString::to_string);
-    let changed = |new: Option<i32>, old: Option<i32>| new.filter(|new| Some(*new) != old);
-    let request = UpdateFunctionConfigurationRequest {
-        function_name: args.name.clone(),
-        runtime: (runtime.as_deref() != Some(&choice.runtime)).then(|| choice.runtime.as_str().into()),
-        handler: (existing.handler.as_deref() != Some(&choice.handler)).then(|| choice.handler.clone()),
-        memory_size: changed(args.memory, existing.memory_size),
-        timeout: changed(args.timeout, existing.timeout),
-        environment: environment(&args.env),
-        role: args.role.clone().filter(|role| existing.role.as_ref() != Some(role)),
-        ..Default::default()
-    };
-    let untouched = UpdateFunctionConfigurationRequest { function_name: args.name.clone(), ..Default::default() };
-    if request != untouched {
-        client.call::<UpdateFunctionConfiguration>(&request).await?;
-        done = settled(client, &args.name).await?;
-    }
-    let same_code = code.code_sha256 == existing.code_sha256;
-    eprintln!("Updated {}{}.", args.name, if same_code { " (its code is the same as before)" } else { "" });
+    let done = settled(client, &args.name).await?;
+    let done = configure(client, args, Some(choice), existing).await?.unwrap_or(done);
+    updated(args, code.code_sha256 == existing.code_sha256);
     Ok(done)
 }
 
@@ -354,6 +434,16 @@ mod tests {
             ("other.run", false),
         ] {
             assert_eq!(has_handler(&package, handler), there, "{handler}");
+        }
+    }
+
+    #[test]
+    fn an_image_is_known_by_its_registry() {
+        for name in ["localhost:5000/app:1", "ghcr.io/a/b", "127.0.0.1:5000/a@sha256:0"] {
+            assert!(is_image(name), "{name}");
+        }
+        for name in ["app", "./a.b/c", "../a", "dir/app", "a.b/", "v1.2/app.zip", "my.app/index.py"] {
+            assert!(!is_image(name), "{name}");
         }
     }
 

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use images::kernel::{self, Built};
+#[cfg(feature = "oci")]
+use images::oci::Access;
 use images::oci::Layout;
 use images::{Debian, Options, Source};
 use serde_json::json;
@@ -67,7 +69,8 @@ impl From {
             Self::Registry(remote) => {
                 let (_, dir) = local.open()?;
                 let cache = dir.join("oci");
-                let pull = images::oci::pull(&remote, &cache, Options::default().limits, progress);
+                let access = Access::default();
+                let pull = images::oci::pull(&remote, &access, &cache, &[], Options::default().limits, progress);
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 Ok(Source::Oci(runtime.context("start the async runtime")?.block_on(pull)?))
             }

@@ -58,6 +58,33 @@ pub fn packages(config: &Config, dir: &Path) -> packages::Config {
     packages::Config { dir: dir.join("packages"), limits: packages::Limits::default(), s3, owner: None }
 }
 
+/// How long a container image may take to come.
+#[cfg(feature = "oci")]
+const PULL_LIMIT: std::time::Duration = std::time::Duration::from_secs(20 * 60);
+
+/// For the container images of functions. Reads the files with the registries' passwords.
+#[cfg(feature = "oci")]
+pub fn images(config: &Config, dir: &Path) -> Result<images::oci::StoreConfig> {
+    let mut registries = std::collections::BTreeMap::new();
+    for registry in &config.registries {
+        let credentials = match (&registry.username, &registry.password_file) {
+            (Some(username), Some(path)) => {
+                let password = fs::read_to_string(path).with_context(|| {
+                    format!("read the password of the registry {} from {}", registry.host, path.display())
+                })?;
+                let password = password.trim_end_matches(['\r', '\n']).to_owned();
+                Some(images::oci::Login { username: username.clone(), password })
+            }
+            _ => None,
+        };
+        // Docker Hub's names are not where it is.
+        let host = if registry.host == "docker.io" { "index.docker.io" } else { &registry.host };
+        registries.insert(host.to_owned(), images::oci::Access { credentials, plain_http: registry.plain_http });
+    }
+    let (dir, limits) = (dir.join("function-images"), images::Limits::default());
+    Ok(images::oci::StoreConfig { dir, limits, pull_limit: PULL_LIMIT, registries })
+}
+
 /// For the runtimes.
 pub fn runtimes(config: &Config, dir: &Path) -> runtimes::Config {
     runtimes::Config {

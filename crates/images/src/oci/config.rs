@@ -1,9 +1,10 @@
 //! How a container image wants to be started.
 
 use oci_spec::image::ImageConfiguration;
+use serde::{Deserialize, Serialize};
 
 /// What stands in the image's configuration for its first process. Nothing of it is used to make an image.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Config {
     /// `Entrypoint`: program and first arguments; empty where there is none.
     pub entrypoint: Vec<String>,

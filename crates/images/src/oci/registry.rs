@@ -5,42 +5,49 @@
 
 mod cache;
 mod failure;
+mod http;
 
 use std::fmt;
 use std::io::Write as _;
-use std::net::IpAddr;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
 
 use futures::StreamExt as _;
-use oci_client::client::{Client, ClientConfig, ClientProtocol};
-use oci_client::secrets::RegistryAuth;
-use oci_client::{Reference, errors::OciDistributionError};
+use oci_spec::distribution::{ParseError, Reference};
 use oci_spec::image::{Descriptor, Digest, ImageManifest, MediaType};
-use sha2::Digest as _;
+use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
 
 use self::cache::Cache;
+use self::failure::Problem;
+use self::http::Http;
 use super::media::{self, Document};
 use super::{Layout, Pick, blob, layout};
 use crate::Limits;
-use crate::error::{ImageError, at};
+use crate::error::{ImageError, Refusal, at};
 
-const CONNECT: Duration = Duration::from_secs(10);
+/// How a registry is spoken to. By default anonymously, and by HTTPS unless it is on this machine.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Access {
+    /// For the registry, or for what gives tokens for it.
+    pub credentials: Option<Login>,
+    /// Plain HTTP, which anybody between can read and change.
+    pub plain_http: bool,
+}
 
-/// Between two pieces of an answer.
-const READ: Duration = Duration::from_secs(30);
+/// A user of a registry.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Login {
+    /// Name.
+    pub username: String,
+    /// Password or token.
+    pub password: String,
+}
 
-/// For all of an index or a manifest.
-const DOCUMENT: Duration = Duration::from_secs(60);
-
-/// Which documents a tag may lead to.
-const ACCEPTED: &[&str] = &[
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-];
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login").field("username", &self.username).finish_non_exhaustive()
+    }
+}
 
 /// An image in a registry: `REGISTRY/REPOSITORY`, with `:TAG` (`latest` where it is missing) or `@DIGEST`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -63,23 +70,33 @@ impl Remote {
         if !Self::is_named_by(text) {
             return Err(refused("an image in a registry is REGISTRY/REPOSITORY[:TAG|@DIGEST], in full".to_owned()));
         }
-        let reference: Reference = text.parse().map_err(|error: oci_client::ParseError| refused(error.to_string()))?;
+        let reference: Reference = text.parse().map_err(|error: ParseError| refused(error.to_string()))?;
         if reference.digest().is_some_and(|digest| !digest.starts_with("sha256:")) {
             return Err(refused("only digests by sha256 are supported".to_owned()));
         }
         Ok(Self { reference })
     }
 
-    fn registry(&self) -> &str {
+    /// Host, and port if there is one, of the registry.
+    pub fn registry(&self) -> &str {
         self.reference.resolve_registry()
     }
 
-    /// Whether the registry is on this machine: only there is plain HTTP spoken, which anybody between could change.
+    fn repository(&self) -> &str {
+        self.reference.repository()
+    }
+
+    /// The same repository's image of this digest.
+    pub fn at(&self, digest: &str) -> Self {
+        let (registry, repository) = (self.reference.registry().to_owned(), self.repository().to_owned());
+        Self { reference: Reference::with_digest(registry, repository, digest.to_owned()) }
+    }
+
+    /// Whether the registry is on this machine: only there is plain HTTP spoken unasked.
     fn is_here(&self) -> bool {
         let registry = self.registry();
-        let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+        let port = registry.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+        http::is_loopback(port.map_or(registry, |(host, _)| host))
     }
 }
 
@@ -89,21 +106,40 @@ impl fmt::Display for Remote {
     }
 }
 
+/// What the tag leads to now: the digest of an index or a manifest. Nothing is kept. Must run within tokio.
+pub async fn resolve(remote: &Remote, access: &Access) -> Result<String, ImageError> {
+    let http = Http::new(remote, access).map_err(|problem| no_client(remote, problem))?;
+    let reference = remote.reference.digest().or_else(|| remote.reference.tag()).unwrap_or_default();
+    let bytes = match http.manifest(reference).await {
+        Ok(bytes) => bytes,
+        Err(problem) => return Err(failure::explain(&http, remote, problem).await),
+    };
+    let invalid = |reason| failure::failed(remote, Refusal::Invalid, reason);
+    media_type(&bytes).map_err(invalid)?;
+    let digest = sha256(&bytes).to_string();
+    match remote.reference.digest() {
+        Some(wanted) if wanted != digest => Err(invalid(format!("the registry sent something else: {digest}"))),
+        _ => Ok(digest),
+    }
+}
+
 /// Pulls the image for this machine into the layout `cache`, which is made where it is missing; one pull at a time, others
 /// wait. Gives what [`build`](crate::build()) takes.
 ///
-/// Asks anonymously, also for a token where the registry wants one. Every digest is checked before a blob gets its name.
-/// Nothing is ever removed from the cache. Must run within tokio.
+/// Every digest is checked before a blob gets its name; `siblings` are layouts whose blobs are linked instead of pulled, and
+/// checked when they are read. Nothing is ever removed from the cache. Must run within tokio.
 pub async fn pull(
     remote: &Remote,
+    access: &Access,
     cache: &Path,
+    siblings: &[PathBuf],
     limits: Limits,
     progress: &(dyn Fn(&str) + Sync),
 ) -> Result<Layout, ImageError> {
     let cache = Cache::open(cache, progress).await?;
-    let puller = Puller::new(remote, &cache)?;
+    let http = Http::new(remote, access).map_err(|problem| no_client(remote, problem))?;
+    let puller = Puller { http, remote, cache: &cache, siblings };
     progress(&format!("asking {} for {remote}", remote.registry()));
-    puller.client.store_auth_if_needed(remote.registry(), &RegistryAuth::Anonymous).await;
     let top = puller.top().await?;
     let mut descriptor = top.clone();
     let mut indexes = 0;
@@ -133,31 +169,19 @@ pub async fn pull(
 }
 
 struct Puller<'a> {
-    client: Client,
+    http: Http<'a>,
     remote: &'a Remote,
     cache: &'a Cache,
+    siblings: &'a [PathBuf],
 }
 
-impl<'a> Puller<'a> {
-    fn new(remote: &'a Remote, cache: &'a Cache) -> Result<Self, ImageError> {
-        let here = if remote.is_here() { vec![remote.registry().to_owned()] } else { Vec::new() };
-        let config = ClientConfig {
-            protocol: ClientProtocol::HttpsExcept(here),
-            connect_timeout: Some(CONNECT),
-            read_timeout: Some(READ),
-            user_agent: concat!("emberbox/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
-        };
-        let client = Client::try_from(config).map_err(|error| failure::no_client(remote, &error))?;
-        Ok(Self { client, remote, cache })
-    }
-
+impl Puller<'_> {
     fn failed(&self, reason: String) -> ImageError {
-        failure::failed(self.remote, reason)
+        failure::failed(self.remote, Refusal::Invalid, reason)
     }
 
-    async fn explained(&self, error: &OciDistributionError) -> ImageError {
-        failure::explain(&self.client, self.remote, error).await
+    async fn explained(&self, problem: Problem) -> ImageError {
+        failure::explain(&self.http, self.remote, problem).await
     }
 
     /// What the tag or digest leads to, which is then in the cache.
@@ -170,7 +194,7 @@ impl<'a> Puller<'a> {
         let is_new = cached.is_none();
         let bytes = match cached {
             Some(bytes) => bytes,
-            None => self.ask(reference).await?,
+            None => self.ask(reference.digest().or_else(|| reference.tag()).unwrap_or_default()).await?,
         };
         let media = media_type(&bytes).map_err(|reason| self.failed(reason))?;
         let descriptor = Descriptor::new(media, bytes.len() as u64, sha256(&bytes));
@@ -190,25 +214,18 @@ impl<'a> Puller<'a> {
         if self.cache.document(digest)?.is_some() {
             return Ok(());
         }
-        let bytes = self.ask(&self.remote.reference.clone_with_digest(digest.to_string())).await?;
+        let bytes = self.ask(digest.as_ref()).await?;
         if sha256(&bytes) != *digest {
             return Err(self.failed(format!("for {digest}, the registry sent {}", sha256(&bytes))));
         }
         self.store(descriptor, &bytes)
     }
 
-    async fn ask(&self, reference: &Reference) -> Result<Vec<u8>, ImageError> {
-        let asked = self.client.pull_manifest_raw(reference, &RegistryAuth::Anonymous, ACCEPTED);
-        let bytes = match tokio::time::timeout(DOCUMENT, asked).await {
-            Ok(Ok((bytes, _))) => bytes,
-            Ok(Err(error)) => return Err(self.explained(&error).await),
-            Err(_) => return Err(self.failed(format!("the registry took more than {} s", DOCUMENT.as_secs()))),
-        };
-        if bytes.len() as u64 > blob::DOCUMENT {
-            let what = format!("what {reference} is");
-            return Err(ImageError::TooLarge { what, limit: blob::DOCUMENT, unit: "bytes" });
+    async fn ask(&self, reference: &str) -> Result<Vec<u8>, ImageError> {
+        match self.http.manifest(reference).await {
+            Ok(bytes) => Ok(bytes),
+            Err(problem) => Err(self.explained(problem).await),
         }
-        Ok(bytes.into())
     }
 
     fn store(&self, descriptor: &Descriptor, bytes: &[u8]) -> Result<(), ImageError> {
@@ -230,25 +247,40 @@ impl<'a> Puller<'a> {
             // Its digest is checked whenever it is read.
             return Ok(());
         }
-        let pulled = self.client.pull_blob_stream(&self.remote.reference, digest.as_ref()).await;
-        let mut stream = match pulled {
-            Ok(stream) => stream,
-            Err(error) => return Err(self.explained(&error).await),
+        for sibling in self.siblings {
+            let there = blob::path(sibling, digest, &what)?;
+            let alike = there.symlink_metadata().is_ok_and(|it| it.is_file() && it.len() == descriptor.size());
+            // A layout that is being removed, or another file system, is no sibling.
+            if alike && std::fs::hard_link(&there, &path).is_ok() {
+                return Ok(());
+            }
+        }
+        let mut stream = match self.http.blob(digest.as_ref()).await {
+            Ok(response) => response.bytes_stream(),
+            Err(problem) => return Err(self.explained(problem).await),
         };
         let temp = self.cache.begin()?;
         let failed = |reason: String| self.failed(format!("{what}: {reason}"));
         let mut file = tokio::fs::File::from_std(temp.reopen().map_err(at("open", temp.path()))?);
         let mut left = descriptor.size();
+        let mut hash = Sha256::new();
         while let Some(piece) = stream.next().await {
-            // The client checks the digest with the last piece.
-            let piece = piece.map_err(|error| failed(failure::chain(&error)))?;
+            let broken = |error: reqwest::Error| {
+                failure::failed(self.remote, Refusal::Unavailable, format!("{what}: {}", failure::chain(&error)))
+            };
+            let piece = piece.map_err(broken)?;
             let more =
                 || failed(format!("the registry sends more than the {} bytes it should have", descriptor.size()));
             left = left.checked_sub(piece.len() as u64).ok_or_else(more)?;
+            hash.update(&piece);
             file.write_all(&piece).await.map_err(at("write", temp.path()))?;
         }
         if left > 0 {
             return Err(failed(format!("the registry sent {left} bytes less than it should have")));
+        }
+        let found = format!("sha256:{}", hex::encode(hash.finalize()));
+        if found != digest.as_ref() {
+            return Err(failed(format!("the registry sent something else: {found}")));
         }
         file.sync_all().await.map_err(at("write", temp.path()))?;
         self.cache.commit(temp, digest)
@@ -259,8 +291,15 @@ impl<'a> Puller<'a> {
     }
 }
 
+fn no_client(remote: &Remote, problem: Problem) -> ImageError {
+    match problem {
+        Problem::Said(kind, reason) => failure::failed(remote, kind, reason),
+        Problem::TooLarge(limit) => failure::failed(remote, Refusal::Invalid, format!("more than {limit} bytes")),
+    }
+}
+
 fn sha256(bytes: &[u8]) -> Digest {
-    let text = format!("sha256:{}", hex::encode(sha2::Sha256::digest(bytes)));
+    let text = format!("sha256:{}", hex::encode(Sha256::digest(bytes)));
     text.parse().expect("this is how OCI writes them")
 }
 

@@ -4,4 +4,6 @@
 mod layout;
 #[cfg(feature = "oci")]
 mod registry;
+#[cfg(feature = "oci")]
+mod store;
 mod support;

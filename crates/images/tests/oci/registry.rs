@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use images::oci::{Layout, Pick, Remote, pull};
+use images::oci::{Access, Layout, Pick, Remote, pull};
 use images::{Image, ImageError, Limits, Options, Source, build};
 use oci_client::client::{Client, ClientConfig, ClientProtocol};
 use oci_client::secrets::RegistryAuth;
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::support::*;
 
-struct Registry {
+pub struct Registry {
     child: Child,
     dir: tempfile::TempDir,
     address: String,
@@ -29,7 +29,7 @@ impl Drop for Registry {
 
 impl Registry {
     /// On a port of its own; none where the program is missing and may be. `more` is added to its configuration.
-    fn start(test: &str, more: &str) -> Option<Self> {
+    pub fn start(test: &str, more: &str) -> Option<Self> {
         let there = Command::new("docker-registry").arg("--version").output().is_ok();
         if !given(test, "docker-registry (Debian's package of that name)", there) {
             return None;
@@ -54,12 +54,12 @@ impl Registry {
         Some(Self { child, dir, address: address.expect("it says where it listens") })
     }
 
-    fn name(&self, rest: &str) -> String {
+    pub fn name(&self, rest: &str) -> String {
         format!("{}/{rest}", self.address)
     }
 
     /// Pushes what is in the layout: all as blobs, and these as manifests, the last of them under the tag.
-    fn push(&self, made: &Made, repository: &str, tag: &str, manifests: &[Value]) {
+    pub fn push(&self, made: &Made, repository: &str, tag: &str, manifests: &[Value]) {
         let protocol = ClientProtocol::Http;
         let client = Client::new(ClientConfig { protocol, ..ClientConfig::default() });
         run(async {
@@ -81,19 +81,19 @@ impl Registry {
     }
 
     /// The registry's own file of a blob.
-    fn file(&self, digest: &str) -> PathBuf {
+    pub fn file(&self, digest: &str) -> PathBuf {
         let digits = digest.strip_prefix("sha256:").unwrap();
         self.dir.path().join("data/docker/registry/v2/blobs/sha256").join(&digits[..2]).join(digits).join("data")
     }
 }
 
-fn run<T>(work: impl Future<Output = T>) -> T {
+pub fn run<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 
 fn pulled(name: &str, cache: &Path) -> Result<Layout, ImageError> {
     let remote = Remote::parse(name)?;
-    run(pull(&remote, cache, Limits::default(), &|_| {}))
+    run(pull(&remote, &Access::default(), cache, &[], Limits::default(), &|_| {}))
 }
 
 fn built(layout: &Layout) -> Image {
@@ -226,7 +226,7 @@ fn a_registry_is_not_trusted() {
     let remote = Remote::parse(&name).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let small = Limits { unpacked: 100, ..Limits::default() };
-    let error = run(pull(&remote, dir.path(), small, &|_| {})).unwrap_err().to_string();
+    let error = run(pull(&remote, &Access::default(), dir.path(), &[], small, &|_| {})).unwrap_err().to_string();
     assert!(error.contains("layer 1 sha256:") && error.contains("is larger than 100 bytes"), "{error}");
 }
 

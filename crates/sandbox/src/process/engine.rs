@@ -485,9 +485,6 @@ pub(crate) fn error_of(failure: Failure) -> SandboxError {
     match failure.kind {
         FailureKind::Host => SandboxError::Host { operation: failure.operation, source },
         FailureKind::Program => SandboxError::Exec { program: failure.operation, source },
-        FailureKind::WorkingDirectory => {
-            let source = io::Error::new(source.kind(), format!("cannot use it as working directory: {source}"));
-            SandboxError::Exec { program: failure.operation, source }
-        }
+        FailureKind::WorkingDirectory => SandboxError::WorkingDirectory { directory: failure.operation, source },
     }
 }

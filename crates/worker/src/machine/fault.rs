@@ -24,6 +24,8 @@ pub enum Fault {
     },
     /// There is nothing to start, or it cannot be executed; the text says what.
     Entrypoint(String),
+    /// There is no such directory to start in; the text says which.
+    WorkingDirectory(String),
     /// The runtime reported `init/error`.
     InitError {
         /// `Runtime.…` or `Function.…`.
@@ -66,6 +68,7 @@ impl Fault {
             Self::RuntimeExit { oom: true, .. } => "Runtime.OutOfMemory",
             Self::RuntimeExit { .. } => "Runtime.ExitError",
             Self::Entrypoint(_) => "Runtime.InvalidEntrypoint",
+            Self::WorkingDirectory(_) => "Runtime.InvalidWorkingDir",
             Self::InitError { kind, .. } => kind,
             Self::ExtensionCrash { .. } => "Extension.Crash",
             Self::ExtensionLaunch { .. } => "Extension.LaunchError",
@@ -85,7 +88,7 @@ impl Fault {
             Self::Timeout(limit) => format!("Task timed out after {:.2} seconds", limit.as_secs_f64()),
             Self::RuntimeExit { status: ExitStatus::Code(0), .. } => "Runtime exited without providing a reason".into(),
             Self::RuntimeExit { status, .. } => format!("Runtime exited with error: {}", describe(*status)),
-            Self::Entrypoint(text) => text.clone(),
+            Self::Entrypoint(text) | Self::WorkingDirectory(text) => text.clone(),
             Self::InitError { kind, payload } => reported_message(payload).unwrap_or_else(|| kind.clone()),
             Self::ExtensionCrash { status, .. } => describe(*status),
             Self::ExtensionLaunch { name, cause } => format!("fork/exec /opt/extensions/{name}: {cause}"),

@@ -177,6 +177,8 @@ pub enum Action {
 pub enum StartError {
     /// The customer's fault: missing or not executable.
     Exec(String),
+    /// The customer's fault: no directory to start in.
+    WorkingDirectory(String),
     /// The host's fault: the sandbox is of no use.
     Host(String),
 }

@@ -111,8 +111,14 @@ impl Slot {
                     Ok(command) => {
                         let program = command.argv.first().cloned().unwrap_or_default();
                         self.spawn(command.clone(), pumps).await.map_err(|error| match error {
-                            StartError::Exec(cause) => StartError::Exec(format!("fork/exec {program}: {cause}")),
-                            host => host,
+                            StartError::Exec(cause) if program.contains('/') => {
+                                StartError::Exec(format!("fork/exec {program}: {cause}"))
+                            }
+                            // Go's words for a name that is in none of PATH's directories.
+                            StartError::Exec(_) => {
+                                StartError::Exec(format!("exec: \"{program}\": executable file not found in $PATH"))
+                            }
+                            other => other,
                         })
                     }
                     Err(missing) => Err(StartError::Exec(missing.clone())),
@@ -174,6 +180,12 @@ impl Slot {
         let Process { id, output } = match tokio::time::timeout(ENGINE_LIMIT, self.sandbox.spawn(command)).await {
             Ok(Ok(process)) => process,
             Ok(Err(SandboxError::Exec { source, .. })) => return Err(StartError::Exec(kernel_words(&source))),
+            Ok(Err(SandboxError::WorkingDirectory { directory, source })) => {
+                return Err(StartError::WorkingDirectory(match source.kind() {
+                    std::io::ErrorKind::NotFound => format!("the working directory doesn't exist: {directory}"),
+                    _ => format!("chdir {directory}: {}", kernel_words(&source)),
+                }));
+            }
             Ok(Err(error)) => {
                 tracing::error!(sandbox = %self.id, %error, "cannot start a process in a sandbox");
                 return Err(StartError::Host(error.to_string()));

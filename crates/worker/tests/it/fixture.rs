@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 use worker::logs::{Filter, GroupId, LogConfig, LogStore};
 use worker::metrics::Metrics;
-use worker::sources::{PackageSource, RuntimeSource, Unpacked};
+use worker::sources::{NoImages, PackageSource, RuntimeSource, Sources, Unpacked};
 use worker::{Config, Service};
 
 use crate::engine::{Observed, PlainEngine};
@@ -181,7 +181,7 @@ impl Fixture {
         for (name, text) in &setup.extensions {
             script(&layer.join("extensions").join(name), text);
         }
-        let code = |sha256: &str| CodeRef { sha256: sha256.into(), size: 1 };
+        let code = |sha256: &str| CodeRef { sha256: sha256.into(), size: 1, image: None };
         let packages = HashMap::from([("task".to_owned(), task), ("layer".to_owned(), layer)]);
         let image = RuntimeImage {
             name: "provided.al2023".into(),
@@ -206,8 +206,11 @@ impl Fixture {
         let service = Service::new(
             config,
             Arc::new(PlainEngine { observed: observed.clone() }),
-            Arc::new(Directories(packages)),
-            Arc::new(HostImage(image.into())),
+            Sources {
+                packages: Arc::new(Directories(packages)),
+                runtimes: Arc::new(HostImage(image.into())),
+                images: Arc::new(NoImages),
+            },
             Arc::new(SystemClock::default()),
             Metrics::default(),
             logs.clone(),
@@ -225,6 +228,7 @@ impl Fixture {
             runtime: "provided.al2023".into(),
             handler: "index.handler".into(),
             code: code("task"),
+            image_config: Default::default(),
             layers: if setup.extensions.is_empty() { Vec::new() } else { vec![code("layer")] },
             memory_mb: 128,
             timeout: setup.timeout,

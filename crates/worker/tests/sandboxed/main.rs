@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use worker::logs::{LogConfig, LogStore};
 use worker::metrics::Metrics;
-use worker::sources::{PackageSource, Unpacked};
+use worker::sources::{NoImages, PackageSource, Sources, Unpacked};
 use worker::{Config, Service};
 
 const RUNTIME: &str = "python3.11";
@@ -321,15 +321,18 @@ impl Fixture {
             std::fs::write(dir.path().join("two/name"), "watcher").unwrap();
             for name in ["one", "two"] {
                 packages.insert(name.to_owned(), dir.path().join(name));
-                layers.push(CodeRef { sha256: name.into(), size: 1 });
+                layers.push(CodeRef { sha256: name.into(), size: 1, image: None });
             }
         }
         let logs = LogStore::open(LogConfig::new(dir.path().join("logs"))).unwrap();
         let service = Service::new(
             Config { endpoint_url, layers_dir: dir.path().join("layers"), ..Config::default() },
             engine.clone(),
-            Arc::new(Directories(packages)),
-            Arc::new(runtimes().await),
+            Sources {
+                packages: Arc::new(Directories(packages)),
+                runtimes: Arc::new(runtimes().await),
+                images: Arc::new(NoImages),
+            },
             Arc::new(SystemClock::default()),
             Metrics::default(),
             logs.clone(),
@@ -346,7 +349,8 @@ impl Fixture {
             arn: FunctionArn { region: "us-east-1".into(), account: AccountId::local(), name: "f".into() },
             runtime: RUNTIME.into(),
             handler: "index.handler".into(),
-            code: CodeRef { sha256: "task".into(), size: 1 },
+            code: CodeRef { sha256: "task".into(), size: 1, image: None },
+            image_config: Default::default(),
             layers,
             memory_mb: 256,
             timeout,
