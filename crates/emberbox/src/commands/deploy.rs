@@ -1,6 +1,7 @@
 //! `emberbox deploy`: makes the package, says what it guessed, creates or updates the function, waits until it is usable.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -49,9 +50,7 @@ pub async fn run(client: &Client, args: Deploy) -> Result<ExitCode> {
     if let Some(uri) = image(&args)? {
         return deploy_image(client, &args, &uri).await;
     }
-    // The command line has one of the two.
-    let path = args.path.clone().unwrap_or_default();
-    let package = package::read(&path)?;
+    let package = package::read(path(&args))?;
     let existing = configuration(client, &args.name).await?;
     let current = existing.as_ref().and_then(|c| c.runtime.as_ref()).map(ToString::to_string);
     let guessed = package::guess(&package, args.runtime.as_deref().and_then(Language::of_runtime));
@@ -79,6 +78,11 @@ fn show(args: &Deploy, done: FunctionConfiguration) -> Result<ExitCode> {
         eprintln!("Invoke it: {}", ui::bold(&format!("emberbox invoke {} '{{\"key\": \"value\"}}' --tail", args.name)));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Of what is no image: the command line has one of the two.
+fn path(args: &Deploy) -> &Path {
+    args.path.as_deref().unwrap_or_else(|| Path::new(""))
 }
 
 /// The container image that is meant, if one is: what is here is a path, whatever else its name could be.
@@ -211,7 +215,7 @@ fn choose(
         (None, None, None) => bail!(
             "cannot guess the runtime of {}: at its top there is no `bootstrap`, no Python file with `def handler(event, context)`, \
              and no index.js or index.mjs that exports `handler`. Say it with --runtime and --handler",
-            args.path.clone().unwrap_or_default().display()
+            path(args).display()
         ),
     };
     let handler = match (&args.handler, &guessed) {
@@ -221,7 +225,7 @@ fn choose(
         (None, None) if language == Some(Language::Custom) => "bootstrap".to_owned(),
         (None, None) => bail!(
             "cannot guess the handler: found no function `handler` at the top of {}. Say it with --handler file.function",
-            args.path.clone().unwrap_or_default().display()
+            path(args).display()
         ),
     };
     let guesses = [
@@ -253,7 +257,7 @@ fn with_requirements(package: Package, args: &Deploy, runtime: &str) -> Result<P
     let wanted = files.contains_key("requirements.txt") && Language::of_runtime(runtime) == Some(Language::Python);
     if wanted && !installed && !args.no_install {
         let spinner = ui::spinner("installing what requirements.txt asks for");
-        let added = package::install_requirements(&args.path.clone().unwrap_or_default(), runtime)?;
+        let added = package::install_requirements(path(args), runtime)?;
         spinner.finish_and_clear();
         eprintln!("Added with pip, as requirements.txt asks: {}.", installed_packages(&added).join(", "));
         let own = std::mem::take(&mut files);

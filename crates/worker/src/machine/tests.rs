@@ -77,8 +77,12 @@ impl Driver {
     }
 
     fn settle(&mut self) {
-        while self.machine.has_actions() {
-            for action in self.machine.take_actions(Vec::new()) {
+        loop {
+            let actions = self.machine.take_actions(Vec::new());
+            if actions.is_empty() {
+                break;
+            }
+            for action in actions {
                 assert!(!self.destroyed, "after the end: {action:?}");
                 match action {
                     Action::StartExtension { epoch, name } => self.starts.push((epoch, Some(name))),
