@@ -6,6 +6,7 @@ import json
 import urllib.request
 import uuid
 
+import botocore
 import botocore.exceptions
 import pytest
 
@@ -281,17 +282,70 @@ def test_code_signing_config_of_a_function_without_one(client, function):
     assert members(got) == {"FunctionName"} and got["FunctionName"] == name
 
 
-def test_what_is_not_built_says_so(client, function):
+# What is built, of all operations in AWS's model.
+BUILT = {
+    "AddPermission", "CreateAlias", "CreateEventSourceMapping", "CreateFunction", "DeleteAlias", "DeleteEventSourceMapping",
+    "DeleteFunction", "DeleteFunctionConcurrency", "DeleteFunctionEventInvokeConfig", "GetAccountSettings", "GetAlias",
+    "GetEventSourceMapping", "GetFunction", "GetFunctionCodeSigningConfig", "GetFunctionConcurrency", "GetFunctionConfiguration",
+    "GetFunctionEventInvokeConfig", "GetFunctionRecursionConfig", "GetPolicy", "Invoke", "InvokeAsync", "ListAliases",
+    "ListEventSourceMappings", "ListFunctionEventInvokeConfigs", "ListFunctions", "ListTags", "ListVersionsByFunction",
+    "PublishVersion", "PutFunctionConcurrency", "PutFunctionEventInvokeConfig", "PutFunctionRecursionConfig", "RemovePermission",
+    "TagResource", "UntagResource", "UpdateAlias", "UpdateEventSourceMapping", "UpdateFunctionCode", "UpdateFunctionConfiguration",
+    "UpdateFunctionEventInvokeConfig",
+}
+
+
+def example(shape):
+    """Some value of a shape of AWS's model, with what it requires."""
+    if shape.type_name == "structure":
+        return {name: example(shape.members[name]) for name in shape.required_members}
+    if shape.type_name == "list":
+        return [example(shape.member)]
+    if shape.type_name == "map":
+        return {}
+    if shape.type_name == "string":
+        return shape.enum[0] if shape.enum else "x" * max(1, shape.metadata.get("min", 1))
+    return {"blob": b"x", "boolean": True, "timestamp": 0}.get(shape.type_name, shape.metadata.get("min", 1))
+
+
+def test_what_is_not_built_says_so(client):
+    """All of AWS's operations: 501 with the operation's name, or one that is built."""
+    model = client.meta.service_model
+    built = set()
+    for operation in model.operation_names:
+        call = getattr(client, botocore.xform_name(operation))
+        shape = model.operation_model(operation).input_shape
+        try:
+            call(**(example(shape) if shape else {}))
+        except botocore.exceptions.ClientError as error:
+            response = error.response
+            if response["ResponseMetadata"]["HTTPStatusCode"] == 501:
+                assert response["Error"]["Code"] == "NotImplemented", response
+                assert response["Error"]["Message"] == f"Emberbox does not implement {operation} yet.", response
+                continue
+        built.add(operation)
+    assert len(model.operation_names) >= 88
+    assert built == BUILT
+
+
+def test_list_versions_pages(client, function):
     name = function(ECHO)
-    for call, kwargs in (
-        (client.publish_layer_version, {"LayerName": "l", "Content": {"ZipFile": b"x"}}),
-        (client.create_function_url_config, {"FunctionName": name, "AuthType": "NONE"}),
-    ):
-        with pytest.raises(botocore.exceptions.ClientError) as caught:
-            call(**kwargs)
-        response = caught.value.response
-        assert response["ResponseMetadata"]["HTTPStatusCode"] == 501, response
-        assert caught.value.operation_name in response["Error"]["Message"]
+    for n in range(1, 8):
+        client.update_function_configuration(FunctionName=name, Description=f"v{n}")
+        wait_active(client, name)
+        assert client.publish_version(FunctionName=name)["Version"] == str(n)
+    every = ["$LATEST", *map(str, range(1, 8))]
+    first = client.list_versions_by_function(FunctionName=name, MaxItems=3)
+    assert [v["Version"] for v in first["Versions"]] == every[:3] and first["NextMarker"]
+    second = client.list_versions_by_function(FunctionName=name, MaxItems=3, Marker=first["NextMarker"])
+    assert [v["Version"] for v in second["Versions"]] == every[3:6]
+    for size in (1, 3, 8, 50):
+        pages = client.get_paginator("list_versions_by_function").paginate(FunctionName=name, PaginationConfig={"PageSize": size})
+        seen = [[(v["Version"], v["Description"]) for v in page["Versions"]] for page in pages]
+        assert all(len(page) <= size for page in seen), size
+        assert [v for page in seen for v in page] == [("$LATEST", "v7"), *((str(n), f"v{n}") for n in range(1, 8))], size
+    fails("InvalidParameterValueException", client.list_versions_by_function, FunctionName=name, Marker="no marker of ours")
+    fails("ResourceNotFoundException", client.list_versions_by_function, FunctionName=name + "-none")
 
 
 def test_event_invoke_config_has_the_recorded_shape(client, function):

@@ -3,16 +3,18 @@
 The sandbox crate has the same attacks (and more) one layer down; here they run as a user would run them.
 """
 
-import concurrent.futures
+import contextlib
+import ctypes
+import errno
 import glob
+import ipaddress
 import json
 import os
 import pathlib
 import re
 import signal
 import socket
-import threading
-import time
+import uuid
 
 import pytest
 
@@ -132,6 +134,127 @@ def handler(e, c):
     assert seen == []
 
 
+@pytest.mark.needs("egress")
+def test_egress_reaches_what_is_allowed_and_no_neighbour():
+    """The positive control of the test above: the network works, and is shut where it should be."""
+    with socket.create_server(("0.0.0.0", 0)) as allowed, socket.create_server(("0.0.0.0", 0)) as forbidden:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("1.1.1.1", 53))
+            own = probe.getsockname()[0]
+        ports = allowed.getsockname()[1], forbidden.getsockname()[1]
+        with running(config=f'stop_limit = "0s"\n[sandbox]\nallow = ["{own}:{ports[0]}"]\n') as server:
+            client = server.client()
+            code = """
+import socket, time
+def reached(address, port):
+    try:
+        socket.create_connection((address, port), 0.5).close()
+        return True
+    except OSError:
+        return False
+def handler(e, c):
+    if e["do"] == "connect":
+        return [reached(*target) for target in e["targets"]]
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(("1.1.1.1", 53)); own = s.getsockname()[0]
+    server = socket.create_server(("0.0.0.0", 7000))
+    print("listening on", own, reached(own, 7000), flush=True)
+    time.sleep(20)
+"""
+            for name in ("f", "neighbour"):
+                client.create_function(
+                    FunctionName=name, Runtime=PYTHON, Handler="index.handler", Role=ROLE, Timeout=30, MemorySize=512,
+                    Code={"ZipFile": zip_bytes({"index.py": code})},
+                )
+                wait_active(client, name)
+
+            def connect(*targets):
+                return invoke(client, "f", {"do": "connect", "targets": targets}).json
+
+            assert connect([own, ports[0]], [own, ports[1]]) == [True, False]
+            client.invoke(FunctionName="neighbour", InvocationType="Event", Payload='{"do": "listen"}')
+            logs = server.client("logs")
+
+            def listening():
+                with contextlib.suppress(logs.exceptions.ResourceNotFoundException):
+                    events = logs.filter_log_events(logGroupName="/aws/lambda/neighbour")["events"]
+                    return [e["message"].split() for e in events if e["message"].startswith("listening on")]
+
+            ((_, _, address, itself),) = wait_until(listening, 15, "the neighbour listens")
+            assert itself == "True", "the neighbour reaches its own server"
+            assert address != own
+            gateway = str(ipaddress.ip_address(address) - 1)
+            assert connect([address, 7000], [address, 9001], [gateway, ports[0]], [own, ports[0]]) == [False, False, False, True]
+
+
+def test_namespaces_are_the_functions_own(client, function):
+    """Of each kind one of its own, and so System V's shared memory, which has no files, is not shared."""
+    kinds = "cgroup", "ipc", "mnt", "net", "pid", "user", "uts"
+    code = """
+libc = ctypes.CDLL(None, use_errno=True)
+def handler(e, c):
+    made = libc.shmget(e["key"], 4096, 0o1666) if e["make"] else None
+    found = libc.shmget(e["key"], 4096, 0o666)
+    return {"made": made, "found": found, "errno": ctypes.get_errno(),
+            "ids": {k: os.readlink("/proc/self/ns/" + k) for k in %r}}
+""" % (kinds,)
+    libc = ctypes.CDLL(None, use_errno=True)
+    key = uuid.uuid4().int & 0x7FFFFFF | 1
+    on_host = libc.shmget(key, 4096, 0o1666)
+    assert on_host >= 0
+    try:
+        first = attack(client, function, code, {"key": key, "make": False})
+        assert first["found"] == -1, "the host's"
+        maker = attack(client, function, code, {"key": key + 1, "make": True})
+        last = attack(client, function, code, {"key": key + 1, "make": False})
+        assert maker["found"] == maker["made"] and last["found"] == -1, (maker, last)
+        assert libc.shmget(key + 1, 4096, 0o666) == -1, "the host does not see the function's"
+        for kind in kinds:
+            ids = [os.readlink(f"/proc/self/ns/{kind}"), *(seen["ids"][kind] for seen in (first, maker, last))]
+            assert len(set(ids)) == 4, (kind, ids)
+    finally:
+        libc.shmctl(on_host, 0, None)
+
+
+@pytest.mark.needs("landlock")
+def test_landlock_shuts_what_a_read_only_mount_leaves_open(tmp_path):
+    """A pipe in a layer: to write into it changes no file system, so that a read-only mount lets it pass. Landlock does not."""
+    opt, runtimes = tmp_path / "opt", tmp_path / "runtimes.d"
+    for directory in (opt, runtimes):
+        directory.mkdir()
+    os.mkfifo(opt / "pipe")
+    (opt / "file").write_text("")
+    for path in (opt / "pipe", opt / "file", opt, tmp_path):
+        path.chmod(0o777)
+    (runtimes / "own.toml").write_text(f'name = "own"\nextends = "{PYTHON}"\n[[mounts]]\nsource = "{opt}"\ntarget = "/opt"\n')
+    code = """
+import os
+def tried(path, flags):
+    try:
+        os.close(os.open(path, flags)); return 0
+    except OSError as error:
+        return error.errno
+def handler(e, c):
+    return {"mount permits": [os.access("/opt/" + n, os.W_OK) for n in ("pipe", "file")],
+            "written": [tried("/opt/" + n, os.O_WRONLY | os.O_NONBLOCK) for n in ("pipe", "file")],
+            "read": [tried("/opt/" + n, os.O_RDONLY | os.O_NONBLOCK) for n in ("pipe", "file")]}
+"""
+    with running(config=f'[runtimes]\ndirs = ["{runtimes}"]\n') as server:
+        client = server.client()
+        client.create_function(
+            FunctionName="f", Runtime="own", Handler="index.handler", Role=ROLE, Timeout=10, Code={"ZipFile": zip_bytes({"index.py": code})}
+        )
+        wait_active(client, "f")
+        reader = os.open(opt / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            seen = invoke(client, "f").json
+        finally:
+            os.close(reader)
+    assert seen == {
+        "mount permits": [True, False], "read": [0, 0],
+        "written": [errno.EACCES, errno.EROFS],
+    }
+
+
 def test_neighbours_tmp_and_code_are_apart(client, function):
     write = 'def handler(e, c):\n    open("/tmp/mine", "w").write("secret")\n    return os.listdir("/tmp")\n'
     assert attack(client, function, write) == ["mine"]
@@ -223,6 +346,28 @@ def handler(event, context):
     statuses = invoke(client, name).json
     assert all(400 <= s < 500 for s in statuses), statuses
     assert invoke(client, name).error is None
+
+
+def test_a_response_that_breaks_off(client, function):
+    """The runtime's request ends before its Content-Length: refused, and the invocation goes on."""
+    name = function(None, files={"index.py": """
+import os, socket
+def handler(event, context):
+    host, port = os.environ["AWS_LAMBDA_RUNTIME_API"].split(":")
+    s = socket.create_connection((host, int(port)))
+    path = "/2018-06-01/runtime/invocation/" + context.aws_request_id + "/response"
+    s.sendall(("POST " + path + " HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 100\\r\\n\\r\\n[1, 2").encode())
+    s.shutdown(socket.SHUT_WR)
+    answer = b""
+    while part := s.recv(4096):
+        answer += part
+    return answer.decode()
+"""})
+    for _ in range(2):
+        result = invoke(client, name)
+        assert result.error is None, result.body
+        head, _, body = result.json.partition("\r\n\r\n")
+        assert head.split()[1] == "400" and json.loads(body)["errorType"] == "TruncatedHTTPRequest", result.json
 
 
 def leftovers(data_dir):

@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import re
+import statistics
 import time
 import uuid
 
@@ -264,6 +265,39 @@ def handler(event, context):
     time.sleep(2)
     second = invoke(client, name).json
     assert second - first < 30, "2 s would be 200 ticks if it were not frozen"
+
+
+def test_frozen_within_50_ms_of_going_idle(client, function):
+    """Of what ran on after the answer, each time: until when. CPU for a whole core, so that nothing else holds it up."""
+    name = function(
+        """
+import threading, time
+ticks = []
+returned = 0
+def count():
+    while True:
+        ticks.append(time.monotonic())
+        time.sleep(0.001)
+threading.Thread(target=count, daemon=True).start()
+def handler(event, context):
+    global returned
+    # The tick before the pause between two invocations, which is longer than any other.
+    pauses = [(b - a, a) for a, b in zip(ticks, ticks[1:]) if a >= returned]
+    ran_on = max(pauses)[1] - returned if returned and pauses else None
+    ticks.clear()
+    returned = time.monotonic()
+    return ran_on
+""",
+        MemorySize=1769,
+    )
+    assert invoke(client, name).json is None
+    ran_on = []
+    for _ in range(9):
+        time.sleep(0.3)  # the pause that is looked at
+        ran_on.append(invoke(client, name).json)
+    # On a host that has no core to spare the freezer itself may come late: half of the pauses must be right.
+    assert 0 < statistics.median(ran_on) <= 0.05, ran_on
+    assert max(ran_on) <= 0.3, ran_on
 
 
 def test_json_logs(client, function):

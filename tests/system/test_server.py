@@ -13,7 +13,7 @@ import urllib.request
 import botocore.exceptions
 import pytest
 
-from conftest import BINARY, ECHO, PYTHON, ROLE, Emberbox, invoke, running, wait_active, zip_bytes
+from conftest import BINARY, ECHO, PYTHON, ROLE, Emberbox, invoke, running, wait_active, wait_until, zip_bytes
 
 CREDENTIALS = """
 [[credentials]]
@@ -78,6 +78,31 @@ def test_graceful_stop_finishes_running_invocations():
             server.process.send_signal(signal.SIGTERM)
             assert pending.result().json == "done"
         assert server.process.wait(20) == 0
+
+
+def test_a_stop_ends_at_its_limit():
+    """What runs longer than `stop_limit` is cut off; the server does not wait for it a second time, part by part."""
+    with running(config='stop_limit = "1s"\n') as server:
+        client = server.client()
+        create(client, code="import time\ndef handler(e, c):\n    print('begun', flush=True)\n    time.sleep(e)\n", Timeout=60)
+        invoke(client, "f", 0)
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            pending = pool.submit(invoke, client, "f", 50)
+            client.invoke(FunctionName="f", InvocationType="Event", Payload="50")
+            logs = server.client("logs")
+
+            def begun():
+                events = logs.filter_log_events(logGroupName="/aws/lambda/f")["events"]
+                return sum(event["message"] == "begun\n" or event["message"] == "begun" for event in events) == 3
+
+            wait_until(begun, what="both run")
+            started = time.monotonic()
+            assert server.stop() == 0
+            took = time.monotonic() - started
+            with pytest.raises(botocore.exceptions.HTTPClientError):
+                pending.result()
+        assert 1 <= took < 8, f"{took:.1f} s"
+        assert "for 1 s at most" in server.log_path.read_text()
 
 
 def test_two_servers_do_not_share_a_data_directory():
@@ -194,46 +219,104 @@ def test_function_reaches_the_configured_endpoint():
 
 
 def test_package_from_s3():
-    """S3Bucket/S3Key from an S3-compatible endpoint; a small one is served by the test."""
-    import http.server
-    import threading
+    """S3Bucket, S3Key and S3ObjectVersion from a third party's S3 (moto), which checks signatures and policies."""
+    from third_party import Moto
 
-    code = zip_bytes({"index.py": "def handler(e, c):\n    return 'from s3'\n"})
-
-    class Bucket(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            path, _, query = self.path.partition("?")
-            if path == "/bucket/dir/code.zip" and "versionId=old" not in query:
-                status, body = 200, code
-            elif path.startswith("/bucket/"):
-                status, body = 404, b"<Error><Code>NoSuchKey</Code><Message>The specified key does not exist.</Message></Error>"
-            else:
-                status, body = 404, b"<Error><Code>NoSuchBucket</Code><Message>The specified bucket does not exist</Message></Error>"
-            assert self.headers["Authorization"].startswith("AWS4-HMAC-SHA256 Credential=s3key/")
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("ETag", '"e"')
-            self.send_header("Last-Modified", "Tue, 24 Nov 2026 00:00:00 GMT")
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args):
-            pass
-
-    bucket = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
-    threading.Thread(target=bucket.serve_forever, daemon=True).start()
-    config = f'[s3]\nendpoint = "http://127.0.0.1:{bucket.server_port}"\naccess_key_id = "s3key"\nsecret_access_key = "s"\n'
-    with running(config=config) as server:
-        client = server.client()
-        kwargs = {"FunctionName": "f", "Runtime": PYTHON, "Handler": "index.handler", "Role": ROLE}
-        client.create_function(Code={"S3Bucket": "bucket", "S3Key": "dir/code.zip"}, **kwargs)
-        wait_active(client, "f")
-        assert invoke(client, "f").json == "from s3"
-        for key, words in (
-            ({"S3Bucket": "bucket", "S3Key": "nope"}, "Error occurred while GetObject. S3 Error Code: NoSuchKey. S3 Error Message: The specified key does not exist."),
-            ({"S3Bucket": "other-bucket", "S3Key": "x"}, "Error occurred while GetObject. S3 Error Code: NoSuchBucket. S3 Error Message: The specified bucket does not exist"),
-        ):
+    moto = Moto()
+    try:
+        s3, iam = moto.client("s3"), moto.client("iam")
+        for bucket in ("code", "private"):
+            s3.create_bucket(Bucket=bucket)
+        s3.put_bucket_versioning(Bucket="code", VersioningConfiguration={"Status": "Enabled"})
+        code = [zip_bytes({"index.py": f"def handler(e, c):\n    return {n}\n"}) for n in range(2)]
+        key = "dir/my code+ü.zip"
+        old, new = (s3.put_object(Bucket="code", Key=key, Body=body)["VersionId"] for body in code)
+        s3.put_object(Bucket="private", Key="code.zip", Body=code[0])
+        iam.create_user(UserName="emberbox")
+        keys = iam.create_access_key(UserName="emberbox")["AccessKey"]
+        allow = {"Effect": "Allow", "Action": "s3:*", "Resource": ["arn:aws:s3:::code", "arn:aws:s3:::code/*", "arn:aws:s3:::other*"]}
+        iam.put_user_policy(
+            UserName="emberbox", PolicyName="p", PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [allow]})
+        )
+        # From here on moto checks every request.
+        urllib.request.urlopen(urllib.request.Request(f"{moto.endpoint}/moto-api/reset-auth", b"0", {"Content-Type": "text/plain"}))
+        settings = f'[s3]\nendpoint = "{moto.endpoint}"\naccess_key_id = "{keys["AccessKeyId"]}"\nsecret_access_key = '
+        with running(config=settings + json.dumps(keys["SecretAccessKey"])) as server:
+            client = server.client()
+            kwargs = {"FunctionName": "f", "Runtime": PYTHON, "Handler": "index.handler", "Role": ROLE}
+            client.create_function(Code={"S3Bucket": "code", "S3Key": key, "S3ObjectVersion": old}, **kwargs)
+            wait_active(client, "f")
+            assert invoke(client, "f").json == 0
+            for version, answer in (({}, 1), ({"S3ObjectVersion": old}, 0), ({"S3ObjectVersion": new}, 1)):
+                client.update_function_code(FunctionName="f", S3Bucket="code", S3Key=key, **version)
+                wait_active(client, "f")
+                assert invoke(client, "f").json == answer, version
+            before = client.get_function_configuration(FunctionName="f")["RevisionId"]
+            for place, code, message in (
+                ({"S3Bucket": "code", "S3Key": "nope"}, "InvalidParameterValueException",
+                 "Error occurred while GetObject. S3 Error Code: NoSuchKey. S3 Error Message: The specified key does not exist."),
+                ({"S3Bucket": "other-bucket", "S3Key": "x"}, "InvalidParameterValueException",
+                 "Error occurred while GetObject. S3 Error Code: NoSuchBucket. S3 Error Message: The specified bucket does not exist"),
+                ({"S3Bucket": "private", "S3Key": "code.zip"}, "AccessDeniedException", None),
+                ({"S3Bucket": "code", "S3Key": key, "S3ObjectVersion": "none"}, "InvalidParameterValueException", None),
+            ):
+                with pytest.raises(botocore.exceptions.ClientError) as caught:
+                    client.update_function_code(FunctionName="f", **place)
+                error = caught.value.response["Error"]
+                assert error["Code"] == code and message in (None, error["Message"]), (place, error)
+            assert client.get_function_configuration(FunctionName="f")["RevisionId"] == before
+            assert invoke(client, "f").json == 1
+        with running(config=settings + '"wrong"\n') as server:
             with pytest.raises(botocore.exceptions.ClientError) as caught:
-                client.update_function_code(FunctionName="f", **key)
-            assert caught.value.response["Error"]["Message"] == words
-    bucket.shutdown()
+                server.client().create_function(Code={"S3Bucket": "code", "S3Key": key}, **kwargs)
+            assert "SignatureDoesNotMatch" in caught.value.response["Error"]["Message"], caught.value.response
+    finally:
+        moto.stop()
+
+
+def test_new_sandboxes_are_bounded_in_time():
+    """AWS's +1,000 sandboxes per 10 s of one function, here with 4 in the place of 1,000."""
+    with running(config="[limits]\nnew_sandboxes_per_10s = 4\n") as server:
+        client = server.client()
+        for name in ("f", "other"):
+            create(client, name, "import time\ndef handler(e, c):\n    time.sleep(e)\n    return 1\n", Timeout=30)
+        started = time.monotonic()
+
+        def attempt(name, seconds):
+            try:
+                return invoke(client, name, seconds).json
+            except client.exceptions.TooManyRequestsException as error:
+                return error.response["Reason"]
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            answers = [f.result() for f in [pool.submit(attempt, "f", 2) for _ in range(8)]]
+        refilled = (time.monotonic() - started) * 0.4
+        assert set(answers) == {1, "FunctionInvocationRateLimitExceeded"}, answers
+        assert 4 <= answers.count(1) <= 4 + refilled, answers
+        assert invoke(client, "f", 0).json == 1, "a warm one is no new one"
+        assert attempt("other", 0) == 1, "another function has a rate of its own"
+
+
+def test_the_timeline_is_in_the_log():
+    with running(env={"EMBERBOX_LOG": "info", "NO_COLOR": "1"}) as server:
+        client = server.client()
+        create(client)
+        ids = [invoke(client, "f", n).request_id for n in range(2)]
+
+        def lines(target):
+            log = server.log_path.read_text().splitlines()
+            found = [line for request in ids for line in log if f"request_id={request}" in line and f" {target}: " in line]
+            return len(found) == 2 and found
+
+        cold, warm = wait_until(lambda: lines("emberbox::invoke"), 10, "a line of each invocation in the log")
+        steps = [[mark["step"] for mark in json.loads(line.split("timeline=", 1)[1])] for line in (cold, warm)]
+        assert steps[0] == [
+            "received", "assigned", "placed", "package_fetched", "sandbox_created", "runtime_started", "init_done", "invoked", "answered",
+        ], cold
+        assert steps[1] == ["received", "assigned", "invoked", "answered"], warm
+        for line, start in ((cold, "cold"), (warm, "warm")):
+            assert f"start={start} " in line and "function=f " in line and "failed=false" in line, line
+        # What comes after the answer: how long until the sandbox could be frozen.
+        for line in wait_until(lambda: lines("timeline"), 10, "a line of the worker of each"):
+            answered, duration = (int(line.split(f"{name}=")[1].split()[0]) for name in ("answered_us", "duration_us"))
+            assert 0 < answered <= duration, line

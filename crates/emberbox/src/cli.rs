@@ -96,7 +96,10 @@ Examples:
   emberbox serve --listen 127.0.0.1:0             take a free port, and print it
   emberbox serve --config emberbox.toml           see emberbox.example.toml
 
-Stop it with Ctrl-C: running invocations finish first; a second Ctrl-C does not wait for them.")]
+Stop it with Ctrl-C: running invocations finish first; a second Ctrl-C does not wait for them.
+
+The log goes to stderr, with a line and the timeline of each invocation. EMBERBOX_LOG says what is in it, such as warn or
+debug; with info, a second line of each tells what came after the answer.")]
 pub struct Serve {
     /// Address and port of the API; port 0 takes a free one [default: 127.0.0.1:4566]
     #[arg(long, value_name = "ADDRESS:PORT")]
@@ -121,7 +124,8 @@ Examples:
 What is guessed: a file `bootstrap`, or a single program, runs on
 provided.al2023; a Python file with a function `handler` or `lambda_handler` on
 the newest Python; a JavaScript file that exports `handler` on Node.js.
-What a requirements.txt asks for is added to the package with pip.")]
+A function that exists keeps its runtime and handler while the package has that
+handler's file. What a requirements.txt asks for is added to the package with pip.")]
 pub struct Deploy {
     /// Folder, zip file, program, or a single source file
     #[arg(value_hint = ValueHint::AnyPath)]
@@ -200,7 +204,8 @@ pub struct Invoke {
 Examples:
   emberbox logs hello                             the last hour
   emberbox logs hello --since 2d
-  emberbox logs hello --follow                    and what comes, until Ctrl-C")]
+  emberbox logs hello --follow                    and what comes, until Ctrl-C
+  emberbox logs hello --json                      each event of CloudWatch Logs as one line of JSON")]
 pub struct Logs {
     /// Name of the function
     pub name: String,
@@ -210,6 +215,9 @@ pub struct Logs {
     /// How far back: 90s, 15m, 2h, 7d
     #[arg(long, default_value = "1h", value_parser = parse_duration)]
     pub since: Duration,
+    /// Print each event as one line of JSON, with its time and stream
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub target: Target,
@@ -274,6 +282,9 @@ pub struct Functions {
 pub struct Delete {
     /// Name of the function
     pub name: String,
+    /// Print what was deleted as JSON
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub target: Target,
@@ -306,6 +317,9 @@ pub enum Runtime {
     Install {
         /// e.g. python3.12
         name: String,
+        /// Print it as JSON, as `list --json` does
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         #[allow(missing_docs)]
         local: Local,

@@ -30,6 +30,9 @@ pub struct Config {
     pub region: String,
     /// HTTPS instead of HTTP.
     pub tls: Option<Tls>,
+    /// How long running invocations may go on after the server was told to stop.
+    #[serde(deserialize_with = "values::duration")]
+    pub stop_limit: Duration,
     /// Who may call; empty: everybody on this machine.
     pub credentials: Vec<Credential>,
     /// Names of this machine under which it may be called while there are no credentials, besides localhost.
@@ -87,6 +90,8 @@ impl std::fmt::Debug for Credential {
 pub struct Limits {
     /// Invocations of one account at the same time.
     pub account_concurrency: u32,
+    /// Sandboxes that one function may start within 10 s.
+    pub new_sandboxes_per_10s: u32,
     /// Sandboxes on this host.
     pub sandboxes: u32,
     /// Memory of all sandboxes together as a multiple of the host's.
@@ -226,6 +231,8 @@ impl Default for Config {
             data_dir: None,
             region: "us-east-1".into(),
             tls: None,
+            // Lambda's longest timeout (its documentation; the model has more), and a minute for what comes before it and after.
+            stop_limit: Duration::from_secs(16 * 60),
             credentials: Vec::new(),
             allowed_hosts: Vec::new(),
             limits: Limits::default(),
@@ -242,7 +249,7 @@ impl Default for Config {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { account_concurrency: 1000, sandboxes: 1000, memory_overcommit: 4.0 }
+        Self { account_concurrency: 1000, new_sandboxes_per_10s: 1000, sandboxes: 1000, memory_overcommit: 4.0 }
     }
 }
 
@@ -315,9 +322,11 @@ impl Config {
         if !(0.1..=100.0).contains(&overcommit) {
             return Err(anyhow!("limits.memory_overcommit is {overcommit}; set a number from 0.1 to 100"));
         }
-        for (key, value) in
-            [("account_concurrency", config.limits.account_concurrency), ("sandboxes", config.limits.sandboxes)]
-        {
+        for (key, value) in [
+            ("account_concurrency", config.limits.account_concurrency),
+            ("new_sandboxes_per_10s", config.limits.new_sandboxes_per_10s),
+            ("sandboxes", config.limits.sandboxes),
+        ] {
             if value == 0 {
                 return Err(anyhow!("limits.{key} is 0, so that no function could run; set at least 1"));
             }

@@ -43,9 +43,6 @@ use crate::adapters;
 use crate::config::Config;
 use crate::data_dir::{self, DataDir};
 
-/// How long running invocations may go on after the server was told to stop.
-const STOP_LIMIT: Duration = Duration::from_secs(30);
-
 /// The runtime that is nothing but the userland.
 const PLAIN: &str = "provided.al2023";
 
@@ -62,6 +59,7 @@ pub struct Emberbox {
     worker: worker::Service,
     store: Arc<store::SqliteStore>,
     engine: Arc<dyn SandboxEngine>,
+    stop_limit: Duration,
     _data: DataDir,
 }
 
@@ -167,6 +165,7 @@ impl Emberbox {
             worker,
             store,
             engine,
+            stop_limit: config.stop_limit,
             _data: data,
         })
     }
@@ -176,16 +175,24 @@ impl Emberbox {
         &self.endpoint
     }
 
-    /// Stops in the order above. Running invocations may finish, until `hurry` is ready or [`STOP_LIMIT`] is over.
+    /// Stops in the order above. Running invocations may finish, until `hurry` is ready or [`Config::stop_limit`] is over;
+    /// then they are cut off, and their callers' connections closed.
     pub async fn stop(self, hurry: impl Future<Output = ()>) {
+        let limit = self.stop_limit;
+        let until = tokio::time::Instant::now() + limit;
+        let left = || until.duration_since(tokio::time::Instant::now());
         let gentle = async {
             let _ = self.stop_frontend.send(());
             // Each may take the whole limit, and none waits for another. Clients that poll queues are sent away, or they
             // would hold up the rest.
-            let _ =
-                tokio::join!(self.queues.close(), self.frontend, self.asynchronous.stop(), self.event_sources.stop(),);
-            self.manager.stop(STOP_LIMIT).await;
-            self.worker.stop().await;
+            let _ = tokio::join!(
+                self.queues.close(),
+                self.frontend,
+                self.asynchronous.stop(limit),
+                self.event_sources.stop(limit),
+            );
+            self.manager.stop(left()).await;
+            self.worker.stop(left()).await;
         };
         tokio::select! {
             () = gentle => {}

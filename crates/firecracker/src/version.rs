@@ -36,8 +36,11 @@ impl Version {
         self >= Self::MINIMUM && self.major == Self::MINIMUM.major
     }
 
-    /// Asks a program (`--version`), and refuses one that does not suit.
-    pub(crate) async fn of(program: &Path) -> Result<Self> {
+    /// Asks `firecracker` or `jailer` for its version (`--version`).
+    ///
+    /// # Errors
+    /// If it does not start, says nothing within 10 s, or does not suit.
+    pub async fn of(program: &Path) -> Result<Self> {
         let mut command = tokio::process::Command::new(program);
         command.arg("--version").stdin(Stdio::null()).kill_on_drop(true);
         let limit = Duration::from_secs(10);

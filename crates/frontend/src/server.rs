@@ -218,7 +218,9 @@ impl Connection {
                 Ok::<_, Infallible>(response)
             }
         });
+        // The first, as all that happens is for it, but when the connection ends.
         tokio::select! {
+            biased;
             result = watcher.watch(http.serve_connection(stream, answer)) => {
                 if let Err(error) = result {
                     tracing::debug!(%peer, %error, "connection ended");

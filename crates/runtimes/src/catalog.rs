@@ -15,6 +15,9 @@ use crate::progress::Forward;
 use crate::recipe::{self, InstallKind, Recipe};
 use crate::{Progress, RuntimeError, RuntimeImage, base};
 
+/// In the data directory: the operator's runtime files.
+const FILES: &str = "runtimes.d";
+
 /// Where runtimes come from.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
@@ -103,7 +106,7 @@ impl Runtimes {
         for (name, text) in recipe::BUILT_IN {
             add(Path::new(name), text, None)?;
         }
-        for dir in std::iter::once(config.data_dir.join("runtimes.d")).chain(config.extra_dirs.iter().cloned()) {
+        for dir in std::iter::once(config.data_dir.join(FILES)).chain(config.extra_dirs.iter().cloned()) {
             for path in toml_files(&dir)? {
                 let text = fs::read_to_string(&path).map_err(RuntimeError::io("read", &path))?;
                 add(&path, &text, Some(path.clone()))?;
@@ -112,6 +115,11 @@ impl Runtimes {
         let interpreters = Interpreters::new(config.interpreters.clone());
         let inner = Inner { config, entries, interpreters, images: Mutex::default(), making_base: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Where an operator's own runtime files are looked for, beside the configured directories.
+    pub fn files_dir(&self) -> PathBuf {
+        self.inner.files_dir()
     }
 
     /// Every known runtime, by name.
@@ -158,9 +166,12 @@ impl Inner {
                 return RuntimeError::Deprecated(runtime.to_owned());
             }
             let known: Vec<&str> = self.entries.keys().map(String::as_str).collect();
-            let add_to = self.config.data_dir.join("runtimes.d");
-            RuntimeError::Unknown { name: runtime.to_owned(), known: known.join(", "), add_to }
+            RuntimeError::Unknown { name: runtime.to_owned(), known: known.join(", "), add_to: self.files_dir() }
         })
+    }
+
+    fn files_dir(&self) -> PathBuf {
+        self.config.data_dir.join(FILES)
     }
 
     fn installations(&self) -> PathBuf {

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 
 use crate::host;
-use crate::recipe::{InstallKind, Recipe};
+use crate::recipe::{self, InstallKind, Recipe};
 
 /// Looks in this order: configured, `PATH`, version managers, the system's directories.
 #[derive(Default)]
@@ -74,9 +74,12 @@ fn find_python(version: &str) -> Option<PathBuf> {
     on_path.or_else(in_pyenv).or_else(|| host::program_in(system_dirs(), &name))
 }
 
-/// Every Python there is, for their pip.
+/// Every Python there is of those that functions can have, the newest first, for their pip.
 pub(crate) fn all_pythons() -> Vec<PathBuf> {
-    (10..=14).rev().filter_map(|minor| find_python(&format!("3.{minor}"))).collect()
+    let recipes = recipe::BUILT_IN.iter().flat_map(|(file, text)| recipe::parse(text, &|_| None).expect(file));
+    let mut pythons: Vec<_> = recipes.filter(|recipe| recipe.install.kind == InstallKind::Python).collect();
+    pythons.reverse();
+    pythons.iter().filter_map(|recipe| find_python(&recipe.version)).collect()
 }
 
 fn system_dirs() -> impl Iterator<Item = PathBuf> {

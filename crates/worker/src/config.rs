@@ -22,8 +22,6 @@ pub struct Config {
     pub internal_extension_budget: Duration,
     /// Shutdown budget with an external extension.
     pub external_extension_budget: Duration,
-    /// How long [`crate::Service::stop`] waits for running invocations.
-    pub stop_limit: Duration,
     /// What functions sign their own AWS calls with.
     pub credentials: Credentials,
     /// `AWS_ENDPOINT_URL` of functions, e.g. `http://localhost:4566`.
@@ -42,7 +40,6 @@ impl Default for Config {
             freeze_after: Duration::from_millis(20),
             internal_extension_budget: Duration::from_millis(500),
             external_extension_budget: Duration::from_secs(2),
-            stop_limit: Duration::from_secs(30),
             credentials: Credentials::default(),
             endpoint_url: None,
             layers_dir: std::env::temp_dir().join("emberbox-layers"),

@@ -162,14 +162,10 @@ impl Machine {
         }
     }
 
-    /// What is to be done since the last call.
-    pub fn take_actions(&mut self) -> Vec<Action> {
-        std::mem::take(&mut self.actions)
-    }
-
-    /// Whether there is anything to be done.
-    pub fn has_actions(&self) -> bool {
-        !self.actions.is_empty()
+    /// Exchanges what is to be done since the last call for the room in `done`, which must be empty.
+    pub fn take_actions(&mut self, done: Vec<Action>) -> Vec<Action> {
+        debug_assert!(done.is_empty(), "{done:?} were not done");
+        std::mem::replace(&mut self.actions, done)
     }
 
     /// When [`Machine::timer`] wants to be called, in monotonic time.

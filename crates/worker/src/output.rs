@@ -87,9 +87,14 @@ impl Output {
         Ok(Self { source: Source::new(fd)?, lines: Mutex::default(), spent: AtomicUsize::new(0) })
     }
 
-    /// Reads what is in the pipe now, without waiting, whether the reactor has heard of it or not.
+    /// Reads what is in the pipe now, without waiting. Nothing at all happens if the reactor has heard of nothing, which
+    /// is what most invocations write. It hears of things in their order: of a line before of the request that the same
+    /// process sent after it.
     pub(crate) fn drain(&self, line: impl FnMut(String)) -> Drained {
-        self.read_all(DRAIN_COST, line, |buffer| Ok(rustix::io::read(&self.source, buffer)?))
+        match self.source.try_read(&mut []) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Drained::Empty,
+            _ => self.read_all(DRAIN_COST, line, |buffer| Ok(rustix::io::read(&self.source, buffer)?)),
+        }
     }
 
     /// As [`Output::drain`], after [`Output::pump`] was woken.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use domain::{
@@ -108,16 +109,16 @@ impl Service {
         let _ = self.0.host.events.set(events);
     }
 
-    /// Graceful end: takes no new sandboxes, lets running invocations finish for [`Config::stop_limit`], takes all
+    /// Graceful end: takes no new sandboxes, lets running invocations finish for `limit` at most, takes all
     /// sandboxes down. The engine is the caller's to stop.
-    pub async fn stop(&self) {
+    pub async fn stop(&self, limit: Duration) {
         self.0.draining.store(true, Ordering::SeqCst);
         let finished = async {
             while self.0.starting.load(Ordering::SeqCst) > 0 || self.0.slots.all().iter().any(|slot| slot.is_busy()) {
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        if tokio::time::timeout(self.0.host.config.stop_limit, finished).await.is_err() {
+        if tokio::time::timeout(limit, finished).await.is_err() {
             tracing::warn!("invocations still run after the time that a stop waits for them; they are ended");
         }
         let mut shutdowns = tokio::task::JoinSet::new();

@@ -74,6 +74,8 @@ pub(crate) struct Slot {
 
 struct Core {
     machine: Machine,
+    /// Room for the machine's actions, empty between two events.
+    actions: Vec<Action>,
     operations: VecDeque<Operation>,
     /// Until when the driver sleeps at most; zero while it is awake or was woken.
     armed: Duration,
@@ -126,6 +128,7 @@ impl Slot {
         host.metrics.state(None, Some(state));
         let core = Core {
             machine,
+            actions: Vec::new(),
             operations: VecDeque::new(),
             armed: Duration::ZERO,
             state,
@@ -325,11 +328,17 @@ impl Slot {
 
     /// Carries out what the machine decided, and wakes the driver if it has to do something or to sleep shorter.
     fn settle(&self, core: &mut Core) {
-        while core.machine.has_actions() {
-            for action in core.machine.take_actions() {
+        let mut actions = std::mem::take(&mut core.actions);
+        loop {
+            actions = core.machine.take_actions(actions);
+            if actions.is_empty() {
+                break;
+            }
+            for action in actions.drain(..) {
                 self.perform(core, action);
             }
         }
+        core.actions = actions;
         let state = core.machine.state();
         if state != core.state {
             self.host.metrics.state(Some(core.state), Some(state));

@@ -36,13 +36,23 @@ struct Choice {
     note: Option<String>,
 }
 
+/// What an existing function has.
+#[derive(Debug, Clone, Copy)]
+struct Current<'a> {
+    runtime: &'a str,
+    /// Only if the new package still has the file that it names.
+    handler: Option<&'a str>,
+}
+
 /// `emberbox deploy`
 pub async fn run(client: &Client, args: Deploy) -> Result<ExitCode> {
     let package = package::read(&args.path)?;
     let existing = configuration(client, &args.name).await?;
     let current = existing.as_ref().and_then(|c| c.runtime.as_ref()).map(ToString::to_string);
     let guessed = package::guess(&package, args.runtime.as_deref().and_then(Language::of_runtime));
-    let choice = choose(&args, guessed, current.as_deref(), newest_runtime)?;
+    let handler = existing.as_ref().and_then(|c| c.handler.as_deref()).filter(|handler| has_handler(&package, handler));
+    let current = current.as_deref().map(|runtime| Current { runtime, handler });
+    let choice = choose(&args, guessed, current, newest_runtime)?;
     if let Some(note) = &choice.note {
         eprintln!("{note}");
     }
@@ -72,18 +82,31 @@ async fn configuration(client: &Client, name: &str) -> Result<Option<FunctionCon
     }
 }
 
-/// What the user said wins; then what was guessed; an existing function keeps its runtime while the language is the same.
+/// Whether a package has the file that a handler such as `app.run` or `lib/app.run` names.
+fn has_handler(package: &dyn Contents, handler: &str) -> bool {
+    let names = package.names();
+    let Some((module, _)) = handler.rsplit_once('.') else { return names.iter().any(|name| name == handler) };
+    let module = module.replace('.', "/");
+    let sources = ["py", "mjs", "js", "cjs"];
+    names.iter().any(|name| name.rsplit_once('.').is_some_and(|(stem, end)| stem == module && sources.contains(&end)))
+}
+
+/// What the user said wins; then what an existing function has, as long as it still fits the package; then what was guessed.
 fn choose(
     args: &Deploy,
     guessed: Option<Guess>,
-    current: Option<&str>,
+    current: Option<Current<'_>>,
     newest: impl Fn(Language) -> Result<String>,
 ) -> Result<Choice> {
     let given = args.runtime.as_deref();
+    let same = |runtime: &str, current: &str| Language::of_runtime(runtime) == Language::of_runtime(current);
+    let kept = current.filter(|c| given.is_none_or(|given| same(given, c.runtime))).and_then(|c| c.handler);
+    let current = current.map(|c| c.runtime);
     let language = given.and_then(Language::of_runtime).or_else(|| guessed.as_ref().map(|g| g.language));
     let runtime = match (given, current, &guessed) {
         (Some(runtime), ..) => runtime.to_owned(),
         (None, Some(current), None) => current.to_owned(),
+        (None, Some(current), Some(_)) if kept.is_some() => current.to_owned(),
         (None, Some(current), Some(guess)) if Language::of_runtime(current) == Some(guess.language) => {
             current.to_owned()
         }
@@ -96,6 +119,7 @@ fn choose(
     };
     let handler = match (&args.handler, &guessed) {
         (Some(handler), _) => handler.clone(),
+        (None, _) if let Some(kept) = kept => kept.to_owned(),
         (None, Some(guess)) => guess.handler.clone(),
         (None, None) if language == Some(Language::Custom) => "bootstrap".to_owned(),
         (None, None) => bail!(
@@ -105,7 +129,7 @@ fn choose(
     };
     let guesses = [
         (given.is_none() && current != Some(&runtime)).then(|| format!("runtime {runtime}")),
-        args.handler.is_none().then(|| format!("handler {handler}")),
+        (args.handler.is_none() && kept.is_none()).then(|| format!("handler {handler}")),
     ];
     let guesses: Vec<String> = guesses.into_iter().flatten().collect();
     let note = guessed
@@ -277,7 +301,8 @@ mod tests {
         })
     }
 
-    fn chosen(more: &[&str], guess: Option<Guess>, current: Option<&str>) -> Result<(String, String)> {
+    fn chosen(more: &[&str], guess: Option<Guess>, runtime: Option<&str>) -> Result<(String, String)> {
+        let current = runtime.map(|runtime| Current { runtime, handler: None });
         choose(&args(more), guess, current, |language| Ok(format!("newest {language:?}")))
             .map(|c| (c.runtime, c.handler))
     }
@@ -297,6 +322,39 @@ mod tests {
         assert_eq!(chosen(&["--runtime", "provided.al2023"], None, None).unwrap(), is("provided.al2023", "bootstrap"));
         assert!(chosen(&[], None, None).unwrap_err().to_string().contains("--runtime"));
         assert!(chosen(&["--runtime", "python3.12"], None, None).unwrap_err().to_string().contains("--handler"));
+    }
+
+    #[test]
+    fn an_existing_function_keeps_its_handler_while_its_file_is_there() {
+        let again = |more: &[&str], guess| {
+            let current = Some(Current { runtime: "python3.11", handler: Some("code.run") });
+            choose(&args(more), guess, current, |language| Ok(format!("newest {language:?}"))).unwrap()
+        };
+        let is = |choice: Choice, runtime: &str, handler: &str, said: bool| {
+            assert_eq!((choice.runtime.as_str(), choice.handler.as_str()), (runtime, handler));
+            assert_eq!(choice.note.is_some(), said, "{:?}", choice.note);
+        };
+        is(again(&[], python()), "python3.11", "code.run", false);
+        is(again(&[], None), "python3.11", "code.run", false);
+        is(again(&["--runtime", "python3.12"], None), "python3.12", "code.run", false);
+        is(again(&["--handler", "x.y"], python()), "python3.11", "x.y", false);
+        is(again(&["--runtime", "provided.al2"], None), "provided.al2", "bootstrap", false);
+
+        let files = |names: &[&str]| {
+            Package::Files(
+                names.iter().map(|&name| (name.to_owned(), File { bytes: Vec::new(), executable: false })).collect(),
+            )
+        };
+        let package = files(&["code.py", "lib/app.mjs", "bootstrap"]);
+        for (handler, there) in [
+            ("code.run", true),
+            ("lib/app.run", true),
+            ("lib.app.run", true),
+            ("bootstrap", true),
+            ("other.run", false),
+        ] {
+            assert_eq!(has_handler(&package, handler), there, "{handler}");
+        }
     }
 
     #[test]

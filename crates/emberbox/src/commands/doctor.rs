@@ -1,5 +1,6 @@
 //! `emberbox doctor`: what this host can do, what is missing, how to get it.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -8,6 +9,7 @@ use serde::Serialize;
 
 use super::{print_json, runtime};
 use crate::cli::{Doctor, Local};
+use crate::config::{Config, Network};
 use crate::serve::isolation;
 use crate::ui;
 
@@ -59,10 +61,11 @@ impl Finding {
 
 /// `emberbox doctor`; the exit code is 1 when functions cannot run here.
 pub fn run(args: Doctor) -> Result<ExitCode> {
+    let (config, dir) = args.local.open()?;
     let mut findings = system();
-    findings.extend(process_sandbox());
+    findings.extend(process_sandbox(&config));
     findings.extend(runtimes(&args.local)?);
-    findings.extend(microvm(&args.local)?);
+    findings.extend(microvm(&config, &dir)?);
     if args.json {
         print_json(&findings)?;
     } else {
@@ -119,7 +122,8 @@ fn system() -> Vec<Finding> {
 }
 
 /// What the process sandbox can and cannot do here.
-fn process_sandbox() -> Vec<Finding> {
+fn process_sandbox(config: &Config) -> Vec<Finding> {
+    let network = config.sandbox.network != Network::None;
     let report = sandbox::process::probe();
     let finding = |found: &sandbox::process::Finding| {
         if found.ok {
@@ -127,8 +131,9 @@ fn process_sandbox() -> Vec<Finding> {
         }
         let status = match found.name {
             "user namespaces" | "seccomp" => Status::Missing,
-            // `serve` would not start, unless told to do without: network = "none".
-            "nft" if report.root => Status::Missing,
+            // `serve` would not start.
+            "nft" if report.root && network => Status::Missing,
+            "nft" | "veth" | "pasta" if !network => Status::Optional,
             "pasta" if report.root => Status::Optional,
             "/dev/kvm" => Status::Optional,
             _ => Status::Warning,
@@ -164,12 +169,39 @@ fn runtimes(local: &Local) -> Result<Vec<Finding>> {
 }
 
 /// Whether functions can run in virtual machines here: one is booted, which takes seconds at most.
-fn microvm(local: &Local) -> Result<Vec<Finding>> {
-    let (config, dir) = local.open()?;
+fn microvm(config: &Config, dir: &Path) -> Result<Vec<Finding>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let remedy = "needed for isolation = \"microvm\" only; see [microvm] in emberbox.example.toml";
-    Ok(vec![match runtime.block_on(isolation::verdict(&config, &dir)) {
+    let trial = match runtime.block_on(isolation::verdict(config, dir)) {
         Ok(words) => Finding::ok("MicroVM", "trial boot", words),
         Err(error) => Finding::not("MicroVM", "trial boot", Status::Optional, format!("{error:#}"), remedy),
-    }])
+    };
+    let programs = ["firecracker", "jailer"].map(|program| runtime.block_on(firecracker(program)));
+    Ok([trial].into_iter().chain(programs).collect())
+}
+
+/// One of Firecracker's two programs.
+#[cfg(feature = "microvm")]
+async fn firecracker(program: &str) -> Finding {
+    use firecracker::Version;
+
+    let remedy = format!(
+        "microVMs run on QEMU so far, and need it not. Firecracker {} or newer, for {}, is one archive with both programs: \
+         https://github.com/firecracker-microvm/firecracker/releases; unpack them into /usr/local/bin as firecracker and jailer",
+        Version::MINIMUM,
+        std::env::consts::ARCH,
+    );
+    let not = |detail: String| Finding::not("MicroVM", program, Status::Optional, detail, remedy.clone());
+    let Some(path) = crate::host::find(program) else { return not("not installed".to_owned()) };
+    match Version::of(&path).await {
+        Ok(version) => Finding::ok("MicroVM", program, format!("{version} ({})", path.display())),
+        Err(error) => not(error.to_string()),
+    }
+}
+
+/// As above, in a build without microVMs.
+#[cfg(not(feature = "microvm"))]
+async fn firecracker(program: &str) -> Finding {
+    let remedy = "build Emberbox with the cargo feature `microvm`";
+    Finding::not("MicroVM", program, Status::Optional, "this build of Emberbox has no microVMs", remedy)
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use lambda_api::operations::GetFunctionConfiguration;
 use lambda_api::types::GetFunctionConfigurationRequest;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::print;
@@ -27,11 +27,13 @@ struct Page {
     next_token: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Event {
     event_id: String,
+    log_stream_name: String,
     timestamp: i64,
+    ingestion_time: i64,
     message: String,
 }
 
@@ -54,7 +56,7 @@ pub async fn run(client: &Client, args: Logs) -> Result<ExitCode> {
             for event in page.events {
                 newest = newest.max(event.timestamp);
                 if !seen.contains(&event.event_id) && !fresh.contains(&event.event_id) {
-                    print(line(&event.message).as_bytes())?;
+                    print(shown(&event, args.json)?.as_bytes())?;
                 }
                 fresh.insert(event.event_id);
             }
@@ -116,6 +118,11 @@ async fn page(client: &Client, group: &str, start: i64, token: Option<String>) -
 /// A function that has not logged yet has no group.
 fn no_group(error: &anyhow::Error) -> bool {
     error.downcast_ref::<ApiError>().is_some_and(|e| e.code == "ResourceNotFoundException")
+}
+
+/// A line for people, or one of JSON.
+fn shown(event: &Event, json: bool) -> Result<String> {
+    if json { Ok(line(&serde_json::to_string(event).context("make JSON")?)) } else { Ok(line(&event.message)) }
 }
 
 fn line(message: &str) -> String {

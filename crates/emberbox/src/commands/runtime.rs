@@ -25,13 +25,18 @@ pub fn run(command: Runtime) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Runtime::Install { name, local } => {
+        Runtime::Install { name, json, local } => {
             let runtimes = open(&local)?;
             client_side(async {
                 let shown = Shown::new();
                 let image = runtimes.ensure(&name, &shown).await;
                 shown.0.finish_and_clear();
-                eprintln!("{name} is ready ({}).", image?.version);
+                let version = image?.version.clone();
+                if json {
+                    print_json(&runtimes.list().iter().find(|status| status.name == name).map(status_json))?;
+                } else {
+                    eprintln!("{name} is ready ({version}).");
+                }
                 Ok(ExitCode::SUCCESS)
             })
         }

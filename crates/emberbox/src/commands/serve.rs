@@ -55,10 +55,13 @@ fn threads() -> usize {
 async fn serve(config: Config) -> Result<ExitCode> {
     // Before anything is started, so that no signal ends the process with something left behind.
     let mut signals = Signals::new()?;
+    let limit = config.stop_limit.as_secs();
     let server = Emberbox::start(config).await?;
     banner(server.endpoint())?;
     signals.next().await;
-    eprintln!("Stopping: running invocations finish first. A second signal does not wait for them.");
+    eprintln!(
+        "Stopping: running invocations finish first, for {limit} s at most. A second signal does not wait for them."
+    );
     server.stop(signals.next()).await;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,13 +1,13 @@
 //! Event source mappings in this process: pollers that invoke functions with what they find in queues.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::event_sources::{Metrics, Service, SqsConfig, SqsQueues};
 use control_plane::ControlPlane;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
 
-use super::STOP_LIMIT;
 use crate::adapters::{Direct, Mappings, Queues, SourceInvoker};
 
 /// The pollers of event sources, running.
@@ -38,9 +38,9 @@ impl EventSources {
         Self { service, running }
     }
 
-    /// Receives nothing more, and waits for the batches that run.
-    pub async fn stop(&self) {
-        self.service.stop(STOP_LIMIT).await;
+    /// Receives nothing more, and waits `limit` for the batches that run.
+    pub async fn stop(&self, limit: Duration) {
+        self.service.stop(limit).await;
     }
 }
 

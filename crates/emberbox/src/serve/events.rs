@@ -9,6 +9,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use control_plane::ControlPlane;
@@ -19,7 +20,7 @@ use event_queue::sqlite::SqliteQueue;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
 
-use super::{STOP_LIMIT, settings};
+use super::settings;
 use crate::adapters::{Attempts, Direct, EventSettings, Events, Records, Timelines};
 use crate::config::{Config, EventEngine};
 
@@ -68,9 +69,9 @@ impl Asynchronous {
         Events { pollers: self.pollers.clone(), timelines: Arc::clone(&self.timelines), clock: Arc::clone(&self.clock) }
     }
 
-    /// Takes no more events from the queue, and waits for those that run. New ones can still be put in.
-    pub async fn stop(&self) {
-        self.pollers.stop(STOP_LIMIT).await;
+    /// Takes no more events from the queue, and waits `limit` for those that run. New ones can still be put in.
+    pub async fn stop(&self, limit: Duration) {
+        self.pollers.stop(limit).await;
     }
 
     /// What is in the queue waits for the next start.

@@ -87,6 +87,8 @@ pub fn manager(config: &Config) -> worker_manager::Config {
     worker_manager::Config {
         idle_timeout: config.sandbox.idle_timeout,
         max_age: config.sandbox.max_age,
+        scaling_burst: config.limits.new_sandboxes_per_10s,
+        scaling_per_10s: config.limits.new_sandboxes_per_10s,
         ..worker_manager::Config::default()
     }
 }
@@ -107,7 +109,6 @@ pub fn worker(config: &Config, dir: &Path) -> worker::Config {
         id: WorkerId(host_name()),
         memory_mb: memory as u64,
         slots: config.limits.sandboxes,
-        stop_limit: super::STOP_LIMIT,
         credentials,
         endpoint_url: config.functions.endpoint_url.clone(),
         layers_dir: dir.join("layers"),
@@ -233,7 +234,7 @@ pub fn frontend(config: &Config, dir: &Path) -> Result<frontend::Config> {
         .tls
         .as_ref()
         .map(|tls| frontend::TlsFiles { certificate: tls.cert.clone(), private_key: tls.key.clone() });
-    settings.limits.shutdown = super::STOP_LIMIT;
+    settings.limits.shutdown = config.stop_limit;
     Ok(settings)
 }
 

@@ -47,6 +47,23 @@ async fn unknown_paths_and_methods() {
 }
 
 #[tokio::test]
+async fn every_operation_that_is_not_served_says_so_by_name() {
+    let server = start().await;
+    let mut refused = 0;
+    for operation in lambda_api::OperationId::ALL {
+        let segments = operation.uri_template().split('/').map(|part| if part.starts_with('{') { "x" } else { part });
+        let path = segments.collect::<Vec<_>>().join("/");
+        let reply = send(server.address, operation.method().as_str(), &path, &[], b"{}").await;
+        if reply.status == 501 {
+            assert_eq!(reply.error(), ("NotImplemented", format!("Emberbox does not implement {operation} yet.")));
+            refused += 1;
+        }
+    }
+    // But for those that the suite's control plane has, and the two that invoke.
+    assert_eq!(refused, lambda_api::OperationId::ALL.len() - 5);
+}
+
+#[tokio::test]
 async fn garbage_instead_of_http() {
     let server = start().await;
     let invoke = "POST /2015-03-31/functions/echo/invocations HTTP/1.1\r\nhost: localhost\r\n";

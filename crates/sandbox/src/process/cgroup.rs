@@ -66,6 +66,9 @@ pub struct Hierarchy {
     roots: Vec<(Controller, PathBuf)>,
     /// Names of controllers that are missing.
     pub missing: Vec<&'static str>,
+    /// Of version 2: how many processes keep the controllers from being handed down. The kernel hands them to groups below
+    /// only from the host's root group, or from one without processes of its own, which that of a container usually is not.
+    pub crowd: usize,
 }
 
 impl Hierarchy {
@@ -82,19 +85,24 @@ impl Hierarchy {
                 let built_in = matches!(controller, Controller::CpuAccount | Controller::Freezer);
                 (built_in || has(name)).then(|| root.to_owned())
             });
-            return Some(Self { version: Version::Two, roots, missing });
+            return Some(Self { version: Version::Two, roots, missing, crowd: crowd(root) });
         }
         let (roots, missing) = split(|_, name| {
             let directory = root.join(name);
             directory.join("cgroup.procs").exists().then_some(directory)
         });
-        (!roots.is_empty()).then_some(Self { version: Version::One, roots, missing })
+        (!roots.is_empty()).then_some(Self { version: Version::One, roots, missing, crowd: 0 })
     }
 
     /// In words, for the operator.
     pub fn describe(&self) -> String {
         let version = if self.version == Version::One { "v1" } else { "v2" };
         match self.missing.as_slice() {
+            _ if self.crowd > 0 => format!(
+                "cgroup {version}, but {} processes are in the group at {ROOT} itself: the kernel hands its controllers to \
+                 no group below, and nothing is limited",
+                self.crowd
+            ),
             [] => format!("cgroup {version}: memory, CPU and process limits and freezing are enforced"),
             missing => format!("cgroup {version}, but without {}: not limited", missing.join(", ")),
         }
@@ -109,6 +117,18 @@ impl Hierarchy {
             .collect();
         Group { version: self.version, directories }
     }
+}
+
+/// See [`Hierarchy::crowd`].
+fn crowd(root: &Path) -> usize {
+    let read = |name: &str| fs::read_to_string(root.join(name)).unwrap_or_default();
+    let handed_down = read("cgroup.subtree_control");
+    let given = |controller: &str| handed_down.split_whitespace().any(|name| name == controller);
+    // The host's own root group has no type.
+    if !root.join("cgroup.type").exists() || ["memory", "cpu", "pids"].into_iter().all(given) {
+        return 0;
+    }
+    read("cgroup.procs").lines().count()
 }
 
 fn split(
@@ -397,6 +417,20 @@ mod tests {
         fs::write(host.path().join("emberbox/3/x/memory.events"), "low 0\noom 2\noom_kill 1\n").unwrap();
         fs::write(host.path().join("emberbox/3/x/cpu.stat"), "usage_usec 1500\nuser_usec 1\n").unwrap();
         assert_eq!(group.usage(), Usage { oom_kills: 1, cpu: Duration::from_micros(1500), ..Usage::default() });
+    }
+
+    #[test]
+    fn processes_in_a_containers_own_group_keep_the_controllers_from_sandboxes() {
+        let controllers = ("cgroup.controllers", "cpu memory pids\n");
+        let (container, processes) = (("cgroup.type", "domain\n"), ("cgroup.procs", "1\n17\n"));
+        let crowd = |files: &[(&str, &str)]| Hierarchy::detect_in(host(files).path()).unwrap().crowd;
+        assert_eq!(crowd(&[controllers, container, processes]), 2);
+        assert_eq!(crowd(&[controllers, processes]), 0, "the host's root group may have processes");
+        assert_eq!(crowd(&[controllers, container, ("cgroup.procs", "")]), 0);
+        let handed_down = ("cgroup.subtree_control", "cpu io memory pids\n");
+        assert_eq!(crowd(&[controllers, container, processes, handed_down]), 0, "threads, or the kernel knows better");
+        let described = Hierarchy::detect_in(host(&[controllers, container, processes]).path()).unwrap().describe();
+        assert!(described.contains("2 processes") && described.contains("nothing is limited"), "{described}");
     }
 
     #[test]

@@ -83,10 +83,22 @@ fn user_namespaces() -> Finding {
 }
 
 fn cgroups() -> Finding {
-    let (ok, detail) = match Hierarchy::detect() {
-        Some(hierarchy) => (hierarchy.missing.is_empty(), hierarchy.describe()),
+    let found = Hierarchy::detect();
+    let crowded = found.as_ref().is_some_and(|hierarchy| hierarchy.crowd > 0);
+    let (ok, detail) = match found {
+        Some(hierarchy) => (hierarchy.missing.is_empty() && !crowded, hierarchy.describe()),
         None => (false, "none mounted at /sys/fs/cgroup".to_owned()),
     };
+    if crowded {
+        return Finding {
+            name: "cgroups",
+            ok,
+            detail,
+            advice: "give those processes a group of their own, as root and before `emberbox serve`: \
+                     mkdir /sys/fs/cgroup/init && for p in $(cat /sys/fs/cgroup/cgroup.procs); do \
+                     echo $p > /sys/fs/cgroup/init/cgroup.procs; done",
+        };
+    }
     Finding {
         name: "cgroups",
         ok,

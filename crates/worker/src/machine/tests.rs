@@ -78,7 +78,7 @@ impl Driver {
 
     fn settle(&mut self) {
         while self.machine.has_actions() {
-            for action in self.machine.take_actions() {
+            for action in self.machine.take_actions(Vec::new()) {
                 assert!(!self.destroyed, "after the end: {action:?}");
                 match action {
                     Action::StartExtension { epoch, name } => self.starts.push((epoch, Some(name))),

@@ -222,7 +222,7 @@ async fn stop_lets_invocations_finish_and_takes_no_new_sandboxes() {
     let (sandbox, request) = (f.sandbox, f.request("{}", LogType::None));
     let invocation = tokio::spawn(async move { service.invoke(sandbox, request).await });
     wait(|| f.service.invoking(f.sandbox), "invoking").await;
-    f.service.stop().await;
+    f.service.stop(Duration::from_secs(30)).await;
     assert_eq!(text(&invocation.await.unwrap().unwrap()), "1");
     assert_eq!((f.service.report().slots_used, f.service.report().draining), (0, true));
     assert_eq!(f.observed.live.load(Ordering::SeqCst), 0);

@@ -415,7 +415,7 @@ impl Fixture {
 
     async fn end(&self) {
         self.service.shutdown(self.sandbox, RetireReason::Spindown).await;
-        self.service.stop().await;
+        self.service.stop(Duration::from_secs(30)).await;
         self.engine.stop().await;
     }
 }
