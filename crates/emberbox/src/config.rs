@@ -15,7 +15,9 @@ use domain::AccountId;
 use sandbox::process::Destination;
 use serde::Deserialize;
 
-pub use microvm::{Accel, Microvm};
+#[cfg(feature = "microvm")]
+pub use microvm::Accel;
+pub use microvm::Microvm;
 pub use registries::Registry;
 pub use values::{EventEngine, Isolation, Network};
 

@@ -133,20 +133,6 @@ fn candidates(program: &str, env: &[(String, String)]) -> Vec<String> {
         .collect()
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_looked_for_in_path() {
-        let env = |path: &str| vec![("A".to_owned(), "b".to_owned()), ("PATH".to_owned(), path.to_owned())];
-        assert_eq!(candidates("python3", &env("/usr/bin::/bin")), ["/usr/bin/python3", "/bin/python3"]);
-        assert_eq!(candidates("./app", &env("/bin")), ["./app"]);
-        assert_eq!(candidates("/app", &[]), ["/app"]);
-        assert!(candidates("app", &[]).is_empty() && candidates("", &env("")).is_empty());
-    }
-}
-
 fn connect_streams(output: &OwnedFd, inherited: Option<BorrowedFd<'_>>) -> io::Result<()> {
     rustix::process::setsid()?;
     let null = File::open("/dev/null")?;
@@ -160,4 +146,18 @@ fn connect_streams(output: &OwnedFd, inherited: Option<BorrowedFd<'_>>) -> io::R
     sys::reset_signals();
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_looked_for_in_path() {
+        let env = |path: &str| vec![("A".to_owned(), "b".to_owned()), ("PATH".to_owned(), path.to_owned())];
+        assert_eq!(candidates("python3", &env("/usr/bin::/bin")), ["/usr/bin/python3", "/bin/python3"]);
+        assert_eq!(candidates("./app", &env("/bin")), ["./app"]);
+        assert_eq!(candidates("/app", &[]), ["/app"]);
+        assert!(candidates("app", &[]).is_empty() && candidates("", &env("")).is_empty());
+    }
 }
