@@ -28,6 +28,8 @@ import pytest
 REPO = pathlib.Path(__file__).resolve().parents[2]
 BINARY = pathlib.Path(os.environ.get("EMBERBOX_BINARY", REPO / "target/debug/emberbox"))
 RUNTIMES = pathlib.Path(os.environ.get("EMBERBOX_TEST_RUNTIMES", REPO / "target/system"))
+# Of the suite's own packages, which may not be on the PATH.
+AWS_CLI = pathlib.Path(sys.executable).parent / "aws"
 ROLE = "arn:aws:iam::000000000000:role/lambda"
 # The version under test, among those of this host.
 PYTHON = os.environ.get("EMBERBOX_TEST_PYTHON", "python3.%d" % sys.version_info[1])

@@ -11,7 +11,7 @@ import uuid
 
 import pytest
 
-from conftest import ECHO, PYTHON, REPO, ROLE, invoke, running, wait_active, wait_until, zip_bytes
+from conftest import AWS_CLI, ECHO, PYTHON, REPO, ROLE, invoke, running, wait_active, wait_until, zip_bytes
 
 RUST_ECHO = pathlib.Path(os.environ.get("EMBERBOX_RUST_ECHO", REPO / "target/examples/release/rust-echo"))
 
@@ -20,15 +20,13 @@ NODE_PACKAGES = REPO / "target/node/node_modules"
 
 @pytest.fixture
 def aws(emberbox, tmp_path):
-    program = pathlib.Path(sys.executable).parent / "aws"
-
     def run(*args, check=True):
         env = {
             **os.environ, "AWS_ENDPOINT_URL_LAMBDA": emberbox.endpoint, "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS": emberbox.endpoint,
             "AWS_ACCESS_KEY_ID": "000000000000", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_PAGER": "", "AWS_MAX_ATTEMPTS": "1",
         }
-        out = subprocess.run([str(program), *args], capture_output=True, text=True, env=env, cwd=tmp_path)
+        out = subprocess.run([AWS_CLI, *args], capture_output=True, text=True, env=env, cwd=tmp_path)
         assert not check or out.returncode == 0, out.stderr
         return json.loads(out.stdout) if check and out.stdout.strip().startswith("{") else out.stdout + out.stderr
 

@@ -10,7 +10,7 @@ import uuid
 
 import botocore.exceptions
 import pytest
-from conftest import BINARY, ROLE, invoke, running, wait_active, wait_until
+from conftest import AWS_CLI, BINARY, ROLE, invoke, running, wait_active, wait_until
 from registry import CLIENT, Registry, layer, python_layer
 
 pytestmark = pytest.mark.needs("docker-registry")
@@ -247,7 +247,7 @@ def test_aws_cli_and_emberbox_deploy(emberbox, client, image, create, tmp_path):
     env = {**os.environ, "AWS_ENDPOINT_URL": emberbox.endpoint, "AWS_ACCESS_KEY_ID": "000000000000",
            "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
     aws = lambda *words: json.loads(subprocess.run(
-        ["aws", "lambda", *words, "--output", "json"], env=env, check=True, capture_output=True, text=True).stdout or "null")
+        [AWS_CLI, "lambda", *words, "--output", "json"], env=env, check=True, capture_output=True, text=True).stdout or "null")
     created = aws("create-function", "--function-name", name, "--package-type", "Image", "--role", ROLE,
                   "--code", f"ImageUri={uri}", "--image-config", "Command=from.cli", "--timeout", "20", "--memory-size", "1769")
     assert created["State"] == "Pending" and created["CodeSha256"] == digest[7:]

@@ -2,10 +2,8 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -14,11 +12,10 @@ import uuid
 import pytest
 from botocore.exceptions import ClientError
 
-from conftest import Emberbox
+from conftest import AWS_CLI, Emberbox
 from third_party import SERVER, Moto
 
 ACCOUNT = "000000000000"
-AWS = pathlib.Path(sys.executable).parent / "aws"
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +224,7 @@ def test_the_aws_cli(emberbox):
 
     def aws(*args):
         # of SQS alone, version 1 of the CLI ignores AWS_ENDPOINT_URL_SQS
-        command = [AWS, "--endpoint-url", emberbox.endpoint, "sqs", *args]
+        command = [AWS_CLI, "--endpoint-url", emberbox.endpoint, "sqs", *args]
         out = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
         return json.loads(out) if out.strip() else None
 
