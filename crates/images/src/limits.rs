@@ -19,5 +19,8 @@ impl Default for Limits {
 /// Length of a path in bytes: Linux's `PATH_MAX`.
 pub(crate) const PATH: usize = 4096;
 
+/// Memory for the tree of an image, in bytes: a path of an archive may name hundreds of directories at once.
+pub(crate) const TREE: usize = 512 << 20;
+
 /// Directories above one another. What walks a tree is recursive, and needs some stack for each.
 pub(crate) const DEPTH: usize = 256;

@@ -4,6 +4,7 @@
 //! file's owner is then a value, and nothing that the host could follow or open.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 
 use crate::limits;
@@ -57,6 +58,8 @@ pub(crate) enum TreeError {
     Zero,
     #[error("the path is longer than {} bytes, or than {} directories", limits::PATH, limits::DEPTH)]
     TooLong,
+    #[error("the image has more names than fit into {} MiB", limits::TREE >> 20)]
+    TooLarge,
     #[error("it is the root, which has to be a directory")]
     Root,
     #[error("the path leads through more than {LINKS} symbolic links")]
@@ -76,15 +79,34 @@ pub(crate) struct Tree {
     layer: u32,
     /// Of directories that nothing brought.
     implied: Meta,
+    /// Memory that is left, in bytes. What is replaced does not give its own back.
+    room: usize,
 }
 
 type Names = Vec<Vec<u8>>;
+
+/// Memory that a name takes, in bytes, roughly: a directory has room for eleven before it has one.
+fn cost(name: &[u8], kind: &Kind) -> usize {
+    const ENTRY: usize = size_of::<(Vec<u8>, Node)>() + 64;
+    ENTRY
+        + name.len()
+        + match kind {
+            Kind::Directory(_) => 11 * ENTRY,
+            Kind::File(_) => 0,
+            Kind::Symlink(target) => target.len(),
+        }
+}
 
 impl Tree {
     /// Nothing but a root; directories that no entry describes have `mtime`.
     pub(crate) fn new(mtime: u32) -> Self {
         let implied = Meta { mode: 0o755, uid: 0, gid: 0, mtime };
-        Self { root: Node { meta: implied, layer: 0, kind: Kind::Directory(BTreeMap::new()) }, layer: 0, implied }
+        Self {
+            root: Node { meta: implied, layer: 0, kind: Kind::Directory(BTreeMap::new()) },
+            layer: 0,
+            implied,
+            room: limits::TREE,
+        }
     }
 
     pub(crate) fn root(&self) -> &Node {
@@ -107,6 +129,7 @@ impl Tree {
             return Ok(());
         };
         let layer = self.layer;
+        self.room = self.room.checked_sub(cost(&name, &kind)).ok_or(TreeError::TooLarge)?;
         let children = self.directory(&names)?;
         match (children.get_mut(&name), kind) {
             (Some(there @ Node { kind: Kind::Directory(_), .. }), Kind::Directory(_)) => {
@@ -174,8 +197,14 @@ impl Tree {
         let mut node = &mut self.root;
         for name in resolved {
             let Kind::Directory(children) = &mut node.kind else { return Err(TreeError::NotADirectory) };
-            let empty = || Node { meta: implied, layer, kind: Kind::Directory(BTreeMap::new()) };
-            node = children.entry(name).or_insert_with(empty);
+            node = match children.entry(name) {
+                Entry::Occupied(there) => there.into_mut(),
+                Entry::Vacant(free) => {
+                    let kind = Kind::Directory(BTreeMap::new());
+                    self.room = self.room.checked_sub(cost(free.key(), &kind)).ok_or(TreeError::TooLarge)?;
+                    free.insert(Node { meta: implied, layer, kind })
+                }
+            };
         }
         match &mut node.kind {
             Kind::Directory(children) => Ok(children),

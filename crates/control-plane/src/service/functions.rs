@@ -11,6 +11,7 @@ use lambda_api::types::{
 };
 use lambda_api::{ApiError, ErrorCode};
 use store::{Op, Precondition};
+use tokio::sync::RwLockReadGuard;
 
 use super::{ControlPlane, Inner, TRIES, put_function, service_error, too_busy};
 use crate::catalog::Entry;
@@ -45,8 +46,7 @@ impl ControlPlane {
             return Err(already_exists(&arn));
         }
         let source = code::of_create(&request.code, is_image)?;
-        let _storing = inner.package_gate.read().await;
-        let code = inner.store_code(source, &arn).await?;
+        let (code, _storing) = inner.store_code(source, &arn).await?;
         let new = New { arn, settings, code, tags, next_version: 1 };
         inner.create(new, request.publish == Some(true)).await
     }
@@ -135,8 +135,7 @@ impl ControlPlane {
         };
         // Before a long upload from S3; and again when it comes to it.
         ready(&entry.function)?;
-        let _storing = inner.package_gate.read().await;
-        let code = inner.store_code(source, &arn).await?;
+        let (code, _storing) = inner.store_code(source, &arn).await?;
 
         let rule = |function: &mut Function, stamp: &mut crate::function::Stamp<'_>| {
             ready(function)?;
@@ -258,18 +257,23 @@ impl Inner {
         Ok(())
     }
 
-    /// Puts a package into storage, or finds out which image is meant. The caller holds the package gate until a function refers to it; if none ever does,
-    /// it is removed later.
-    async fn store_code(&self, source: code::Source, arn: &FunctionArn) -> Result<CodeRef, ApiError> {
-        let stored = match source {
-            code::Source::Zip(zip) => self.packages.ingest(zip).await,
+    /// Puts a package into storage, or finds out which image is meant. The caller keeps the package gate until a function
+    /// refers to it; if none ever does, it is removed later.
+    async fn store_code(
+        &self,
+        source: code::Source,
+        arn: &FunctionArn,
+    ) -> Result<(CodeRef, RwLockReadGuard<'_, ()>), ApiError> {
+        let (storing, stored) = match source {
+            code::Source::Zip(zip) => (self.package_gate.read().await, self.packages.ingest(zip).await),
             code::Source::S3 { bucket, key, version } => {
-                self.packages.ingest_s3(&bucket, &key, version.as_deref()).await
+                (self.package_gate.read().await, self.packages.ingest_s3(&bucket, &key, version.as_deref()).await)
             }
             code::Source::Image(uri) => {
+                // Outside of the gate: a registry that answers slowly keeps nobody from removing what is not used.
                 let resolved = self.images.resolve(&uri).await.map_err(|fault| code::image_error(&uri, &fault))?;
                 let sha256 = resolved.digest.rsplit(':').next().unwrap_or_default().to_owned();
-                Ok(CodeRef { sha256, size: 0, image: Some(resolved) })
+                (self.package_gate.read().await, Ok(CodeRef { sha256, size: 0, image: Some(resolved) }))
             }
         };
         let code = stored.map_err(|error| code::package_error(&error))?;
@@ -281,7 +285,7 @@ impl Inner {
         self.dropped.lock().insert(stored, self.clock.monotonic());
         let prefix = format!("{}/", account_key(arn.account.as_str(), &arn.region));
         code::check_total(self.code_size(&prefix), code.size, self.config.total_code_size)?;
-        Ok(code)
+        Ok((code, storing))
     }
 
     /// Bytes of code of the functions whose keys start with `prefix`, each version counted by itself as AWS does.

@@ -1,5 +1,7 @@
 //! Events are put in by one task, which takes all that wait at once: they share a transaction and its flush to disk.
 
+use std::time::Duration;
+
 use sqlx::postgres::PgPool;
 use sqlx::{Connection as _, PgConnection};
 use tokio::sync::{mpsc, oneshot};
@@ -13,6 +15,9 @@ const GROUP: usize = 256;
 /// Bytes of bodies in one statement, unless a single one has more.
 const STATEMENT: usize = 8 << 20;
 
+/// How long the server may take for a group.
+const LIMIT: Duration = Duration::from_secs(30);
+
 /// One call's events: all or none.
 pub(super) struct Insert {
     pub entries: Vec<Entry>,
@@ -23,7 +28,7 @@ pub(super) struct Insert {
 pub(super) async fn run(pool: PgPool, clock: Time, mut received: mpsc::Receiver<Insert>) {
     let mut group = Vec::with_capacity(GROUP);
     while received.recv_many(&mut group, GROUP).await > 0 {
-        let error = match insert(&pool, &clock, &group).await {
+        let error = match in_time(&pool, &clock, &group).await {
             Ok(()) => {
                 group.drain(..).for_each(|call| drop(call.done.send(Ok(()))));
                 continue;
@@ -36,13 +41,23 @@ pub(super) async fn run(pool: PgPool, clock: Time, mut received: mpsc::Receiver<
         let text = error.to_string();
         for call in group.drain(..) {
             let answer = match apart {
-                true => insert(&pool, &clock, std::slice::from_ref(&call)).await,
+                true => in_time(&pool, &clock, std::slice::from_ref(&call)).await,
                 false if matches!(error, sqlx::Error::PoolClosed) => Err(sqlx::Error::PoolClosed),
                 false => Err(sqlx::Error::Io(std::io::Error::other(text.clone()))),
             };
             let _ = call.done.send(answer);
         }
     }
+}
+
+/// A connection that has gone dead without a word would otherwise hold up everybody for as long as TCP hopes. What was
+/// committed all the same is found by its id when it is put in again.
+async fn in_time(pool: &PgPool, clock: &Time, group: &[Insert]) -> Result<(), sqlx::Error> {
+    let late = |_| {
+        let reason = format!("no answer within {} s", LIMIT.as_secs());
+        Err(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, reason)))
+    };
+    tokio::time::timeout(LIMIT, insert(pool, clock, group)).await.unwrap_or_else(late)
 }
 
 async fn insert(pool: &PgPool, clock: &Time, group: &[Insert]) -> Result<(), sqlx::Error> {

@@ -82,6 +82,11 @@ impl Remote {
         self.reference.resolve_registry()
     }
 
+    /// `REGISTRY/REPOSITORY`.
+    pub(crate) fn place(&self) -> String {
+        format!("{}/{}", self.registry(), self.repository())
+    }
+
     fn repository(&self) -> &str {
         self.reference.repository()
     }

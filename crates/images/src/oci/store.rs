@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  images/<digest>/root         unpacked: the root of sandboxes, never written to
-//!                 /layout       what was pulled; the next image takes what it shares with this one from here
+//!                 /layout       what was pulled; the next image of the repository takes what it shares from here
+//!                 /repository   where from: who may have one of its images may have another's layers
 //!                 /image.json   how it is started; the directory has its name when all of it is on disk
 //!        /temp/                 what is being pulled; swept at the next start
 //! ```
@@ -18,6 +19,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use super::registry::{Access, Remote, pull, resolve};
 use super::{Config, Layout};
 use crate::build::unpack;
@@ -25,6 +28,9 @@ use crate::error::{ImageError, Refusal, at};
 use crate::limits::Limits;
 
 const ABOUT: &str = "image.json";
+const REPOSITORY: &str = "repository";
+/// Images that are unpacked at once: each takes a core, and memory for its tree.
+const UNPACKING: usize = 2;
 
 /// Settings of a [`Store`].
 #[derive(Clone, Debug)]
@@ -59,6 +65,7 @@ struct Inner {
     config: StoreConfig,
     /// One lock for each image that is being made or removed.
     busy: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    unpacking: Semaphore,
     /// What was looked at since the start.
     known: Mutex<HashMap<String, Arc<Unpacked>>>,
 }
@@ -72,7 +79,14 @@ impl Store {
         // Functions run as users of their own, and may only see what they are given.
         let closed = fs::Permissions::from_mode(0o700);
         fs::set_permissions(&config.dir, closed).map_err(at("set the mode of", &config.dir))?;
-        Ok(Self { inner: Arc::new(Inner { config, busy: Mutex::default(), known: Mutex::default() }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                config,
+                busy: Mutex::default(),
+                known: Mutex::default(),
+                unpacking: Semaphore::new(UNPACKING),
+            }),
+        })
     }
 
     /// What the image's tag leads to now: its digest. Asks the registry.
@@ -108,11 +122,13 @@ impl Store {
         self.path(digest).is_ok_and(|path| path.is_dir())
     }
 
-    /// Removes the image. Legal when no sandbox runs on it. No error if it is gone.
+    /// Removes the image. Legal when no sandbox runs on it. No error if it is gone; one that is being pulled is not waited
+    /// for, which is an error.
     pub async fn remove(&self, digest: &str) -> Result<(), ImageError> {
         let path = self.path(digest)?;
         let lock = self.lock(digest);
-        let _alone = lock.lock().await;
+        let busy = |_| at("remove", &path)(std::io::Error::new(ErrorKind::ResourceBusy, "it is being pulled"));
+        let _alone = lock.try_lock().map_err(busy)?;
         locked(&self.inner.known).remove(digest);
         if !path.exists() {
             return Ok(());
@@ -128,19 +144,22 @@ impl Store {
         let (layout, root) = (temp.path().join("layout"), temp.path().join("root"));
         let (config, name) = (&self.inner.config, remote.to_string());
         let step = |what: &str| tracing::debug!(image = name, "{what}");
-        let siblings = self.layouts()?;
+        let siblings = self.layouts(&remote.place())?;
         let pulled = pull(remote, self.access(remote), &layout, &siblings, config.limits, &step);
         let pulled: Layout = tokio::time::timeout(config.pull_limit, pulled).await.unwrap_or_else(|_| {
             let reason = format!("it took more than {} s", config.pull_limit.as_secs());
             Err(ImageError::Registry { what: format!("pull {name}"), kind: Refusal::Unavailable, reason })
         })?;
-        let (limits, path) = (config.limits, path.to_owned());
+        let (limits, path, place) = (config.limits, path.to_owned(), remote.place());
+        let _turn = self.inner.unpacking.acquire().await.expect("it is never closed");
         // The draft goes with the work, which goes on if the caller does not.
         blocking(move || {
             let container = unpack(&pulled, limits, &root, &|step| tracing::debug!(image = name, "{step}"))?;
             let about = temp.path().join(ABOUT);
             let text = serde_json::to_vec(&container.config).expect("strings are JSON");
             fs::write(&about, text).map_err(at("write", &about))?;
+            let repository = temp.path().join(REPOSITORY);
+            fs::write(&repository, place).map_err(at("write", &repository))?;
             let synced = File::open(temp.path()).and_then(|file| Ok(rustix::fs::syncfs(file)?));
             synced.map_err(at("write", temp.path()))?;
             fs::rename(temp.path(), &path).map_err(at("put in place", &path))?;
@@ -156,11 +175,12 @@ impl Store {
         tempfile::tempdir_in(&temp).map_err(at("create a directory in", &temp))
     }
 
-    /// Of all images that are here.
-    fn layouts(&self) -> Result<Vec<PathBuf>, ImageError> {
+    /// Of the images of this repository that are here. Another's layers are not for everybody who can name them.
+    fn layouts(&self, place: &str) -> Result<Vec<PathBuf>, ImageError> {
         let dir = &self.inner.config.dir;
         let entries = dir.read_dir().map_err(at("read the directory", dir))?;
-        Ok(entries.flatten().map(|entry| entry.path().join("layout")).filter(|layout| layout.is_dir()).collect())
+        let of_it = |image: &PathBuf| fs::read(image.join(REPOSITORY)).is_ok_and(|it| it == place.as_bytes());
+        Ok(entries.flatten().map(|entry| entry.path()).filter(of_it).map(|image| image.join("layout")).collect())
     }
 
     fn access(&self, remote: &Remote) -> &Access {

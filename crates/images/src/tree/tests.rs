@@ -169,3 +169,17 @@ fn ensured_are_only_those_that_are_missing() {
     }
     assert_eq!(list(&tree), ["/run -> var/run", "/tmp", "/var/", "/var/run/", "/var/run/x", "/var/task/"]);
 }
+
+#[test]
+fn names_without_end_are_refused() {
+    let deep = |n: u32| format!("{n}{}/f", "/d".repeat(200));
+    let mut tree = Tree::new(0);
+    tree.room = 1 << 20;
+    let full = (0..).find_map(|n| tree.insert(deep(n).as_bytes(), META, file("x")).err());
+    assert_eq!(full, Some(TreeError::TooLarge));
+    let mut tree = Tree::new(0);
+    tree.room = 1 << 20;
+    let target = "t".repeat(4000);
+    let mut links = (0..).map(|n| tree.insert(format!("l{n}").as_bytes(), META, link(&target)));
+    assert_eq!(links.position(|added| added.is_err()).map(|n| n < 300), Some(true));
+}

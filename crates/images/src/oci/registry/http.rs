@@ -115,7 +115,8 @@ impl<'a> Http<'a> {
         let before = self.pass.lock().await.clone();
         let again = request.try_clone();
         let first = self.send(request, before.as_ref()).await?;
-        if first.status() != StatusCode::UNAUTHORIZED {
+        // What only a redirect led to does not learn the password, nor who else should.
+        if first.status() != StatusCode::UNAUTHORIZED || !self.is_own(first.url()) {
             return answer(first).await;
         }
         let challenges: Vec<String> = (first.headers().get_all(WWW_AUTHENTICATE).iter())
@@ -125,6 +126,11 @@ impl<'a> Http<'a> {
         let Some((pass, again)) = self.authenticate(&challenges).await?.zip(again) else { return answer(first).await };
         *self.pass.lock().await = Some(pass.clone());
         answer(self.send(again, Some(&pass)).await?).await
+    }
+
+    /// Whether it is the registry itself.
+    fn is_own(&self, url: &Url) -> bool {
+        Url::parse(&self.base).is_ok_and(|base| base.origin() == url.origin())
     }
 
     async fn send(&self, request: RequestBuilder, pass: Option<&Pass>) -> Result<Response, Problem> {
@@ -234,6 +240,20 @@ mod tests {
         assert!(may("http://10.0.0.1:5000/x", "http://10.0.0.1:5001/y") && may("http://a/x", "http://127.0.0.1:1/y"));
         assert!(!may("https://a/x", "http://a/x") && !may("https://a/x", "http://127.0.0.1/x"));
         assert!(!may("http://127.0.0.1:5000/x", "http://169.254.169.254/latest") && !may("https://a/", "ftp://a/"));
+    }
+
+    #[test]
+    fn only_the_registry_itself_may_ask_for_the_password() {
+        let remote = Remote::parse("registry.example.org:444/a").unwrap();
+        let access = Access::default();
+        let http = Http::new(&remote, &access).unwrap_or_else(|_| panic!("no client"));
+        let own = |url: &str| http.is_own(&url.parse().unwrap());
+        assert!(own("https://registry.example.org:444/v2/a/blobs/x"));
+        for url in
+            ["https://registry.example.org/v2/a", "https://cdn.example.org:444/a", "http://registry.example.org:444/"]
+        {
+            assert!(!own(url), "{url}");
+        }
     }
 
     #[test]
