@@ -26,16 +26,17 @@ fn images_are_kept_by_digest_and_share_their_layers() {
     let dir = tempfile::tempdir().unwrap();
     let images = store(dir.path());
     let base = tar(&[("bin/", ""), ("bin/sh", &"shell".repeat(1000))]);
-    let push = |tag: &str| {
+    let push = |repository: &str, tag: &str| {
         let made = Made::new();
         let layers = [(GZIP, base.clone()), (TAR, tar(&[("version", tag)]))];
         let config = json!({ "os": "linux", "architecture": architecture(), "config": { "Cmd": ["/bin/sh"] },
             "rootfs": { "type": "layers", "diff_ids": layers.clone().map(|(_, tar)| digest(&tar)) } });
         let image = made.image_with(&layers, &config);
-        registry.push(&made, "app", tag, &[image]);
-        Remote::parse(&registry.name(&format!("app:{tag}"))).unwrap()
+        registry.push(&made, repository, tag, &[image]);
+        Remote::parse(&registry.name(&format!("{repository}:{tag}"))).unwrap()
     };
-    let (one, two) = (push("1"), push("2"));
+    let (one, two) = (push("app", "1"), push("app", "2"));
+    let foreign = push("other", "3");
     let (first, second) = (run(images.resolve(&one)).unwrap(), run(images.resolve(&two)).unwrap());
     let unpacked = run(images.ensure(&one, &first)).unwrap();
     assert_eq!(fs::read_to_string(unpacked.root.join("version")).unwrap(), "1");
@@ -47,6 +48,9 @@ fn images_are_kept_by_digest_and_share_their_layers() {
     fs::remove_file(registry.file(&shared)).unwrap();
     let other = run(images.ensure(&two, &second)).unwrap();
     assert_eq!(fs::read_to_string(other.root.join("version")).unwrap(), "2");
+    // Who can name a layer of another's repository does not get it for that.
+    let named = run(images.ensure(&foreign, &run(images.resolve(&foreign)).unwrap())).unwrap_err();
+    assert!(matches!(named, ImageError::Registry { kind: Refusal::Missing, .. }), "{named}");
     run(images.remove(&first)).unwrap();
     assert!(!unpacked.root.exists() && !images.is_here(&first) && images.is_here(&second));
     let gone = run(images.ensure(&one, &first));
