@@ -8,6 +8,9 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+/// Up to so many bytes are sent in one piece, of which the kernel makes less ado than of a head and a body apart.
+const TOGETHER: usize = 1 << 10;
+
 /// Where they arrive.
 pub(crate) enum Listener {
     Tcp(TcpListener),
@@ -74,6 +77,17 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        if length <= TOGETHER {
+            let mut room = [0; TOGETHER];
+            let mut free = &mut room[..];
+            for part in parts {
+                let (taken, rest) = free.split_at_mut(part.len());
+                taken.copy_from_slice(part);
+                free = rest;
+            }
+            return self.poll_write(cx, &room[..length]);
+        }
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, parts),
