@@ -507,7 +507,7 @@ def test_a_202_comes_after_the_sync(emberbox, client, function, tmp_path):
     ran(emberbox, name, send(client, name))
     trace = tmp_path / "trace"
     strace = subprocess.Popen(
-        ["strace", "-f", "-y", "-s", "20", "-e", "trace=fsync,fdatasync,write,writev,sendto", "-o", str(trace),
+        ["strace", "-f", "-y", "-s", "300", "-e", "trace=fsync,fdatasync,write,writev,sendto", "-o", str(trace),
          "-p", str(emberbox.process.pid)], stderr=subprocess.PIPE, text=True,
     )
     try:
