@@ -1,4 +1,5 @@
-//! Asynchronous invocation: how fast events are accepted, started and worked off, and what a backlog takes.
+//! Asynchronous invocation: how fast events are accepted, started and worked off, and what a backlog takes. Each on a
+//! server of its own, so that no backlog is in another's way.
 
 use std::time::{Duration, Instant};
 
@@ -25,15 +26,8 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// Longer than any measurement: Lambda's longest timeout.
 const FOR_EVER: Duration = Duration::from_secs(900);
 
-/// Each on a server of its own, so that no backlog is in another's way.
-pub async fn measure(setup: &Setup, table: &mut Table) -> Result<()> {
-    start(setup, table).await?;
-    accept(setup, table).await?;
-    drain(setup, table).await
-}
-
 /// From 202 to the handler, on an idle and warm system.
-async fn start(setup: &Setup, table: &mut Table) -> Result<()> {
+pub async fn start(setup: &Setup, table: &mut Table) -> Result<()> {
     let mut emberbox = Emberbox::start(setup).await?;
     let name = "echo";
     let target = emberbox.create(name, &Package::rust(&setup.echo)?, ONE_VCPU_MB).await?;
@@ -76,7 +70,7 @@ async fn started_after(emberbox: &mut Emberbox, name: &str, id: &str) -> Result<
 
 /// The rate of 202s, their latency at half that rate, and what the backlog that this makes takes of memory. The
 /// function's sandboxes wait meanwhile: what is measured is the way into the queue.
-async fn accept(setup: &Setup, table: &mut Table) -> Result<()> {
+pub async fn accept(setup: &Setup, table: &mut Table) -> Result<()> {
     let (rounds, backlog) = (3, u64::from(setup.samples(1_000_000)));
     let events = setup.samples(60_000).max(10_000);
     let mut emberbox = Emberbox::start(setup).await?;
@@ -134,7 +128,7 @@ async fn accept(setup: &Setup, table: &mut Table) -> Result<()> {
 }
 
 /// A backlog, worked off by as many sandboxes as there were synchronous clients after.
-async fn drain(setup: &Setup, table: &mut Table) -> Result<()> {
+pub async fn drain(setup: &Setup, table: &mut Table) -> Result<()> {
     let backlog = u64::from(setup.samples(100_000));
     let mut emberbox = Emberbox::start(setup).await?;
     let name = "drains";

@@ -102,8 +102,12 @@ enum Section {
     Cold,
     /// 200 sandboxes, memory
     Density,
-    /// Asynchronous invocation
-    Events,
+    /// Asynchronous invocation: how soon an event starts
+    Start,
+    /// Asynchronous invocation: how fast events are accepted, and what a backlog takes
+    Accept,
+    /// Asynchronous invocation: how fast a backlog is worked off
+    Drain,
 }
 
 fn main() -> Result<ExitCode> {
@@ -138,8 +142,14 @@ async fn run(setup: &Setup) -> Result<ExitCode> {
     if wanted(Section::Cold) {
         cold::measure(setup, &mut table).await?;
     }
-    if wanted(Section::Events) {
-        events::measure(setup, &mut table).await?;
+    if wanted(Section::Start) {
+        events::start(setup, &mut table).await?;
+    }
+    if wanted(Section::Accept) {
+        events::accept(setup, &mut table).await?;
+    }
+    if wanted(Section::Drain) {
+        events::drain(setup, &mut table).await?;
     }
     table.print(setup.json);
     Ok(if table.kept() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

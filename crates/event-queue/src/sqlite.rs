@@ -8,11 +8,11 @@
 //! - Durability: a group with an enqueue, a release or a purge in it is synced to disk before anybody gets an answer.
 //!   Groups of leases, extensions and acks alone are written without a sync: `kill -9` loses none of them, a power
 //!   failure may lose the last ones, and then their events are handed out again, as at-least-once allows.
-//! - Leases are kept in the file, so that [`Lease::deliveries`] survives. When the file is opened, all of them end at
-//!   once: the process that had them is gone, since the file is locked by the one that uses it.
+//! - Leases are kept in memory: a lease writes nothing. When the file is opened there are none: the process that had some
+//!   is gone, since the file is locked by the one that uses it. [`Lease::deliveries`] does not count those.
 //! - Damage: a file whose tables or log are damaged is not opened. What shows only later fails those requests that meet it;
 //!   a queue whose events cannot be read is left alone for an hour, and the others go on.
-//! - Memory: a few words per queue, nothing per event.
+//! - Memory: a few words per queue and per leased event, nothing per event that waits.
 //! - Fairness: ready queues take turns (see `rotation`).
 //! - Time is the [`Clock`]'s wall clock. It is looked at every 20 ms while something is delayed or leased, so a clock
 //!   that is moved by hand wakes [`EventQueue::lease`] as well. How long a lease call waits is real time.
@@ -25,6 +25,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use domain::Clock;
+use parking_lot::Mutex;
 use sqlite_file::SqliteFile;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -34,6 +35,7 @@ use crate::check_sizes;
 use crate::time::millis;
 
 mod format;
+mod leases;
 mod reader;
 mod state;
 mod statements;
@@ -41,6 +43,7 @@ mod ticket;
 mod writer;
 
 use format::FORMAT;
+use leases::Leases;
 use reader::Reader;
 use writer::{Answer, Op, Request, Writer};
 
@@ -52,6 +55,7 @@ pub struct SqliteQueue {
     reader: Reader,
     clock: Arc<dyn Clock>,
     requests: mpsc::Sender<Request>,
+    leases: Arc<Mutex<Leases>>,
     /// One permit whenever there may be something ready.
     ready: Arc<Notify>,
 }
@@ -72,15 +76,17 @@ impl SqliteQueue {
     pub async fn open(path: impl AsRef<Path>, clock: Arc<dyn Clock>) -> Result<Self, QueueError> {
         let file = SqliteFile::new(&FORMAT, path.as_ref());
         let (ready, (requests, received)) = (Arc::new(Notify::new()), mpsc::channel(WAITING));
+        let leases = Arc::<Mutex<Leases>>::default();
         let start = {
-            let (file, clock, ready) = (file.clone(), Arc::clone(&clock), Arc::clone(&ready));
+            let (file, clock, ready, leases) =
+                (file.clone(), Arc::clone(&clock), Arc::clone(&ready), Arc::clone(&leases));
             move || {
                 let lock = file.lock()?;
-                Writer::start(file.clone(), file.connect()?, clock, ready, lock)
+                Writer::start(file.clone(), file.connect()?, clock, ready, leases, lock)
             }
         };
         writer::spawn(start, received).await?;
-        Ok(Self { reader: Reader::new(file), clock, requests, ready })
+        Ok(Self { reader: Reader::new(file), clock, requests, leases, ready })
     }
 
     async fn write(&self, op: Op) -> Result<Answer, QueueError> {
@@ -141,7 +147,11 @@ impl EventQueue for SqliteQueue {
 
     async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError> {
         let (queue, now) = (queue.clone(), millis(self.clock.wall()));
-        self.reader.read(move |connection| reader::depth(connection, &queue, now)).await
+        let count = self.reader.read(move |connection| reader::count(connection, &queue, now)).await?;
+        let Some((number, events, delayed, oldest)) = count else { return Ok(Depth::default()) };
+        // What is taken or given back between the two looks is counted twice or not at all.
+        let in_flight = self.leases.lock().in_flight(number, now);
+        Ok(Depth { ready: events.saturating_sub(delayed + in_flight), in_flight, delayed, oldest })
     }
 
     async fn queues(&self) -> Result<Vec<QueueName>, QueueError> {

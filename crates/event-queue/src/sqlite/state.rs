@@ -1,21 +1,41 @@
 //! What the writer knows, and how it does a group of requests in one transaction.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rusqlite::Connection;
 
+use super::leases::{Held, Leases};
 use super::statements as sql;
 use super::ticket::Ticket;
 use super::writer::{Answer, Op, damage};
-use crate::api::{Entry, Lease, QueueName};
+use crate::api::{Entry, Lease, LeaseId, QueueName};
 use crate::rotation::{Number, Rotation};
-use crate::time::after;
+use crate::time::{after, system_time};
+
+/// What outlives the [`State`] of a failed group.
+#[derive(Clone)]
+pub(super) struct Lasting {
+    /// Makes this run's lease ids differ from those of earlier runs.
+    epoch: u32,
+    /// Others look at them, for how much there is.
+    leases: Arc<Mutex<Leases>>,
+    /// Queues of which nothing is handed out until then (milliseconds since 1970), as that failed for damage.
+    aside: HashMap<Number, i64>,
+}
+
+impl Lasting {
+    /// Of a file that was just opened.
+    pub(super) fn new(epoch: u32, leases: Arc<Mutex<Leases>>) -> Self {
+        Self { epoch, leases, aside: HashMap::new() }
+    }
+}
 
 /// What the writer knows without asking the file. After a failed group it is read anew.
 pub(super) struct State {
-    /// Makes this run's lease ids differ from those of earlier runs.
-    pub epoch: u32,
+    lasting: Lasting,
     pub rotation: Rotation,
     numbers: HashMap<QueueName, Number>,
     names: HashMap<Number, QueueName>,
@@ -24,34 +44,32 @@ pub(super) struct State {
     synced: bool,
     /// What this group has added to the queues' counts.
     counts: BTreeMap<Number, i64>,
-    /// Queues of which nothing is handed out until then (milliseconds since 1970), as that failed for damage.
-    aside: HashMap<Number, i64>,
+    /// Of a queue's events that may be handed out at once, all up to this number are.
+    handed_out: HashMap<Number, i64>,
     /// Whose events are being handed out.
     leasing: Option<Number>,
 }
 
 impl State {
-    /// `aside` is of the state before.
-    pub(super) fn load(
-        connection: &Connection,
-        epoch: u32,
-        aside: HashMap<Number, i64>,
-        now: i64,
-    ) -> rusqlite::Result<Self> {
+    pub(super) fn load(connection: &Connection, lasting: Lasting, now: i64) -> rusqlite::Result<Self> {
         let mut state = Self {
-            epoch,
+            lasting,
             rotation: Rotation::default(),
             numbers: HashMap::new(),
             names: HashMap::new(),
             next_seq: sql::next_seq(connection)?,
             synced: true,
             counts: BTreeMap::new(),
-            aside,
+            handed_out: HashMap::new(),
             leasing: None,
         };
         for (number, name) in sql::queues(connection)? {
             state.remember(number, name);
-            match sql::next_due(connection, number) {
+            let next = |number| match sql::any_at_once(connection, number)? {
+                true => Ok(Some(now)),
+                false => sql::next_due(connection, number, 0),
+            };
+            match next(number) {
                 Ok(Some(due)) => state.note(number, due),
                 Ok(None) => {}
                 Err(error) if damage(&error) => {
@@ -64,9 +82,10 @@ impl State {
         Ok(state)
     }
 
-    /// What the next state has to know of this one.
-    pub(super) fn take_aside(&mut self) -> HashMap<Number, i64> {
-        std::mem::take(&mut self.aside)
+    /// For the next state, after a group has failed: what it changed is undone.
+    pub(super) fn roll_back(&self) -> Lasting {
+        self.lasting.leases.lock().roll_back();
+        self.lasting.clone()
     }
 
     /// After a group has failed for damage: whether that was in a queue's events that were to be handed out. Then these
@@ -85,12 +104,12 @@ impl State {
              Emberbox, keep a copy of the file with its -wal file, then restore it from a backup or save what is left with \
              `sqlite3 FILE .recover`"
         );
-        self.aside.insert(number, after(now, sql::DAMAGED));
+        self.lasting.aside.insert(number, after(now, sql::DAMAGED));
     }
 
     /// An event of this queue is due at `due`.
     fn note(&mut self, number: Number, due: i64) {
-        self.rotation.note(number, self.aside.get(&number).map_or(due, |until| due.max(*until)));
+        self.rotation.note(number, self.lasting.aside.get(&number).map_or(due, |until| due.max(*until)));
     }
 
     fn remember(&mut self, number: Number, name: QueueName) {
@@ -111,12 +130,32 @@ impl State {
             self.synced = synced;
         }
         let transaction = sql::begin(connection)?;
+        self.end_leases(&transaction, now)?;
         let answers = ops.iter().map(|op| self.apply(&transaction, op, now)).collect::<rusqlite::Result<Vec<_>>>()?;
         for (queue, change) in std::mem::take(&mut self.counts) {
             sql::count(&transaction, queue, change)?;
         }
         transaction.commit()?;
+        self.lasting.leases.lock().commit();
         Ok(answers)
+    }
+
+    /// Those that are over. Only here is it written how often an event was handed out that nobody gave back.
+    fn end_leases(&mut self, connection: &Connection, now: i64) -> rusqlite::Result<()> {
+        let leases = Arc::clone(&self.lasting.leases);
+        let mut leases = leases.lock();
+        while let Some((seq, held)) = leases.over(now) {
+            sql::give_back(connection, held.queue, seq, held.deliveries, held.end)?;
+            leases.set(seq, None);
+            self.note(held.queue, held.end);
+        }
+        Ok(())
+    }
+
+    /// The event's number and its lease, if that is still on.
+    fn held(&self, id: LeaseId, now: i64) -> Option<(i64, Held)> {
+        let ticket = Ticket::read(id, self.lasting.epoch)?;
+        Some((ticket.seq, self.lasting.leases.lock().get(ticket, now)?))
     }
 
     fn apply(&mut self, connection: &Connection, op: &Op, now: i64) -> rusqlite::Result<Answer> {
@@ -129,38 +168,41 @@ impl State {
             }
             Op::Lease { but, most, lease } => answer.leases = self.lease(connection, but, *most, *lease, now)?,
             Op::Extend { leases, lease } => {
-                let due = after(now, *lease);
+                let end = after(now, *lease);
                 for id in leases {
-                    if let Some(ticket) = Ticket::read(*id, self.epoch)
-                        && sql::set_due(connection, ticket, now, due, true)?
-                    {
-                        self.note(ticket.queue, due);
+                    if let Some((seq, held)) = self.held(*id, now) {
+                        self.lasting.leases.lock().set(seq, Some(Held { end, ..held }));
+                        self.note(held.queue, end);
                         answer.extended.push(*id);
                     }
                 }
             }
             Op::Ack(leases) => {
-                for ticket in leases.iter().filter_map(|id| Ticket::read(*id, self.epoch)) {
-                    if sql::delete(connection, ticket, now)? {
-                        *self.counts.entry(ticket.queue).or_default() -= 1;
+                for id in leases {
+                    if let Some((seq, held)) = self.held(*id, now) {
+                        sql::delete(connection, held.queue, seq)?;
+                        self.lasting.leases.lock().set(seq, None);
+                        *self.counts.entry(held.queue).or_default() -= 1;
                     }
                 }
             }
             Op::Release { lease, delay, body } => {
-                let due = after(now, *delay);
-                if let Some(ticket) = Ticket::read(*lease, self.epoch)
-                    && sql::set_due(connection, ticket, now, due, false)?
-                {
-                    self.note(ticket.queue, due);
+                if let Some((seq, held)) = self.held(*lease, now) {
+                    let due = after(now, *delay);
+                    sql::give_back(connection, held.queue, seq, held.deliveries, due)?;
                     if let Some(body) = body {
-                        sql::set_body(connection, ticket.seq, body)?;
+                        sql::set_body(connection, seq, body)?;
                     }
+                    self.lasting.leases.lock().set(seq, None);
+                    self.note(held.queue, due);
                 }
             }
             Op::Purge { queue, below } => {
                 if let Some(number) = self.numbers.get(queue).copied() {
                     let below = below.unwrap_or(self.next_seq);
                     let (purged, more) = sql::purge(connection, number, below)?;
+                    let mut leases = self.lasting.leases.lock();
+                    leases.of(number).into_iter().filter(|seq| *seq < below).for_each(|seq| leases.set(seq, None));
                     *self.counts.entry(number).or_default() -= purged.cast_signed();
                     answer.purged = purged;
                     answer.purge_on = more.then_some(below);
@@ -179,11 +221,11 @@ impl State {
                 number
             }
         };
-        if let Some(due) = sql::insert(connection, number, self.next_seq, entry, now)? {
-            self.next_seq += 1;
-            self.note(number, due);
-            *self.counts.entry(number).or_default() += 1;
-        }
+        let due = (entry.delay > Duration::ZERO).then(|| after(now, entry.delay));
+        sql::insert(connection, number, self.next_seq, entry, now, due)?;
+        self.next_seq += 1;
+        self.note(number, due.unwrap_or(now));
+        *self.counts.entry(number).or_default() += 1;
         Ok(())
     }
 
@@ -196,18 +238,40 @@ impl State {
         now: i64,
     ) -> rusqlite::Result<Vec<Lease>> {
         let but = but.iter().filter_map(|name| self.numbers.get(name).copied()).collect();
-        let mut leases = Vec::new();
+        let shared = Arc::clone(&self.lasting.leases);
+        // A lease that ends now would be handed out again by the same call.
+        let end = after(now, lease.max(Duration::from_millis(1)));
+        let mut answer = Vec::new();
         self.rotation.wake(now);
-        while let Some((number, share)) = self.rotation.turn(most - leases.len(), &but) {
-            let name = self.names[&number].clone();
+        while let Some((number, share)) = self.rotation.turn(most - answer.len(), &but) {
             self.leasing = Some(number);
-            leases.extend(sql::lease(connection, self.epoch, (number, &name), share, now, lease)?);
-            if let Some(due) = sql::next_due(connection, number)? {
+            let above = self.handed_out.get(&number).copied().unwrap_or(0);
+            let mut leases = shared.lock();
+            let (ready, more) = sql::ready(connection, number, above, share, now, |seq| leases.has(seq))?;
+            for event in ready {
+                let deliveries = event.deliveries.saturating_add(1);
+                leases.set(event.seq, Some(Held { queue: number, deliveries, end }));
+                if event.at_once {
+                    self.handed_out.insert(number, event.seq);
+                }
+                self.note(number, end);
+                let ticket = Ticket { queue: number, seq: event.seq, deliveries: deliveries as u16 };
+                answer.push(Lease {
+                    id: ticket.id(self.lasting.epoch),
+                    queue: self.names[&number].clone(),
+                    event: event.event,
+                    body: event.body,
+                    enqueued_at: system_time(event.enqueued_at),
+                    deliveries,
+                });
+            }
+            let next = if more { Some(now) } else { sql::next_due(connection, number, now)? };
+            if let Some(due) = next {
                 self.note(number, due);
                 self.rotation.wake(now);
             }
             self.leasing = None;
         }
-        Ok(leases)
+        Ok(answer)
     }
 }

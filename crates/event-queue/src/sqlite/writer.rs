@@ -1,7 +1,7 @@
 //! The one writer, on a thread of its own: SQLite blocks. Requests that arrive while a group is being synced to disk share
 //! the next transaction and sync.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use domain::Clock;
+use parking_lot::Mutex;
 use rusqlite::Connection;
 use sqlite_file::SqliteFile;
 use tokio::sync::{Notify, mpsc, oneshot};
 use uuid::Uuid;
 
-use super::state::State;
+use super::leases::Leases;
+use super::state::{Lasting, State};
 use super::statements as sql;
 use crate::api::{Entry, Lease, LeaseId, QueueError, QueueName};
 use crate::time::millis;
@@ -113,18 +115,19 @@ pub(super) async fn spawn(
 }
 
 impl Writer {
-    /// Ends the leases of earlier runs and looks at what is there.
+    /// Looks at what is there.
     pub(super) fn start(
         file: SqliteFile,
-        mut connection: Connection,
+        connection: Connection,
         clock: Arc<dyn Clock>,
         ready: Arc<Notify>,
+        leases: Arc<Mutex<Leases>>,
         lock: File,
     ) -> Result<Self, QueueError> {
         let failed = |error| file.sql_failed("open", &error);
-        let now = millis(clock.wall());
-        sql::end_leases(&mut connection, now).map_err(failed)?;
-        let state = State::load(&connection, Uuid::new_v4().as_fields().0, HashMap::new(), now).map_err(failed)?;
+        let lasting = Lasting::new(Uuid::new_v4().as_fields().0, leases);
+        sql::forget_empty(&connection).map_err(failed)?;
+        let state = State::load(&connection, lasting, millis(clock.wall())).map_err(failed)?;
         Ok(Self { file, clock, ready, connection: Some(connection), state, _lock: lock })
     }
 
@@ -228,8 +231,7 @@ impl Writer {
                 Some(connection) => connection,
                 None => {
                     let connection = self.file.reconnect()?;
-                    let aside = self.state.take_aside();
-                    self.state = State::load(&connection, self.state.epoch, aside, now)?;
+                    self.state = State::load(&connection, self.state.roll_back(), now)?;
                     connection
                 }
             };
@@ -263,7 +265,8 @@ mod tests {
         let file = SqliteFile::new(&FORMAT, dir.path().join("events.db"));
         let (lock, connection) = (file.lock().unwrap(), file.connect().unwrap());
         let mut writer =
-            Writer::start(file, connection, Arc::new(SystemClock::default()), Arc::default(), lock).unwrap();
+            Writer::start(file, connection, Arc::new(SystemClock::default()), Arc::default(), Arc::default(), lock)
+                .unwrap();
         let mut serve = |ops: Vec<Op>| {
             let (group, answers): (Vec<_>, Vec<_>) = ops
                 .into_iter()
