@@ -230,7 +230,7 @@ impl delivery::EnqueueEvent for Records {
         }
         let account = AccountId::parse(&target.account)
             .ok_or_else(|| Failure::refused(format!("{target} names no account; correct the destination")))?;
-        let arn = FunctionArn { region: target.region.clone(), account, name: function.clone() };
+        let arn = FunctionArn { region: target.region.as_str().into(), account, name: function.as_str().into() };
         let found = self.direct.resolve(&arn, qualifier.as_deref());
         let found = found.map_err(|error| Failure {
             retryable: error.code != ErrorCode::ResourceNotFoundException,

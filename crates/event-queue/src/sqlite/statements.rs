@@ -23,7 +23,14 @@ pub(super) fn begin(connection: &mut Connection) -> rusqlite::Result<Transaction
 
 /// Forgets queues without events.
 pub(super) fn forget_empty(connection: &Connection) -> rusqlite::Result<()> {
-    connection.execute("DELETE FROM queues WHERE events = 0", []).map(drop)
+    connection.execute("DELETE FROM queues WHERE NOT EXISTS (SELECT 1 FROM events WHERE queue = number)", []).map(drop)
+}
+
+/// How many events each queue has: looks at all of them.
+pub(super) fn count(connection: &Connection) -> rusqlite::Result<Vec<(Number, u64)>> {
+    let mut statement = connection.prepare("SELECT queue, count(*) FROM events GROUP BY queue")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned())))?;
+    rows.collect()
 }
 
 /// All queues.
@@ -42,14 +49,6 @@ pub(super) fn next_seq(connection: &Connection) -> rusqlite::Result<i64> {
 pub(super) fn number(connection: &Connection, name: &QueueName) -> rusqlite::Result<Number> {
     connection.prepare_cached("INSERT OR IGNORE INTO queues (name) VALUES (?)")?.execute([&*name.0])?;
     connection.prepare_cached("SELECT number FROM queues WHERE name = ?")?.query_row([&*name.0], |row| row.get(0))
-}
-
-/// Adds to the count of a queue's events.
-pub(super) fn count(connection: &Connection, queue: Number, change: i64) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached("UPDATE queues SET events = events + ? WHERE number = ?")?
-        .execute(params![change, queue])
-        .map(drop)
 }
 
 /// Puts an event in. `due`: nothing if it may be handed out at once.
