@@ -77,12 +77,14 @@ async fn runs_processes() {
 /// The processes of VMs below this directory: one of them is mounted for each of these.
 pub fn machines(below: &Path) -> Vec<i32> {
     let all = processes("qemu-system").into_iter().chain(processes("vhost-device-vsock"));
+    all.filter(|pid| has_mount(*pid, below, "/vms/")).collect()
+}
+
+/// Whether a process has a mount of something below this directory, with this word in its path.
+fn has_mount(pid: i32, below: &Path, word: &str) -> bool {
     let name = below.file_name().unwrap().to_str().unwrap();
-    let below = |pid: &i32| {
-        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-        mounts.lines().any(|line| line.contains(name) && line.contains("/vms/"))
-    };
-    all.filter(below).collect()
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    mounts.lines().any(|line| line.contains(name) && line.contains(word))
 }
 
 async fn carries_connections() {
@@ -198,9 +200,14 @@ async fn leaves_nothing() {
     assert_eq!(line, "ready\n");
     assert_eq!(machines(directory.path()).len(), 2);
     assert_eq!((devices(1).len(), is_filtered(1)), (1, true));
+    let launchers = processes("emberbox-microvm").into_iter();
+    assert_eq!(launchers.filter(|pid| has_mount(*pid, directory.path(), "/trees/")).count(), 1);
     server.kill().unwrap();
     server.wait().unwrap();
     eventually("its processes are gone", || machines(directory.path()).is_empty()).await;
+    // The launcher, by the places where it has mounted the programs.
+    let launcher = || processes("emberbox-microvm").into_iter().any(|pid| has_mount(pid, directory.path(), "/trees/"));
+    eventually("and the launcher", || !launcher()).await;
     let vms = directory.path().join("state/vms");
     assert_eq!(fs::read_dir(&vms).unwrap().count(), 1, "a directory has a name, and stays");
     eventually("its network is gone", || devices(1).is_empty()).await;
