@@ -13,6 +13,9 @@
 //! difference; its network card leads to a tap device of the host ([`network`]); the memory limit is a cgroup in there, and
 //! the VM has some more for its kernel.
 //!
+//! QEMU and its vsock device are each confined like a function ([`confine`]), by a process that does nothing else
+//! ([`launcher`]).
+//!
 //! Everything that comes from a VM is hostile: it is bounded in size, in time and in meaning ([`control`]), and what does
 //! not fit ends the VM. Nothing outlives the server: the kernel kills its children with it, and what has a name (cgroups,
 //! the directory) the next start removes.

@@ -13,12 +13,14 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use guest::protocol::{During, Failure, Spawn};
+use guest::protocol::{During, Failure, FailureKind, Spawn};
 use guest::seccomp::Programs;
 use guest::stage;
 use guest::sys::{self, Cloned};
 use guest::wire::Channel;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{CWD, Mode};
 use rustix::mount::{MountAttrFlags, MountPropagationFlags, OpenTreeFlags};
 use rustix::process::Signal;
@@ -35,6 +37,8 @@ const NAMESPACES: i32 = libc::CLONE_NEWUSER
     | libc::CLONE_NEWNET
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS;
+/// A process has this long to confine itself.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// What may be read and executed, and nothing else.
 const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
 /// Of the tree of a program: names and directories only.
@@ -76,7 +80,8 @@ pub struct Launch {
 pub enum Report {
     /// It is ready, or not.
     Started(Result<(), Failure>),
-    /// The number of the process, which comes with its pidfd, once it runs the program.
+    /// The number of the process, which comes with its pidfd, once it runs the program. Or a failure, with the pidfd if the
+    /// process had begun: it is dying, and its parent's to reap.
     Launched(Result<i32, Failure>),
 }
 
@@ -108,11 +113,14 @@ fn serve() -> io::Result<()> {
             Ok((pid, pidfd)) => {
                 if let Err(error) = server.send(&Report::Launched(Ok(pid)), &[pidfd.as_fd()]) {
                     // Its parent is gone, perhaps before it could ask to die with it.
-                    let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+                    kill(&pidfd);
                     return Err(error);
                 }
             }
-            Err(failure) => server.send(&Report::Launched(Err(failure)), &[])?,
+            Err((failure, dying)) => {
+                let dying: Vec<_> = dying.iter().map(AsFd::as_fd).collect();
+                server.send(&Report::Launched(Err(failure)), &dying)?;
+            }
         }
     }
     Ok(())
@@ -140,7 +148,19 @@ impl Launcher {
         Ok(Self { privileged, filter, trees: trees.into_iter().map(|(place, _)| place).collect() })
     }
 
-    fn launch(&self, launch: &Launch, descriptors: Vec<OwnedFd>) -> Result<(i32, OwnedFd), Failure> {
+    fn launch(&self, launch: &Launch, descriptors: Vec<OwnedFd>) -> Result<(i32, OwnedFd), (Failure, Option<OwnedFd>)> {
+        let (pid, pidfd, channel) = self.begin(launch, descriptors).map_err(|failure| (failure, None))?;
+        match self.map(launch, pid).and_then(|()| go(&channel)) {
+            Ok(()) => Ok((pid, pidfd)),
+            Err(failure) => {
+                kill(&pidfd);
+                Err((failure, Some(pidfd)))
+            }
+        }
+    }
+
+    /// A process that waits to go on.
+    fn begin(&self, launch: &Launch, descriptors: Vec<OwnedFd>) -> Result<(i32, OwnedFd, Channel), Failure> {
         let place = self.trees.get(launch.tree).ok_or(io::ErrorKind::InvalidInput).map_err(io::Error::from);
         let root = place.and_then(|place| copy(place)).during("copy the tree of a program")?;
         let directory = writable(&launch.directory).during(format!("mount {}", launch.directory.display()))?;
@@ -159,16 +179,9 @@ impl Launcher {
         if user.is_some() {
             blank::take_effective_user(0).during("act as root again")?;
         }
-        let (pid, pidfd) = match cloned.during("make namespaces")? {
+        match cloned.during("make namespaces")? {
             Cloned::Child => unreachable!("it is another program by now"),
-            Cloned::Parent { pid, pidfd } => (pid, pidfd),
-        };
-        match self.map(launch, pid).and_then(|()| go(&ours)) {
-            Ok(()) => Ok((pid, pidfd)),
-            Err(failure) => {
-                let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
-                Err(failure)
-            }
+            Cloned::Parent { pid, pidfd } => Ok((pid, pidfd, ours)),
         }
     }
 
@@ -190,11 +203,22 @@ impl Launcher {
 /// Lets it go on, and waits until it runs the program.
 fn go(process: &Channel) -> Result<(), Failure> {
     process.send(&(), &[]).during("speak to a process")?;
+    let mut ready = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
+    let patience = Timespec::try_from(PATIENCE).expect("seconds fit");
+    if rustix::event::poll(&mut ready, Some(&patience)).during("wait for a process")? == 0 {
+        return Err(Failure::host("wait for a process", &io::Error::from_raw_os_error(libc::ETIMEDOUT)));
+    }
     match process.receive::<Failure>().during("listen to a process")? {
         // Closed by exec. If it died before, its end will say so.
         None => Ok(()),
-        Some((failure, _)) => Err(failure),
+        // Whatever failed, it is nothing of the function's.
+        Some((failure, _)) => Err(Failure { kind: FailureKind::Host, ..failure }),
     }
+}
+
+fn kill(process: &OwnedFd) {
+    // An error: it has ended.
+    let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);
 }
 
 /// Makes the tree of a program at a place of this mount namespace.

@@ -64,6 +64,9 @@ impl Outside {
             .install(egress, &dns, &device_prefix(instance))
             .during("set up the packet filter with nft (package nftables)")?;
         firewall::enable_forwarding().during("enable IP forwarding (net.ipv4.ip_forward)")?;
+        // Once without a VM, so that a host on which it cannot work says so now.
+        let trial = inside(None, || new_namespace().and_then(|_| connect_tap(None, None)));
+        trial.during("make a tap device and a bridge (kernel modules tun and bridge)")?;
         Ok(Self { instance, pool: egress.pool, firewall, dns })
     }
 
@@ -98,7 +101,7 @@ impl Outside {
         let namespace = inside(None, new_namespace).during("make a network namespace")?;
         let uplink = blank::link(self.instance, slot, self.pool, Namespace::At(namespace.as_fd()))?;
         let link = Link(slot.device(self.instance));
-        inside(Some(namespace.as_fd()), || bridge(&uplink.device, owner))
+        inside(Some(namespace.as_fd()), || connect_tap(Some(&uplink.device), owner))
             .during("connect a tap device with its link")?;
         // Locally administered; seen by nobody but the two ends of the link.
         let [a, b, c, d] = uplink.address.octets();
@@ -158,7 +161,7 @@ fn new_namespace() -> io::Result<OwnedFd> {
 }
 
 /// Makes the tap, and lets it and `link` exchange frames.
-fn bridge(link: &str, owner: Option<u32>) -> io::Result<()> {
+fn connect_tap(link: Option<&str>, owner: Option<u32>) -> io::Result<()> {
     let netlink = Netlink::open()?;
     netlink.add_bridge(BRIDGE)?;
     let tap = open_tap()?;
@@ -166,7 +169,8 @@ fn bridge(link: &str, owner: Option<u32>) -> io::Result<()> {
     set(&tap, libc::TUNSETOWNER, id.into())?;
     set(&tap, libc::TUNSETPERSIST, 1)?;
     let bridge = netlink.device(BRIDGE)?;
-    for port in [netlink.device(link)?, netlink.device(TAP)?] {
+    for port in [Some(TAP), link].into_iter().flatten() {
+        let port = netlink.device(port)?;
         netlink.join(port, bridge)?;
         netlink.up(port)?;
     }
@@ -193,3 +197,6 @@ fn set(tap: &OwnedFd, what: libc::Ioctl, value: libc::c_ulong) -> io::Result<()>
     // SAFETY: these take a number, no pointer.
     if unsafe { libc::ioctl(tap.as_raw_fd(), what, value) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,7 +58,7 @@ impl Spawner {
                 if let Err(Ok((_, orphan, _))) = answer.send(spawn(&launcher, program)) {
                     // Whoever asked has given up.
                     let _ = rustix::process::pidfd_send_signal(&orphan, Signal::KILL);
-                    let _ = rustix::process::waitid(WaitId::PidFd(orphan.as_fd()), WaitIdOptions::EXITED);
+                    reap(&orphan);
                 }
             }
             // By this it ends.
@@ -107,6 +107,11 @@ fn start_launcher(helper: Option<PathBuf>, trees: Vec<(PathBuf, Tree)>) -> Resul
     }
 }
 
+/// Waits for the end of a killed process.
+fn reap(process: &OwnedFd) {
+    let _ = rustix::process::waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED);
+}
+
 fn spawn(launcher: &Channel, program: Program) -> Started {
     let (reader, writer) = io::pipe()
         .map_err(|source| SandboxError::Host { operation: "make the pipe of a process".to_owned(), source })?;
@@ -118,7 +123,10 @@ fn spawn(launcher: &Channel, program: Program) -> Started {
             let pidfd = descriptors.into_iter().next().ok_or_else(gone)?;
             Ok((pid, pidfd, reader))
         }
-        Some((Report::Launched(Err(failure)), _)) => Err(error_of(failure)),
+        Some((Report::Launched(Err(failure)), dying)) => {
+            dying.iter().for_each(reap);
+            Err(error_of(failure))
+        }
         _ => Err(gone()),
     }
 }

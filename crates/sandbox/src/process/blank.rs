@@ -259,7 +259,7 @@ fn raise(pattern: &Pattern, slot: Slot, pid: i32, control: &Channel) -> Result<R
     }
 }
 
-/// Connects a network namespace with the host's. Its end has no address yet.
+/// Connects a network namespace with the host's. The end there has no address yet.
 pub fn link(instance: u32, slot: Slot, pool: Range, namespace: Namespace<'_>) -> Result<Uplink, Failure> {
     let (gateway, uplink) = slot.link(pool).ok_or_else(|| {
         Failure::host(format!("find an address in {pool}, it is too small"), &io::ErrorKind::AddrNotAvailable.into())
@@ -271,6 +271,8 @@ pub fn link(instance: u32, slot: Slot, pool: Range, namespace: Namespace<'_>) ->
     netlink.add_address(device, gateway, uplink.prefix).during(format!("give {name} an address"))?;
     // The sandbox has none, and the host must not be reachable by its own.
     let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
+    // Nobody who can make frames of his own (a VM) shall learn which other addresses the host has.
+    let _ = fs::write(format!("/proc/sys/net/ipv4/conf/{name}/arp_ignore"), "1");
     netlink.up(device).during(format!("switch on {name}"))?;
     Ok(uplink)
 }
