@@ -45,8 +45,7 @@ def with_isolation(config):
         return config
     if "[sandbox]" not in config:
         config += "\n[sandbox]\n"
-    sandbox = '[sandbox]\nisolation = "microvm"\n' + ("" if "network =" in config else 'network = "none"\n')
-    config = config.replace("[sandbox]\n", sandbox, 1)
+    config = config.replace("[sandbox]\n", '[sandbox]\nisolation = "microvm"\n', 1)
     config += f'\n[microvm]\naccel = "tcg"\nkernel = "{KERNEL}"\n'
     if VSOCK_DEVICE.exists():
         config += f'vsock_device = "{VSOCK_DEVICE}"\n'
@@ -89,8 +88,6 @@ NOT_IN_MICROVMS = {
 def pytest_runtest_setup(item):
     if ISOLATION == "microvm":
         why = NOT_IN_MICROVMS.get(item.originalname) or NOT_IN_MICROVMS.get(item.path.name)
-        if any("egress" in marker.args for marker in item.iter_markers("needs")):
-            why = "microVMs have no network yet"
         if why:
             pytest.skip(f"SKIPPED {item.name}: {why}")
     for marker in item.iter_markers("needs"):
