@@ -31,7 +31,10 @@ mod spawner;
 #[cfg(test)]
 mod tests;
 mod trial;
+mod tsc;
 
 pub use config::{Accel, MicrovmConfig};
+#[cfg(fuzzing)]
+pub use control::hear_anything;
 pub use engine::MicrovmEngine;
 pub use trial::{Trial, trial};

@@ -23,6 +23,7 @@ use rustix::process::Signal;
 use super::config::{Accel, MicrovmConfig};
 use super::machine::{Engine, Machine, VSOCK, Vm};
 use super::spawner::{Program, Running, Spawner};
+use super::tsc::Counter;
 use crate::SandboxError;
 use crate::process::error_of;
 
@@ -47,6 +48,7 @@ pub struct Qemu {
     spawner: Spawner,
     version: String,
     kvm_group: Option<u32>,
+    counter: Option<Counter>,
 }
 
 impl Qemu {
@@ -74,11 +76,13 @@ impl Qemu {
         let initramfs = memory_file(initramfs).during("make the initramfs").map_err(error_of)?;
         let spawner = Spawner::start().during("start a thread").map_err(error_of)?;
         let kernel = config.kernel.clone();
-        Ok(Self { accel: config.accel, program, device, kernel, initramfs, spawner, version, kvm_group })
+        let counter = (config.accel == Accel::Tcg).then(Counter::start).flatten();
+        Ok(Self { accel: config.accel, program, device, kernel, initramfs, spawner, version, kvm_group, counter })
     }
 
-    /// QEMU with this VM. `kept`: the open files that it gets, in the order kernel, initramfs, drives.
-    fn command(&self, vm: &Vm, kept: &[OwnedFd]) -> Command {
+    /// QEMU with this VM. `kept`: the open files that it gets, in the order kernel, initramfs, drives. `clock`: what the
+    /// kernel is told of it.
+    fn command(&self, vm: &Vm, kept: &[OwnedFd], clock: &str) -> Command {
         let (accel, cpu) = match self.accel {
             Accel::Kvm => ("kvm", "host"),
             // Its cache of translated code would grow to a quarter of the host's memory.
@@ -93,7 +97,7 @@ impl Qemu {
         command.arg("-m").arg(format!("{memory}M")).arg("-smp").arg(vm.vcpus.to_string());
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"]);
         command.args(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-        command.args(["-kernel", &path(0), "-initrd", &path(1), "-append", KERNEL]);
+        command.args(["-kernel", &path(0), "-initrd", &path(1), "-append", &format!("{KERNEL}{clock}")]);
         for (number, drive) in vm.drives.iter().enumerate() {
             let read_only = if drive.writable { "off" } else { "on" };
             let file = path(number + 2);
@@ -132,7 +136,11 @@ impl Engine for Qemu {
             Ok(files)
         };
         let keep = open().map_err(host("open the kernel and the drives"))?;
-        let command = self.command(&vm, &keep);
+        let clock = match &self.counter {
+            Some(counter) => counter.kernel_options().await,
+            None => String::new(),
+        };
+        let command = self.command(&vm, &keep, &clock);
         let program = Program { command, keep, user: vm.user, extra_group: self.kvm_group };
         let qemu = self.spawner.spawn(program).await.map_err(host("start QEMU"))?;
         enter(&vm, &qemu).map_err(host("put QEMU into its cgroup"))?;
