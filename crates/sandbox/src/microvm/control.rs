@@ -224,21 +224,18 @@ mod tests {
     use super::*;
 
     fn words() -> impl Strategy<Value = Vec<u8>> {
-        let used = (any::<u64>(), any::<u64>()).prop_map(|(memory_peak, oom_kills)| Used {
-            memory_peak,
-            oom_kills,
-            ..Used::default()
-        });
-        let word = prop_oneof![
-            (0..3u32).prop_map(|version| Word::Hello { version }),
-            used.clone().prop_map(Word::Used),
-            (0..3u32).prop_map(|process| Word::Reply(Ok(Reply::Spawned { process }))),
-            Just(Word::Reply(Ok(Reply::Done))),
-            (0..3u32, any::<i32>(), used)
-                .prop_map(|(process, code, used)| { Word::Exited { process, status: Status::Code(code), used } }),
-        ];
+        let said = |word: Word| frame(&word).unwrap();
+        let used = || {
+            let numbers = (any::<u64>(), any::<u64>());
+            numbers.prop_map(|(memory_peak, oom_kills)| Used { memory_peak, oom_kills, ..Used::default() })
+        };
+        let exited = move |(process, code, used)| said(Word::Exited { process, status: Status::Code(code), used });
         prop_oneof![
-            8 => word.prop_map(|word| frame(&word).unwrap()),
+            1 => (0..3u32).prop_map(move |version| said(Word::Hello { version })),
+            2 => used().prop_map(move |used| said(Word::Used(used))),
+            4 => (0..3u32).prop_map(move |process| said(Word::Reply(Ok(Reply::Spawned { process })))),
+            1 => (0..1u8).prop_map(move |_| said(Word::Reply(Ok(Reply::Done)))),
+            4 => (0..3u32, any::<i32>(), used()).prop_map(exited),
             1 => prop::collection::vec(any::<u8>(), 0..40),
             1 => prop::collection::vec(any::<u8>(), 0..40).prop_map(|body| frame(&body).unwrap()),
         ]
