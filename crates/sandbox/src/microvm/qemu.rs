@@ -111,7 +111,14 @@ impl Qemu {
         command.arg("-m").arg(format!("{memory}M")).arg("-smp").arg(vm.vcpus.to_string());
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"]);
         command.args(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-        command.args(["-kernel", path(0).as_str(), "-initrd", path(1).as_str(), "-append", &format!("{KERNEL}{clock}")]);
+        command.args([
+            "-kernel",
+            path(0).as_str(),
+            "-initrd",
+            path(1).as_str(),
+            "-append",
+            &format!("{KERNEL}{clock}"),
+        ]);
         for (number, drive) in vm.drives.iter().enumerate() {
             let read_only = if drive.writable { "off" } else { "on" };
             let file = path(number + 2);
