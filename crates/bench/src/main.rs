@@ -5,7 +5,7 @@
 //! * [`rie`]: AWS's Runtime Interface Emulator.
 //! * [`emberbox`]: the server under test, through its public API.
 //! * [`function`]: an echo that can be told to wait.
-//! * [`warm`], [`throughput`], [`cold`], [`density`], [`events`]: what is measured, and what is promised of it.
+//! * [`warm`], [`throughput`], [`cold`], [`density`], [`events`], [`microvm`]: what is measured, and what is promised of it.
 //!
 //! `cargo xtask bench` builds and fetches what this needs and runs it. Everything talks over loopback.
 #![forbid(unsafe_code)]
@@ -18,6 +18,7 @@ mod emberbox;
 mod events;
 mod function;
 mod load;
+mod microvm;
 mod process;
 mod references;
 mod rie;
@@ -29,7 +30,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 
 #[derive(Parser)]
@@ -75,6 +76,12 @@ pub struct Setup {
     /// A folder whose installed runtimes are used
     #[arg(long, default_value = "target/system")]
     runtimes: PathBuf,
+    /// The guest kernel of microVMs; without it, and the device, these are measured only if asked for
+    #[arg(long, default_value = "target/guest-kernel/vmlinux")]
+    kernel: PathBuf,
+    /// `vhost-device-vsock`
+    #[arg(long, default_value = "target/tools/bin/vhost-device-vsock")]
+    vsock_device: PathBuf,
     /// Measure only these
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Section>,
@@ -108,6 +115,8 @@ enum Section {
     Accept,
     /// Asynchronous invocation: how fast a backlog is worked off
     Drain,
+    /// MicroVMs by software emulation
+    Microvm,
 }
 
 fn main() -> Result<ExitCode> {
@@ -150,6 +159,12 @@ async fn run(setup: &Setup) -> Result<ExitCode> {
     }
     if wanted(Section::Drain) {
         events::drain(setup, &mut table).await?;
+    }
+    match microvm::missing(setup) {
+        None if wanted(Section::Microvm) => microvm::measure(setup, &mut table).await?,
+        Some(missing) if setup.only.contains(&Section::Microvm) => bail!("microVMs cannot be measured: {missing}"),
+        Some(missing) if wanted(Section::Microvm) => eprintln!("  microVMs are not measured: {missing}"),
+        _ => {}
     }
     table.print(setup.json);
     Ok(if table.kept() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -3,12 +3,14 @@
 //! ```text
 //!  enqueue, lease, ack, … ──► requests ──► writer thread: BEGIN, all that wait, COMMIT ──► answers
 //!                                                      └──► syncer thread: one fdatasync of the log ──► answers
+//!                                                           (of what is promised to be durable)
 //!  depth, queues ──► a read-only connection; never wait for the writer
 //! ```
 //!
 //! - Durability: a group with an enqueue, a release or a purge in it is synced to disk before anybody gets an answer.
 //!   Groups of leases, extensions and acks alone are written without a sync: `kill -9` loses none of them, a power
 //!   failure may lose the last ones, and then their events are handed out again, as at-least-once allows.
+//! - Nothing is handed out before it is on disk: what ran was kept.
 //! - Leases are kept in memory: a lease writes nothing. When the file is opened there are none: the process that had some
 //!   is gone, since the file is locked by the one that uses it. [`Lease::deliveries`] does not count those.
 //! - Damage: a file whose tables or log are damaged is not opened. What shows only later fails those requests that meet it;

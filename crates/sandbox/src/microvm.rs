@@ -39,7 +39,10 @@ mod spawner;
 mod tests;
 mod tree;
 mod trial;
+mod tsc;
 
 pub use config::{Accel, MicrovmConfig};
+#[cfg(fuzzing)]
+pub use control::hear_anything;
 pub use engine::MicrovmEngine;
 pub use trial::{Trial, trial};

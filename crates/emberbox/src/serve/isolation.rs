@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use anyhow::Result;
 #[cfg(not(feature = "microvm"))]
 use anyhow::bail;
-use anyhow::Result;
 use sandbox::SandboxEngine;
 use sandbox::process::ProcessEngine;
 

@@ -24,12 +24,18 @@ pub(super) struct Lasting {
     present: Arc<Mutex<Present>>,
     /// Queues of which nothing is handed out until then (milliseconds since 1970), as that failed for damage.
     aside: HashMap<Number, i64>,
+    /// Of the next event. Never that of one before, or a late lease could be taken for one of another event.
+    next_seq: i64,
+    /// The last event that may be handed out: those after it are not on disk yet.
+    shown: i64,
+    /// Queues with events after that one, and their last.
+    unshown: HashMap<Number, i64>,
 }
 
 impl Lasting {
     /// Of a file that was just opened.
     pub(super) fn new(epoch: u32, present: Arc<Mutex<Present>>) -> Self {
-        Self { epoch, present, aside: HashMap::new() }
+        Self { epoch, present, aside: HashMap::new(), next_seq: 0, shown: 0, unshown: HashMap::new() }
     }
 }
 
@@ -39,7 +45,6 @@ pub(super) struct State {
     pub rotation: Rotation,
     numbers: HashMap<QueueName, Number>,
     names: HashMap<Number, QueueName>,
-    next_seq: i64,
     /// What this group has added to the queues' counts.
     counts: BTreeMap<Number, i64>,
     /// Of a queue's events that may be handed out at once, all up to this number are.
@@ -49,13 +54,18 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn load(connection: &Connection, lasting: Lasting, now: i64) -> rusqlite::Result<Self> {
+    pub(super) fn load(connection: &Connection, mut lasting: Lasting, now: i64) -> rusqlite::Result<Self> {
+        let next_seq = sql::next_seq(connection)?;
+        if lasting.next_seq == 0 {
+            // What a file has that was just opened is on disk.
+            lasting.shown = next_seq - 1;
+        }
+        lasting.next_seq = lasting.next_seq.max(next_seq);
         let mut state = Self {
             lasting,
             rotation: Rotation::default(),
             numbers: HashMap::new(),
             names: HashMap::new(),
-            next_seq: sql::next_seq(connection)?,
             counts: BTreeMap::new(),
             handed_out: HashMap::new(),
             leasing: None,
@@ -77,6 +87,23 @@ impl State {
             }
         }
         Ok(state)
+    }
+
+    /// The last event that was put in.
+    pub(super) fn last_seq(&self) -> i64 {
+        self.lasting.next_seq - 1
+    }
+
+    /// All events up to this one are on disk.
+    pub(super) fn show(&mut self, last_seq: i64, now: i64) {
+        let Lasting { shown, unshown, .. } = &mut self.lasting;
+        if *shown >= last_seq {
+            return;
+        }
+        *shown = last_seq;
+        let queues: Vec<_> = unshown.keys().copied().collect();
+        unshown.retain(|_, last| *last > last_seq);
+        queues.into_iter().for_each(|queue| self.note(queue, now));
     }
 
     /// For the next state, after a group has failed: what it changed is undone.
@@ -202,7 +229,7 @@ impl State {
             }
             Op::Purge { queue, below } => {
                 if let Some(number) = self.numbers.get(queue).copied() {
-                    let below = below.unwrap_or(self.next_seq);
+                    let below = below.unwrap_or(self.lasting.next_seq);
                     let (purged, more) = sql::purge(connection, number, below)?;
                     let leases = &mut self.lasting.present.lock().leases;
                     leases.of(number).into_iter().filter(|seq| *seq < below).for_each(|seq| leases.set(seq, None));
@@ -225,9 +252,13 @@ impl State {
             }
         };
         let due = (entry.delay > Duration::ZERO).then(|| after(now, entry.delay));
-        sql::insert(connection, number, self.next_seq, entry, now, due)?;
-        self.next_seq += 1;
-        self.note(number, due.unwrap_or(now));
+        let seq = self.lasting.next_seq;
+        sql::insert(connection, number, seq, entry, now, due)?;
+        if let Some(due) = due {
+            self.note(number, due);
+        }
+        self.lasting.unshown.insert(number, seq);
+        self.lasting.next_seq += 1;
         *self.counts.entry(number).or_default() += 1;
         Ok(())
     }
@@ -250,7 +281,8 @@ impl State {
             self.leasing = Some(number);
             let above = self.handed_out.get(&number).copied().unwrap_or(0);
             let leases = &mut present.lock().leases;
-            let (ready, more) = sql::ready(connection, number, above, share, now, |seq| leases.has(seq))?;
+            let (ready, more) =
+                sql::ready(connection, number, above..self.lasting.shown, share, now, |seq| leases.has(seq))?;
             for event in ready {
                 let deliveries = event.deliveries.saturating_add(1);
                 leases.set(event.seq, Some(Held { queue: number, deliveries, end }));

@@ -1,5 +1,6 @@
 //! The SQL of one group, inside its transaction. Statements are prepared once and kept with the connection.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -80,22 +81,23 @@ pub(super) struct Ready {
 
 /// Finds up to `most` events that are ready and of which `taken` does not say that they are handed out, and whether there
 /// are more: first those whose time has come, the longest due first, then those that may be handed out at once and whose
-/// number is above `above`, in the order in which they came. One that cannot be read is kept aside, not dropped, and keeps
+/// number is above the start of `seqs`, in the order in which they came. Of those above its end, none. One that cannot be read is kept aside, not dropped, and keeps
 /// no other from being found.
 pub(super) fn ready(
     connection: &Connection,
     queue: Number,
-    above: i64,
+    seqs: Range<i64>,
     most: usize,
     now: i64,
     taken: impl Fn(i64) -> bool,
 ) -> rusqlite::Result<(Vec<Ready>, bool)> {
     let (mut events, mut damaged, mut more) = (Vec::new(), Vec::new(), false);
-    for (which, bound) in [("due <= ?2 ORDER BY due", now), ("due IS NULL AND seq > ?2 ORDER BY seq", above)] {
-        let sql =
-            format!("SELECT seq, id, enqueued_at, deliveries, due IS NULL FROM events WHERE queue = ?1 AND {which}");
+    for (which, bound) in [("due <= ?2 ORDER BY due", now), ("due IS NULL AND seq > ?2 ORDER BY seq", seqs.start)] {
+        let sql = format!(
+            "SELECT seq, id, enqueued_at, deliveries, due IS NULL FROM events WHERE queue = ?1 AND seq <= ?3 AND {which}"
+        );
         let mut statement = connection.prepare_cached(&sql)?;
-        let mut rows = statement.query([i64::from(queue), bound])?;
+        let mut rows = statement.query([i64::from(queue), bound, seqs.end])?;
         while let Some(row) = rows.next()? {
             let seq = row.get(0)?;
             if taken(seq) {

@@ -13,12 +13,15 @@ use std::thread;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use tokio::sync::Notify;
 
 use super::writer::{Answer, Done};
 use crate::api::QueueError;
 
 /// What is answered when the log is on disk.
 pub(super) struct Group {
+    /// The last event that was put in.
+    pub last_seq: i64,
     pub log: Arc<File>,
     pub answers: Vec<(Done, Answer)>,
 }
@@ -34,12 +37,16 @@ pub(super) struct Syncer {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    /// One permit when there is something new on disk.
+    synced: Notify,
 }
 
 #[derive(Default)]
 struct State {
     /// Groups handed in that are not on disk yet.
     busy: usize,
+    /// The last event that is on disk.
+    last_seq: i64,
     /// Of a sync. After it nobody knows what is on disk, and another sync that succeeds does not tell (as Linux marks the
     /// pages clean that it could not write): only opening the file anew does.
     failed: Option<String>,
@@ -82,6 +89,16 @@ impl Syncer {
         self.shared.state.lock().synced
     }
 
+    /// Waits for something new on disk.
+    pub async fn news(&self) {
+        self.shared.synced.notified().await;
+    }
+
+    /// The last event of those that were handed in and are on disk.
+    pub fn last_seq(&self) -> i64 {
+        self.shared.state.lock().last_seq
+    }
+
     /// Why nothing is promised any more, after a sync that has failed.
     pub fn failure(&self) -> Option<String> {
         self.shared.state.lock().failed.clone()
@@ -102,9 +119,13 @@ impl Shared {
                 tracing::error!(%error, "sync the log of the event queue: it takes no more events until Emberbox is restarted");
                 state.failed = Some(error.to_string());
             }
+            if state.failed.is_none() {
+                state.last_seq = group.last_seq;
+            }
             state.failed.clone()
         };
         self.changed.notify_all();
+        self.synced.notify_one();
         for (done, answer) in group.answers {
             let _ = done.send(failure.clone().map_or(Ok(answer), |cause| Err(failed(cause))));
         }

@@ -83,19 +83,6 @@ pub(super) enum Request {
     Close(oneshot::Sender<()>),
 }
 
-/// An open file.
-struct Open {
-    connection: Connection,
-    /// Its log; there is one as soon as something was committed.
-    log: Option<Arc<File>>,
-}
-
-impl From<Connection> for Open {
-    fn from(connection: Connection) -> Self {
-        Self { connection, log: None }
-    }
-}
-
 /// Requests of one transaction, in their order.
 #[derive(Default)]
 struct Group {
@@ -142,7 +129,9 @@ pub(super) struct Writer {
     clock: Arc<dyn Clock>,
     ready: Arc<Notify>,
     /// Nothing after a failure, until the next request.
-    connection: Option<Open>,
+    connection: Option<Connection>,
+    /// The log that was written to last; nothing before the first commit of a connection.
+    log: Option<Arc<File>>,
     syncer: Syncer,
     state: State,
     /// Held until the last group is done; the system releases it however the process ends.
@@ -189,7 +178,7 @@ impl Writer {
         sql::forget_empty(&connection).map_err(failed)?;
         let state = State::load(&connection, lasting, millis(clock.wall())).map_err(failed)?;
         let syncer = Syncer::start().map_err(|error| file.io_failed("start a thread to sync", &error))?;
-        Ok(Self { file, clock, ready, connection: Some(connection.into()), syncer, state, _lock: lock })
+        Ok(Self { file, clock, ready, connection: Some(connection), log: None, syncer, state, _lock: lock })
     }
 
     /// Serves until asked to close, or until the queue is dropped.
@@ -200,8 +189,10 @@ impl Writer {
             let tick = self.state.rotation.next_due().map(|_| tokio::time::sleep(TICK));
             tokio::select! {
                 received = inbox.wait() => if !received { break },
+                () = self.syncer.news() => {}
                 () = async { match tick { Some(tick) => tick.await, None => std::future::pending().await } } => {}
             }
+            self.state.show(self.syncer.last_seq(), millis(self.clock.wall()));
             let mut group = Group::default();
             inbox.take(&mut group.ops, &mut group.waiting);
             let unclaimed = self.serve(group, &mut inbox);
@@ -215,7 +206,7 @@ impl Writer {
         }
         // What was committed is synced and answered before the file is closed.
         drop(self.syncer);
-        if let Some(Err((_, error))) = self.connection.take().map(|open| open.connection.close()) {
+        if let Some(Err((_, error))) = self.connection.take().map(Connection::close) {
             tracing::warn!(path = %self.file.path().display(), %error, "close event queue");
         }
         // First the lock: whoever sees the queue closed may open it again.
@@ -264,25 +255,15 @@ impl Writer {
         if answers.is_empty() {
             return;
         }
-        match self.log() {
-            Ok(log) => self.syncer.sync(syncer::Group { log, answers }),
-            Err(error) => {
+        let last_seq = self.state.last_seq();
+        match self.log.clone() {
+            Some(log) => self.syncer.sync(syncer::Group { last_seq, log, answers }),
+            None => {
                 for (done, _) in answers {
-                    let _ = done.send(Err(self.file.io_failed("open the log of", &error).into()));
+                    let _ = done.send(Err(syncer::failed("the log could not be opened".to_owned())));
                 }
             }
         }
-    }
-
-    /// The log of the file that was written to last.
-    fn log(&mut self) -> io::Result<Arc<File>> {
-        let open = self.connection.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-        let log = match open.log.take() {
-            Some(log) => log,
-            None => Arc::new(File::open(self.file.log())?),
-        };
-        open.log = Some(Arc::clone(&log));
-        Ok(log)
     }
 
     /// All in one transaction; where the file is damaged, in halves, so that only those fail that meet the damage. One
@@ -321,13 +302,14 @@ impl Writer {
 
     fn write(&mut self, group: &mut Group, mut inbox: Option<&mut Inbox>, now: i64) -> rusqlite::Result<Vec<Answer>> {
         loop {
-            let mut open = match self.connection.take() {
-                Some(open) => open,
+            let mut connection = match self.connection.take() {
+                Some(connection) => connection,
                 None => {
+                    self.log = None;
                     let connection = self.file.reconnect()?;
                     sync_apart(&connection)?;
                     self.state = State::load(&connection, self.state.roll_back(), now)?;
-                    connection.into()
+                    connection
                 }
             };
             let (syncer, waiting) = (&self.syncer, &mut group.waiting);
@@ -340,9 +322,16 @@ impl Writer {
                 inbox.take(ops, waiting);
                 true
             };
-            match self.state.transaction(&mut open.connection, &mut group.ops, now, &mut more) {
+            match self.state.transaction(&mut connection, &mut group.ops, now, &mut more) {
                 Ok(answers) => {
-                    self.connection = Some(open);
+                    self.connection = Some(connection);
+                    if self.log.is_none() {
+                        // There is one as soon as something was committed. It stays the right one when the connection is
+                        // dropped: that brings all of it into the file.
+                        let log = File::open(self.file.log());
+                        let log = log.inspect_err(|error| tracing::error!(%error, "open the log of the event queue"));
+                        self.log = log.ok().map(Arc::new);
+                    }
                     return Ok(answers);
                 }
                 // On an error the connection is dropped, which rolls back, and the state is read anew.
@@ -382,11 +371,12 @@ mod tests {
         let mut serve = |ops: Vec<Op>| {
             let (waiting, answers): (Vec<_>, Vec<_>) = ops.iter().map(|_| oneshot::channel()).unzip();
             let before = writer.syncer.synced();
+            writer.state.show(writer.syncer.last_seq(), millis(SystemClock::default().wall()));
             assert_eq!(writer.serve(Group { ops, waiting }, &mut inbox), []);
             let leases = answers.into_iter().flat_map(|answer| answer.blocking_recv().unwrap().unwrap().leases);
             let leases: Vec<_> = leases.map(|lease| lease.id).collect();
             // What SQLite itself does: WAL, and a sync before each checkpoint (1: NORMAL).
-            let connection = &writer.connection.as_ref().unwrap().connection;
+            let connection = writer.connection.as_ref().unwrap();
             let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
             assert_eq!(mode, "wal");
             let synchronous: u8 = connection.pragma_query_value(None, "synchronous", |row| row.get(0)).unwrap();

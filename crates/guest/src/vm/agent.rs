@@ -5,6 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::pipe::PipeFlags;
 
@@ -49,11 +50,14 @@ fn run() -> Result<(), Failure> {
     boot::file_systems()?;
     let filter = Programs::compile().map_err(io::Error::other).during("compile the system call filter")?;
     let mut control = File::from(sys::vsock_connect(HOST, CONTROL_PORT).during("connect to the host by vsock")?);
+    let asked = Instant::now();
     protocol::write(&mut control, &Word::Hello { version: VERSION }).during("speak to the host")?;
     let start = match protocol::read(&mut control, LONGEST_ORDER).during("listen to the host")? {
         Order::Start(start) => start,
         _ => return Err(Failure::host("begin with something else", &io::ErrorKind::InvalidData.into())),
     };
+    // The host said it somewhere between; half of that is the error at most.
+    boot::clock(&start, asked.elapsed() / 2)?;
     let said = control.try_clone().during("use the control connection")?;
     let (channel, listeners) = match make_sandbox(&start, &filter) {
         Ok(made) => made,
@@ -93,7 +97,7 @@ fn run() -> Result<(), Failure> {
 
 /// Makes the sandbox; returns the way to its PID 1, and its listeners.
 fn make_sandbox(start: &Start, filter: &Programs) -> Result<(Channel, Vec<TcpListener>), Failure> {
-    boot::clock_and_entropy(start)?;
+    boot::entropy(start)?;
     boot::limits(start)?;
     let mut mounts = vec![boot::image(&start.root)?, boot::scratch(&start.tmp)?];
     for (drive, _) in &start.mounts {

@@ -26,6 +26,7 @@ use super::launcher::Launch;
 use super::machine::{Engine, Machine, VSOCK, Vm};
 use super::spawner::{Program, Running, Spawner};
 use super::tree::Tree;
+use super::tsc::Counter;
 use crate::SandboxError;
 use crate::process::error_of;
 
@@ -54,6 +55,7 @@ pub struct Qemu {
     spawner: Spawner,
     version: String,
     kvm_group: Option<u32>,
+    counter: Option<Counter>,
 }
 
 impl Qemu {
@@ -89,11 +91,13 @@ impl Qemu {
         let trees = trees.into_iter().enumerate().map(place).collect::<Result<_, _>>().map_err(error_of)?;
         let spawner = Spawner::start(config.helper.clone(), trees)?;
         let kernel = config.kernel.clone();
-        Ok(Self { accel: config.accel, program, kernel, initramfs, spawner, version, kvm_group })
+        let counter = (config.accel == Accel::Tcg).then(Counter::start).flatten();
+        Ok(Self { accel: config.accel, program, kernel, initramfs, spawner, version, kvm_group, counter })
     }
 
     /// What starts QEMU with this VM. The open files that it gets are, in this order: kernel, initramfs, drives, tap.
-    fn arguments(&self, vm: &Vm) -> Vec<String> {
+    /// `clock`: what the kernel is told of it.
+    fn arguments(&self, vm: &Vm, clock: &str) -> Vec<String> {
         let (accel, cpu) = match self.accel {
             Accel::Kvm => ("kvm", "host"),
             // Its cache of translated code would grow to a quarter of the host's memory.
@@ -107,7 +111,14 @@ impl Qemu {
         command.arg("-m").arg(format!("{memory}M")).arg("-smp").arg(vm.vcpus.to_string());
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"]);
         command.args(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-        command.args(["-kernel", path(0).as_str(), "-initrd", path(1).as_str(), "-append", KERNEL]);
+        command.args([
+            "-kernel",
+            path(0).as_str(),
+            "-initrd",
+            path(1).as_str(),
+            "-append",
+            &format!("{KERNEL}{clock}"),
+        ]);
         for (number, drive) in vm.drives.iter().enumerate() {
             let read_only = if drive.writable { "off" } else { "on" };
             let file = path(number + 2);
@@ -180,7 +191,11 @@ impl Engine for Qemu {
             Ok(files)
         };
         let keep = open().map_err(host("open the kernel and the drives"))?;
-        let qemu = self.spawner.spawn(self.program(&vm, QEMU, self.arguments(&vm), keep)).await?;
+        let clock = match &self.counter {
+            Some(counter) => counter.kernel_options().await,
+            None => String::new(),
+        };
+        let qemu = self.spawner.spawn(self.program(&vm, QEMU, self.arguments(&vm, &clock), keep)).await?;
         enter(&vm, &qemu).map_err(host("put QEMU into its cgroup"))?;
         Ok(Box::new(QemuMachine { id: vm.id, qemu, device }))
     }

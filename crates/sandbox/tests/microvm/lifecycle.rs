@@ -97,14 +97,17 @@ async fn carries_connections() {
         let argv = [crate::support::PROGRAM, crate::inside::PART, "talk", "question"];
         let (process, output) = guest.spawn(&argv).await.unwrap();
         let (mut stream, _) = tokio::time::timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
-        let mut text = [0; 8];
+        let mut text = [0; 12];
         stream.read_exact(&mut text).await.unwrap();
-        assert_eq!(&text, b"question");
+        assert_eq!(&text, b"\0\0\0\x08question");
         assert_eq!(read_now(&output), "before\n", "round {round}: what was said before has come before");
         assert!(guest.sandbox.memory_peak() > 1 << 20);
         stream.write_all(b"answer").await.unwrap();
         assert_eq!(guest.exit_of(process).await.0, ExitStatus::Code(0));
         assert_eq!(read_all(output).await, "answer\n");
+        let mut text = [1; 4];
+        tokio::time::timeout(PATIENCE, stream.read_exact(&mut text)).await.unwrap().unwrap();
+        assert_eq!(text, [0; 4], "it has said all that it had to say");
     }
     assert_eq!(guest.inside(&["vsock"]).await.0, "denied\n", "only the agent speaks to the host");
     host.engine.stop().await;
