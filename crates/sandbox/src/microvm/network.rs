@@ -32,6 +32,7 @@ use crate::process::{Egress, Range, error_of, helper};
 /// The tap's name in its namespace.
 pub const TAP: &str = "tap0";
 const BRIDGE: &str = "bridge";
+const TUN: &str = "/dev/net/tun";
 
 /// How VMs reach the outside.
 #[derive(Debug)]
@@ -179,7 +180,10 @@ fn connect_tap(link: Option<&str>, owner: Option<u32>) -> io::Result<()> {
 
 /// The tap of the caller's namespace; makes it if it is not there.
 fn open_tap() -> io::Result<OwnedFd> {
-    let tun = rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?;
+    attach(rustix::fs::open(TUN, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?)
+}
+
+fn attach(tun: OwnedFd) -> io::Result<OwnedFd> {
     // SAFETY: all zeroes is a value of this struct of numbers and arrays.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(TAP.bytes()) {

@@ -274,18 +274,18 @@ async fn wait_for_socket(device: &Running, path: &Path) -> io::Result<()> {
     }
 }
 
-/// Where a program is; the error says where it comes from.
+/// Where a program really is, since QEMU looks for its firmware from there; the error says where it comes from.
 fn find(name: &str, given: Option<&Path>, remedy: &str) -> Result<PathBuf, SandboxError> {
     let missing = |operation: String| SandboxError::Host { operation, source: io::ErrorKind::NotFound.into() };
     if let Some(given) = given {
-        let found = given.is_file().then(|| given.to_owned());
+        let found = given.canonicalize().ok().filter(|found| found.is_file());
         return found.ok_or_else(|| missing(format!("find {name} at {}, as configured ({remedy})", given.display())));
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let home = std::env::var_os("HOME").unwrap_or_else(|| OsString::from("/root"));
     std::env::split_paths(&path)
         .chain([PathBuf::from("/usr/local/bin"), PathBuf::from("/usr/bin"), Path::new(&home).join(".cargo/bin")])
-        .map(|directory| directory.join(name))
+        .filter_map(|directory| directory.join(name).canonicalize().ok())
         .find(|candidate| candidate.is_file())
         .ok_or_else(|| missing(format!("find {name}, which microVMs need ({remedy})")))
 }

@@ -23,10 +23,7 @@ impl Tree {
     /// That of a program which sees itself at `inside`, with its libraries.
     pub fn of(program: &Path, inside: &Path) -> Result<Self, Failure> {
         let mut tree = Self(BTreeMap::from([(inside.to_owned(), program.to_owned())]));
-        // The loader says what it would load, and runs nothing.
-        let output = Command::new(program).env("LD_TRACE_LOADED_OBJECTS", "1").output();
-        let output = output.during(format!("find the libraries of {}", program.display()))?;
-        tree.add(libraries(&String::from_utf8_lossy(&output.stdout)));
+        tree.add_libraries(program)?;
         tree.add([LOADER_CACHE].into_iter().filter(|cache| Path::new(cache).exists()));
         tree.check()
     }
@@ -41,10 +38,8 @@ impl Tree {
         let firmware = listed.lines().filter_map(|line| Path::new(line).canonicalize().ok());
         let firmware: Vec<PathBuf> = firmware.filter(|path| path.is_dir()).collect();
         tree.add(firmware);
-        if let Some((module, loader)) = tree.emulation().zip(tree.0.values().find(|file| is_loader(file))) {
-            let output = Command::new(loader).arg("--list").arg(&module).output();
-            let output = output.during(format!("find the libraries of {}", module.display()))?;
-            tree.add(libraries(&String::from_utf8_lossy(&output.stdout)));
+        if let Some(module) = tree.emulation() {
+            tree.add_libraries(&module)?;
             tree.add([module]);
         }
         tree.check()
@@ -53,6 +48,14 @@ impl Tree {
     /// By the same names.
     fn add<P: Into<PathBuf>>(&mut self, files: impl IntoIterator<Item = P>) {
         self.0.extend(files.into_iter().map(Into::into).map(|file| (file.clone(), file)));
+    }
+
+    /// What the loader would load with it. Of a static program there are none.
+    fn add_libraries(&mut self, program: &Path) -> Result<(), Failure> {
+        let output = Command::new("ldd").arg(program).output();
+        let output = output.during(format!("find the libraries of {} with ldd", program.display()))?;
+        self.add(libraries(&String::from_utf8_lossy(&output.stdout)));
+        Ok(())
     }
 
     /// The module, which is in a directory beside the libraries.
@@ -70,10 +73,6 @@ impl Tree {
             )),
         }
     }
-}
-
-fn is_loader(file: &Path) -> bool {
-    file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ld-linux"))
 }
 
 /// The paths in what the loader says: `libc.so.6 => /lib/libc.so.6 (0x7f…)`, `/lib64/ld-linux-x86-64.so.2 (0x7f…)`.

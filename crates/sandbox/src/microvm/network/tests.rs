@@ -3,10 +3,13 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Outside, inside};
+use rustix::process::Uid;
+
+use super::{Outside, TUN, attach, inside};
 use crate::process::Egress;
 use crate::process::instance::Instance;
 
@@ -90,9 +93,21 @@ async fn a_hostile_guest_kernel_is_kept_to_its_link() {
     let outside = Arc::new(Outside::start(&egress, instance.number).unwrap());
     let (slot, neighbour) = (instance.take().unwrap(), instance.take().unwrap());
     let begin = Instant::now();
-    let (tap, link, uplink) = outside.connect(slot, None).await.unwrap();
+    let (tap, link, uplink) = outside.connect(slot, Some(slot.user_id())).await.unwrap();
     let (other, other_link, other_uplink) = outside.connect(neighbour, None).await.unwrap();
     eprintln!("two VMs connected in {:?}", begin.elapsed());
+    // As Firecracker attaches to it: by name, as the VM's user.
+    let open_as = |user: u32| {
+        inside(Some(tap.namespace.as_fd()), move || {
+            let tun = File::options().read(true).write(true).open(TUN)?;
+            let user = Uid::from_raw(user);
+            // Of this thread alone.
+            rustix::thread::set_thread_res_uid(user, user, user)?;
+            attach(tun.into()).map(drop)
+        })
+    };
+    open_as(slot.user_id()).unwrap();
+    assert_eq!(open_as(neighbour.user_id()).unwrap_err().raw_os_error(), Some(libc::EPERM));
     let mut card = Card { tap: tap.open().unwrap().into(), mac: [2, 0, 0, 0, 0, 1] };
     assert!(tap.open().is_err(), "one at a time");
 
@@ -119,7 +134,7 @@ async fn a_hostile_guest_kernel_is_kept_to_its_link() {
     assert_eq!(forbidden.recv_from(&mut word).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
 
     // Of the namespace itself there is nothing to be reached.
-    let (routes, addresses) = inside(Some(std::os::fd::AsFd::as_fd(&tap.namespace)), || {
+    let (routes, addresses) = inside(Some(tap.namespace.as_fd()), || {
         let read = |file: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
         Ok((read("route").lines().count(), read("if_inet6") + &read("fib_trie")))
     })
