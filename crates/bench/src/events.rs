@@ -1,6 +1,7 @@
 //! Asynchronous invocation: how fast events are accepted, started and worked off, and what a backlog takes. Each on a
 //! server of its own, so that no backlog is in another's way.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -79,11 +80,13 @@ pub async fn accept(setup: &Setup, table: &mut Table) -> Result<()> {
     let few = Until { requests: 1000, time: Duration::from_secs(10) };
     closed_loop_of(Kind::Event, &target, CLIENTS, few).await?.check("warming up")?;
     let before = rss(emberbox.pid())?;
+    // The writer beside it keeps as much of an event as the queue does: id, ARN and trace besides the payload.
+    let record = vec![b'x'; record_size(emberbox.data())?];
     let (mut accepted, mut bare) = (Outcome::default(), Vec::new());
     for round in 0..rounds {
         // On the same disk, by turns.
         let path = emberbox.data().join(format!("bare-{round}.db"));
-        bare.push(bare_writer::rate(&path, CLIENTS as u32, events, EVENT.as_bytes()).await);
+        bare.push(bare_writer::rate(&path, CLIENTS as u32, events, &record).await);
         let until = Until { requests: events.into(), time: Duration::from_secs(60) };
         accepted.add(closed_loop_of(Kind::Event, &target, CLIENTS, until).await?);
     }
@@ -125,6 +128,17 @@ pub async fn accept(setup: &Setup, table: &mut Table) -> Result<()> {
         promise: Some(Bound::Below(50.0)),
     });
     Ok(())
+}
+
+/// Bytes that the queue keeps of an event.
+fn record_size(data: &Path) -> Result<usize> {
+    let file = data.join("events.db");
+    let read = || {
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let size = "SELECT length(body) FROM bodies ORDER BY seq DESC LIMIT 1";
+        rusqlite::Connection::open_with_flags(&file, flags)?.query_row(size, [], |row| row.get::<_, u32>(0))
+    };
+    Ok(read().with_context(|| format!("look at an event in {}", file.display()))? as usize)
 }
 
 /// A backlog, worked off by as many sandboxes as there were synchronous clients after.

@@ -1,13 +1,16 @@
 //! The embedded engine: one SQLite file in WAL mode, used by one process at a time.
 //!
 //! ```text
-//!  enqueue, lease, ack, … ──► requests ──► writer thread: BEGIN, all that wait, COMMIT (one fsync) ──► answers
+//!  enqueue, lease, ack, … ──► requests ──► writer thread: BEGIN, all that wait, COMMIT ──► answers
+//!                                                      └──► syncer thread: one fdatasync of the log ──► answers
+//!                                                           (of what is promised to be durable)
 //!  depth, queues ──► a read-only connection; never wait for the writer
 //! ```
 //!
 //! - Durability: a group with an enqueue, a release or a purge in it is synced to disk before anybody gets an answer.
 //!   Groups of leases, extensions and acks alone are written without a sync: `kill -9` loses none of them, a power
 //!   failure may lose the last ones, and then their events are handed out again, as at-least-once allows.
+//! - Nothing is handed out before it is on disk: what ran was kept.
 //! - Leases are kept in memory: a lease writes nothing. When the file is opened there are none: the process that had some
 //!   is gone, since the file is locked by the one that uses it. [`Lease::deliveries`] does not count those.
 //! - Damage: a file whose tables or log are damaged is not opened. What shows only later fails those requests that meet it;
@@ -35,15 +38,16 @@ use crate::check_sizes;
 use crate::time::millis;
 
 mod format;
-mod leases;
+mod present;
 mod reader;
 mod state;
 mod statements;
+mod syncer;
 mod ticket;
 mod writer;
 
 use format::FORMAT;
-use leases::Leases;
+use present::Present;
 use reader::Reader;
 use writer::{Answer, Op, Request, Writer};
 
@@ -55,7 +59,7 @@ pub struct SqliteQueue {
     reader: Reader,
     clock: Arc<dyn Clock>,
     requests: mpsc::Sender<Request>,
-    leases: Arc<Mutex<Leases>>,
+    present: Arc<Mutex<Present>>,
     /// One permit whenever there may be something ready.
     ready: Arc<Notify>,
 }
@@ -76,17 +80,17 @@ impl SqliteQueue {
     pub async fn open(path: impl AsRef<Path>, clock: Arc<dyn Clock>) -> Result<Self, QueueError> {
         let file = SqliteFile::new(&FORMAT, path.as_ref());
         let (ready, (requests, received)) = (Arc::new(Notify::new()), mpsc::channel(WAITING));
-        let leases = Arc::<Mutex<Leases>>::default();
+        let present = Arc::<Mutex<Present>>::default();
         let start = {
-            let (file, clock, ready, leases) =
-                (file.clone(), Arc::clone(&clock), Arc::clone(&ready), Arc::clone(&leases));
+            let (file, clock, ready, present) =
+                (file.clone(), Arc::clone(&clock), Arc::clone(&ready), Arc::clone(&present));
             move || {
                 let lock = file.lock()?;
-                Writer::start(file.clone(), file.connect()?, clock, ready, leases, lock)
+                Writer::start(file.clone(), file.connect()?, clock, ready, present, lock)
             }
         };
         writer::spawn(start, received).await?;
-        Ok(Self { reader: Reader::new(file), clock, requests, leases, ready })
+        Ok(Self { reader: Reader::new(file), clock, requests, present, ready })
     }
 
     async fn write(&self, op: Op) -> Result<Answer, QueueError> {
@@ -148,9 +152,11 @@ impl EventQueue for SqliteQueue {
     async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError> {
         let (queue, now) = (queue.clone(), millis(self.clock.wall()));
         let count = self.reader.read(move |connection| reader::count(connection, &queue, now)).await?;
-        let Some((number, events, delayed, oldest)) = count else { return Ok(Depth::default()) };
-        // What is taken or given back between the two looks is counted twice or not at all.
-        let in_flight = self.leases.lock().in_flight(number, now);
+        let Some((number, delayed, oldest)) = count else { return Ok(Depth::default()) };
+        // What comes, goes or is given back between the two looks may be counted twice or not at all.
+        let present = self.present.lock();
+        let events = present.events.get(&number).copied().unwrap_or(0);
+        let in_flight = present.leases.in_flight(number, now);
         Ok(Depth { ready: events.saturating_sub(delayed + in_flight), in_flight, delayed, oldest })
     }
 

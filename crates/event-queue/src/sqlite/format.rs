@@ -8,9 +8,8 @@ use crate::api::QueueError;
 ///
 /// - `seq` grows over all queues: what comes in is written at the end of few pages.
 /// - `due`: not handed out before; nothing if it may be at once, as nearly all may. Only the others stand in the index.
-/// - Who has leased an event is not written (see `leases`).
+/// - Who has leased an event, and how many there are, is not written (see `present`).
 /// - Bodies stand apart, so that what is checked and searched stays small.
-/// - `queues.events` counts a queue's events, so that nobody has to.
 pub(super) static FORMAT: Format = Format {
     what: "event queue",
     // `EMBQ`.
@@ -39,6 +38,7 @@ pub(super) static FORMAT: Format = Format {
     ) STRICT, WITHOUT ROWID;
     INSERT INTO events SELECT queue, seq, id, enqueued_at, iif(leased, enqueued_at, due), deliveries FROM old_events;
     DROP TABLE old_events;
+    ALTER TABLE queues DROP COLUMN events;
     CREATE INDEX events_later ON events (queue, due) WHERE due IS NOT NULL;
 ",
     ],

@@ -63,29 +63,30 @@ impl Reader {
     }
 }
 
-/// How much there is in a queue, without what is leased: the queue's number, all its events, those that are not due yet, and
-/// the age of the oldest. Counts only those that are not due, in an index; a backlog that is ready costs nothing.
-pub(super) type Count = (Number, u64, u64, Option<Duration>);
+/// A queue's number, how many of its events are not due yet, and the age of the oldest of all. Counts only those that are
+/// not due, in an index; a backlog that is ready costs nothing.
+pub(super) type Count = (Number, u64, Option<Duration>);
 
 /// See [`Count`]; nothing if there is no such queue.
 pub(super) fn count(connection: &Connection, queue: &QueueName, now: i64) -> rusqlite::Result<Option<Count>> {
     let mut statement = connection.prepare_cached(
-        "SELECT q.number, q.events,
+        "SELECT q.number,
              (SELECT count(*) FROM events e WHERE e.queue = q.number AND e.due > ?2),
              (SELECT enqueued_at FROM events e WHERE e.queue = q.number ORDER BY e.seq LIMIT 1)
          FROM queues q WHERE q.name = ?1",
     )?;
     let count = statement.query_row(params![&*queue.0, now], |row| {
-        let count = |column: usize| row.get::<_, i64>(column).map(i64::cast_unsigned);
-        let oldest = row.get::<_, Option<i64>>(3)?.map(|enqueued_at| age(now, enqueued_at));
-        Ok((row.get(0)?, count(1)?, count(2)?, oldest))
+        let oldest = row.get::<_, Option<i64>>(2)?.map(|enqueued_at| age(now, enqueued_at));
+        Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned(), oldest))
     });
     count.optional()
 }
 
 /// Those that have events, by name.
 pub(super) fn queues(connection: &Connection) -> rusqlite::Result<Vec<QueueName>> {
-    let mut statement = connection.prepare_cached("SELECT name FROM queues WHERE events > 0 ORDER BY name")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT name FROM queues WHERE EXISTS (SELECT 1 FROM events WHERE queue = number) ORDER BY name",
+    )?;
     let names = statement.query_map([], |row| Ok(QueueName(row.get::<_, String>(0)?.into())))?;
     names.collect()
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rusqlite::Connection;
 
-use super::leases::{Held, Leases};
+use super::present::{Held, Present};
 use super::statements as sql;
 use super::ticket::Ticket;
 use super::writer::{Answer, Op, damage};
@@ -20,16 +20,22 @@ use crate::time::{after, system_time};
 pub(super) struct Lasting {
     /// Makes this run's lease ids differ from those of earlier runs.
     epoch: u32,
-    /// Others look at them, for how much there is.
-    leases: Arc<Mutex<Leases>>,
+    /// Others look at it, for how much there is.
+    present: Arc<Mutex<Present>>,
     /// Queues of which nothing is handed out until then (milliseconds since 1970), as that failed for damage.
     aside: HashMap<Number, i64>,
+    /// Of the next event. Never that of one before, or a late lease could be taken for one of another event.
+    next_seq: i64,
+    /// The last event that may be handed out: those after it are not on disk yet.
+    shown: i64,
+    /// Queues with events after that one, and their last.
+    unshown: HashMap<Number, i64>,
 }
 
 impl Lasting {
     /// Of a file that was just opened.
-    pub(super) fn new(epoch: u32, leases: Arc<Mutex<Leases>>) -> Self {
-        Self { epoch, leases, aside: HashMap::new() }
+    pub(super) fn new(epoch: u32, present: Arc<Mutex<Present>>) -> Self {
+        Self { epoch, present, aside: HashMap::new(), next_seq: 0, shown: 0, unshown: HashMap::new() }
     }
 }
 
@@ -39,9 +45,6 @@ pub(super) struct State {
     pub rotation: Rotation,
     numbers: HashMap<QueueName, Number>,
     names: HashMap<Number, QueueName>,
-    next_seq: i64,
-    /// Whether commits are synced at present.
-    synced: bool,
     /// What this group has added to the queues' counts.
     counts: BTreeMap<Number, i64>,
     /// Of a queue's events that may be handed out at once, all up to this number are.
@@ -51,14 +54,18 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn load(connection: &Connection, lasting: Lasting, now: i64) -> rusqlite::Result<Self> {
+    pub(super) fn load(connection: &Connection, mut lasting: Lasting, now: i64) -> rusqlite::Result<Self> {
+        let next_seq = sql::next_seq(connection)?;
+        if lasting.next_seq == 0 {
+            // What a file has that was just opened is on disk.
+            lasting.shown = next_seq - 1;
+        }
+        lasting.next_seq = lasting.next_seq.max(next_seq);
         let mut state = Self {
             lasting,
             rotation: Rotation::default(),
             numbers: HashMap::new(),
             names: HashMap::new(),
-            next_seq: sql::next_seq(connection)?,
-            synced: true,
             counts: BTreeMap::new(),
             handed_out: HashMap::new(),
             leasing: None,
@@ -82,9 +89,26 @@ impl State {
         Ok(state)
     }
 
+    /// The last event that was put in.
+    pub(super) fn last_seq(&self) -> i64 {
+        self.lasting.next_seq - 1
+    }
+
+    /// All events up to this one are on disk.
+    pub(super) fn show(&mut self, last_seq: i64, now: i64) {
+        let Lasting { shown, unshown, .. } = &mut self.lasting;
+        if *shown >= last_seq {
+            return;
+        }
+        *shown = last_seq;
+        let queues: Vec<_> = unshown.keys().copied().collect();
+        unshown.retain(|_, last| *last > last_seq);
+        queues.into_iter().for_each(|queue| self.note(queue, now));
+    }
+
     /// For the next state, after a group has failed: what it changed is undone.
     pub(super) fn roll_back(&self) -> Lasting {
-        self.lasting.leases.lock().roll_back();
+        self.lasting.present.lock().leases.roll_back();
         self.lasting.clone()
     }
 
@@ -117,33 +141,39 @@ impl State {
         self.names.insert(number, name);
     }
 
-    /// Does all of it or nothing; one answer per request, in their order.
+    /// Does all of it or nothing; one answer per request, in their order. `more` adds requests to the transaction, and says
+    /// when to commit.
     pub(super) fn transaction(
         &mut self,
         connection: &mut Connection,
-        ops: &[Op],
+        ops: &mut Vec<Op>,
         now: i64,
+        more: &mut dyn FnMut(&mut Vec<Op>) -> bool,
     ) -> rusqlite::Result<Vec<Answer>> {
-        let synced = ops.iter().any(Op::durable);
-        if self.synced != synced {
-            connection.pragma_update(None, "synchronous", if synced { "FULL" } else { "NORMAL" })?;
-            self.synced = synced;
-        }
         let transaction = sql::begin(connection)?;
         self.end_leases(&transaction, now)?;
-        let answers = ops.iter().map(|op| self.apply(&transaction, op, now)).collect::<rusqlite::Result<Vec<_>>>()?;
-        for (queue, change) in std::mem::take(&mut self.counts) {
-            sql::count(&transaction, queue, change)?;
+        let mut answers = Vec::with_capacity(ops.len());
+        loop {
+            for op in &ops[answers.len()..] {
+                answers.push(self.apply(&transaction, op, now)?);
+            }
+            if !more(ops) {
+                break;
+            }
         }
         transaction.commit()?;
-        self.lasting.leases.lock().commit();
+        let mut present = self.lasting.present.lock();
+        present.leases.commit();
+        for (queue, change) in std::mem::take(&mut self.counts) {
+            present.count(queue, change);
+        }
         Ok(answers)
     }
 
     /// Those that are over. Only here is it written how often an event was handed out that nobody gave back.
     fn end_leases(&mut self, connection: &Connection, now: i64) -> rusqlite::Result<()> {
-        let leases = Arc::clone(&self.lasting.leases);
-        let mut leases = leases.lock();
+        let present = Arc::clone(&self.lasting.present);
+        let leases = &mut present.lock().leases;
         while let Some((seq, held)) = leases.over(now) {
             sql::give_back(connection, held.queue, seq, held.deliveries, held.end)?;
             leases.set(seq, None);
@@ -155,7 +185,7 @@ impl State {
     /// The event's number and its lease, if that is still on.
     fn held(&self, id: LeaseId, now: i64) -> Option<(i64, Held)> {
         let ticket = Ticket::read(id, self.lasting.epoch)?;
-        Some((ticket.seq, self.lasting.leases.lock().get(ticket, now)?))
+        Some((ticket.seq, self.lasting.present.lock().leases.get(ticket, now)?))
     }
 
     fn apply(&mut self, connection: &Connection, op: &Op, now: i64) -> rusqlite::Result<Answer> {
@@ -171,7 +201,7 @@ impl State {
                 let end = after(now, *lease);
                 for id in leases {
                     if let Some((seq, held)) = self.held(*id, now) {
-                        self.lasting.leases.lock().set(seq, Some(Held { end, ..held }));
+                        self.lasting.present.lock().leases.set(seq, Some(Held { end, ..held }));
                         self.note(held.queue, end);
                         answer.extended.push(*id);
                     }
@@ -181,7 +211,7 @@ impl State {
                 for id in leases {
                     if let Some((seq, held)) = self.held(*id, now) {
                         sql::delete(connection, held.queue, seq)?;
-                        self.lasting.leases.lock().set(seq, None);
+                        self.lasting.present.lock().leases.set(seq, None);
                         *self.counts.entry(held.queue).or_default() -= 1;
                     }
                 }
@@ -193,15 +223,15 @@ impl State {
                     if let Some(body) = body {
                         sql::set_body(connection, seq, body)?;
                     }
-                    self.lasting.leases.lock().set(seq, None);
+                    self.lasting.present.lock().leases.set(seq, None);
                     self.note(held.queue, due);
                 }
             }
             Op::Purge { queue, below } => {
                 if let Some(number) = self.numbers.get(queue).copied() {
-                    let below = below.unwrap_or(self.next_seq);
+                    let below = below.unwrap_or(self.lasting.next_seq);
                     let (purged, more) = sql::purge(connection, number, below)?;
-                    let mut leases = self.lasting.leases.lock();
+                    let leases = &mut self.lasting.present.lock().leases;
                     leases.of(number).into_iter().filter(|seq| *seq < below).for_each(|seq| leases.set(seq, None));
                     *self.counts.entry(number).or_default() -= purged.cast_signed();
                     answer.purged = purged;
@@ -222,9 +252,13 @@ impl State {
             }
         };
         let due = (entry.delay > Duration::ZERO).then(|| after(now, entry.delay));
-        sql::insert(connection, number, self.next_seq, entry, now, due)?;
-        self.next_seq += 1;
-        self.note(number, due.unwrap_or(now));
+        let seq = self.lasting.next_seq;
+        sql::insert(connection, number, seq, entry, now, due)?;
+        if let Some(due) = due {
+            self.note(number, due);
+        }
+        self.lasting.unshown.insert(number, seq);
+        self.lasting.next_seq += 1;
         *self.counts.entry(number).or_default() += 1;
         Ok(())
     }
@@ -238,7 +272,7 @@ impl State {
         now: i64,
     ) -> rusqlite::Result<Vec<Lease>> {
         let but = but.iter().filter_map(|name| self.numbers.get(name).copied()).collect();
-        let shared = Arc::clone(&self.lasting.leases);
+        let present = Arc::clone(&self.lasting.present);
         // A lease that ends now would be handed out again by the same call.
         let end = after(now, lease.max(Duration::from_millis(1)));
         let mut answer = Vec::new();
@@ -246,8 +280,9 @@ impl State {
         while let Some((number, share)) = self.rotation.turn(most - answer.len(), &but) {
             self.leasing = Some(number);
             let above = self.handed_out.get(&number).copied().unwrap_or(0);
-            let mut leases = shared.lock();
-            let (ready, more) = sql::ready(connection, number, above, share, now, |seq| leases.has(seq))?;
+            let leases = &mut present.lock().leases;
+            let (ready, more) =
+                sql::ready(connection, number, above..self.lasting.shown, share, now, |seq| leases.has(seq))?;
             for event in ready {
                 let deliveries = event.deliveries.saturating_add(1);
                 leases.set(event.seq, Some(Held { queue: number, deliveries, end }));

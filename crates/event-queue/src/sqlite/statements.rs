@@ -1,5 +1,6 @@
 //! The SQL of one group, inside its transaction. Statements are prepared once and kept with the connection.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,7 +24,14 @@ pub(super) fn begin(connection: &mut Connection) -> rusqlite::Result<Transaction
 
 /// Forgets queues without events.
 pub(super) fn forget_empty(connection: &Connection) -> rusqlite::Result<()> {
-    connection.execute("DELETE FROM queues WHERE events = 0", []).map(drop)
+    connection.execute("DELETE FROM queues WHERE NOT EXISTS (SELECT 1 FROM events WHERE queue = number)", []).map(drop)
+}
+
+/// How many events each queue has: looks at all of them.
+pub(super) fn count(connection: &Connection) -> rusqlite::Result<Vec<(Number, u64)>> {
+    let mut statement = connection.prepare("SELECT queue, count(*) FROM events GROUP BY queue")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned())))?;
+    rows.collect()
 }
 
 /// All queues.
@@ -42,14 +50,6 @@ pub(super) fn next_seq(connection: &Connection) -> rusqlite::Result<i64> {
 pub(super) fn number(connection: &Connection, name: &QueueName) -> rusqlite::Result<Number> {
     connection.prepare_cached("INSERT OR IGNORE INTO queues (name) VALUES (?)")?.execute([&*name.0])?;
     connection.prepare_cached("SELECT number FROM queues WHERE name = ?")?.query_row([&*name.0], |row| row.get(0))
-}
-
-/// Adds to the count of a queue's events.
-pub(super) fn count(connection: &Connection, queue: Number, change: i64) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached("UPDATE queues SET events = events + ? WHERE number = ?")?
-        .execute(params![change, queue])
-        .map(drop)
 }
 
 /// Puts an event in. `due`: nothing if it may be handed out at once.
@@ -81,22 +81,23 @@ pub(super) struct Ready {
 
 /// Finds up to `most` events that are ready and of which `taken` does not say that they are handed out, and whether there
 /// are more: first those whose time has come, the longest due first, then those that may be handed out at once and whose
-/// number is above `above`, in the order in which they came. One that cannot be read is kept aside, not dropped, and keeps
+/// number is above the start of `seqs`, in the order in which they came. Of those above its end, none. One that cannot be read is kept aside, not dropped, and keeps
 /// no other from being found.
 pub(super) fn ready(
     connection: &Connection,
     queue: Number,
-    above: i64,
+    seqs: Range<i64>,
     most: usize,
     now: i64,
     taken: impl Fn(i64) -> bool,
 ) -> rusqlite::Result<(Vec<Ready>, bool)> {
     let (mut events, mut damaged, mut more) = (Vec::new(), Vec::new(), false);
-    for (which, bound) in [("due <= ?2 ORDER BY due", now), ("due IS NULL AND seq > ?2 ORDER BY seq", above)] {
-        let sql =
-            format!("SELECT seq, id, enqueued_at, deliveries, due IS NULL FROM events WHERE queue = ?1 AND {which}");
+    for (which, bound) in [("due <= ?2 ORDER BY due", now), ("due IS NULL AND seq > ?2 ORDER BY seq", seqs.start)] {
+        let sql = format!(
+            "SELECT seq, id, enqueued_at, deliveries, due IS NULL FROM events WHERE queue = ?1 AND seq <= ?3 AND {which}"
+        );
         let mut statement = connection.prepare_cached(&sql)?;
-        let mut rows = statement.query([i64::from(queue), bound])?;
+        let mut rows = statement.query([i64::from(queue), bound, seqs.end])?;
         while let Some(row) = rows.next()? {
             let seq = row.get(0)?;
             if taken(seq) {

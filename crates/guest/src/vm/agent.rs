@@ -13,6 +13,7 @@ use super::protocol::{self, CONTROL_PORT, HOST, LONGEST_ORDER, OUTPUT_PORT, Orde
 use super::pump::Carrier;
 use super::{boot, pump};
 use crate::init;
+use crate::netlink::{Namespace, Netlink};
 use crate::protocol::{During, Failure, Message, Prepare, Reply, Request, SetUp, Spawn};
 use crate::seccomp::Programs;
 use crate::sys::{self, Cloned};
@@ -106,7 +107,12 @@ fn make_sandbox(start: &Start, filter: &Programs) -> Result<(Channel, Vec<TcpLis
     match sys::clone(NAMESPACES).during("make namespaces")? {
         // This closes the other end as well, and all else of the agent's.
         Cloned::Child => init::run(theirs, filter),
-        Cloned::Parent { pid, .. } => boot::limit(pid)?,
+        Cloned::Parent { pid, .. } => {
+            boot::limit(pid)?;
+            if let Some(uplink) = &start.uplink {
+                give_network(&uplink.device, pid)?;
+            }
+        }
     }
     drop(theirs);
     let prepare = Prepare {
@@ -115,7 +121,7 @@ fn make_sandbox(start: &Start, filter: &Programs) -> Result<(Channel, Vec<TcpLis
         group: GROUP,
         drop_groups: true,
         link_address: LINK_ADDRESS,
-        uplink: None,
+        uplink: start.uplink.clone(),
         await_route: false,
     };
     ask(&ours, &Request::Prepare(prepare), &[])?;
@@ -128,6 +134,13 @@ fn make_sandbox(start: &Start, filter: &Programs) -> Result<(Channel, Vec<TcpLis
     };
     let listeners = ask(&ours, &Request::SetUp(set_up), &mounts)?;
     Ok((ours, listeners.into_iter().map(TcpListener::from).collect()))
+}
+
+/// The sandbox gets the card itself: the agent speaks to nobody by it.
+fn give_network(device: &str, pid: i32) -> Result<(), Failure> {
+    let netlink = Netlink::open().during("open netlink socket")?;
+    let card = netlink.device(device).during(format!("find the network card {device}"))?;
+    netlink.give(card, Namespace::Of(pid)).during("give the sandbox the network card")
 }
 
 fn ask(channel: &Channel, request: &Request, descriptors: &[OwnedFd]) -> Result<Vec<OwnedFd>, Failure> {

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::process::Network;
+
 /// What executes a guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accel {
@@ -25,6 +27,10 @@ pub struct MicrovmConfig {
     pub qemu: Option<PathBuf>,
     /// `vhost-device-vsock`; `None`: looked for in PATH and among cargo's programs.
     pub vsock_device: Option<PathBuf>,
+    /// The program that calls [`maybe_run_helper`](crate::process::maybe_run_helper) first of all; `None`: this one.
+    pub helper: Option<PathBuf>,
+    /// Where functions can connect to. Egress takes root.
+    pub network: Network,
     /// Most VMs at once.
     pub max_sandboxes: u32,
     /// Memory that all VMs together can use, in MB. `None`: no bound but their own.
@@ -36,7 +42,7 @@ pub struct MicrovmConfig {
 }
 
 impl MicrovmConfig {
-    /// A thousand at most. A VM boots within 20 seconds, or 2 minutes where it is emulated.
+    /// A thousand at most, no network. A VM boots within 20 seconds, or 2 minutes where it is emulated.
     pub fn new(state_dir: impl Into<PathBuf>, kernel: impl Into<PathBuf>, accel: Accel) -> Self {
         Self {
             state_dir: state_dir.into(),
@@ -44,6 +50,8 @@ impl MicrovmConfig {
             accel,
             qemu: None,
             vsock_device: None,
+            helper: None,
+            network: Network::None,
             max_sandboxes: 1024,
             memory_mb: None,
             boot_limit: match accel {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use libtest_mimic::Trial;
 use sandbox::microvm::{Accel, MicrovmConfig, MicrovmEngine};
+use sandbox::process::Network;
 use sandbox::{Command, ExitStatus, Mount, SandboxEngine, SandboxSpec};
 
 pub use crate::guest::{Guest, eventually, read_all};
@@ -37,8 +38,8 @@ fn vsock_device() -> Option<PathBuf> {
     installed.exists().then_some(installed)
 }
 
-/// What this host lacks, if anything.
-fn missing() -> Option<String> {
+/// What this host lacks, if anything. `more`: further programs.
+fn missing(more: &[&str]) -> Option<String> {
     if !kernel().exists() {
         return Some(format!("a guest kernel at {} or in EMBERBOX_TEST_KERNEL", kernel().display()));
     }
@@ -48,15 +49,25 @@ fn missing() -> Option<String> {
     let path = std::env::var("PATH").unwrap_or_default();
     let there = |program: &str| path.split(':').any(|place| Path::new(place).join(program).exists());
     ["qemu-system-x86_64", "vhost-device-vsock", "mksquashfs", "mkfs.ext4"]
-        .into_iter()
-        .find(|program| !there(program) && (*program != "vhost-device-vsock" || vsock_device().is_none()))
+        .iter()
+        .chain(more)
+        .find(|program| !there(program) && (**program != "vhost-device-vsock" || vsock_device().is_none()))
         .map(|program| format!("the program {program}"))
 }
 
 /// A test that takes a guest kernel, root, and some programs.
 pub fn test<F: Future<Output = ()>>(name: &'static str, body: impl FnOnce() -> F + Send + 'static) -> Trial {
+    test_with(&[], name, body)
+}
+
+/// One that takes these programs as well.
+pub fn test_with<F: Future<Output = ()>>(
+    programs: &'static [&'static str],
+    name: &'static str,
+    body: impl FnOnce() -> F + Send + 'static,
+) -> Trial {
     Trial::test(name, move || {
-        if let Some(missing) = missing() {
+        if let Some(missing) = missing(programs) {
             let missing = format!("SKIPPED {name}: needs {missing}");
             if std::env::var_os("EMBERBOX_REQUIRE_ALL").is_some_and(|value| value == "1") {
                 return Err(missing.into());
@@ -72,9 +83,14 @@ pub fn test<F: Future<Output = ()>>(name: &'static str, body: impl FnOnce() -> F
 
 impl Host {
     pub async fn start() -> Self {
+        Self::start_with(Network::None).await
+    }
+
+    pub async fn start_with(network: Network) -> Self {
         let directory = tempfile::tempdir().unwrap();
         build_root(directory.path());
-        let engine = MicrovmEngine::start(config(directory.path())).await.unwrap();
+        let config = MicrovmConfig { network, ..config(directory.path()) };
+        let engine = MicrovmEngine::start(config).await.unwrap();
         Self { engine, directory }
     }
 

@@ -1,5 +1,5 @@
-//! Which events are handed out: known to the one process that uses the file, and to nobody else. When that ends, all of
-//! them are ready again, which is how a lease that is not written ends.
+//! How many events there are, and which are handed out: known to the one process that uses the file, and to nobody else.
+//! When that ends, all of them are ready again, which is how a lease that is not written ends.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -14,6 +14,23 @@ pub(super) struct Held {
     pub deliveries: u32,
     /// When the lease ends (milliseconds since 1970).
     pub end: i64,
+}
+
+/// What is known of the events without looking into the file.
+#[derive(Debug, Default)]
+pub(super) struct Present {
+    /// How many each queue has.
+    pub events: HashMap<Number, u64>,
+    /// Those that are handed out.
+    pub leases: Leases,
+}
+
+impl Present {
+    /// Adds to the count of a queue's events.
+    pub fn count(&mut self, queue: Number, change: i64) {
+        let events = self.events.entry(queue).or_default();
+        *events = events.saturating_add_signed(change);
+    }
 }
 
 /// All of them, by the number of the event. What a group of requests changes is undone if it fails.
