@@ -126,7 +126,7 @@ fn system(root: &Path, micro_vm: &MicroVm, args: &Args, isolation: Isolation) ->
     micro_vm.tell(&mut pytest)?;
     pytest.current_dir(root.join("tests/system")).args(["-m", "pytest", "--durations=20"]);
     // Each test has its own directories and ports, and what a file's tests share stays in one process.
-    pytest.args(["-n", "2", "--dist", "loadfile"]);
+    pytest.args(["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]);
     if isolation == Isolation::MicroVm {
         pytest.env("EMBERBOX_TEST_ISOLATION", "microvm");
     }

@@ -67,7 +67,7 @@ async fn boot(setup: &Setup, microvms: &mut Emberbox, table: &mut Table) -> Resu
         microvms.force_cold(function, number).await?;
         tokio::time::sleep(SETTLE).await;
         let taken = cold_start(&target).await.with_context(|| microvms.log_tail())?;
-        let engine = Replay::of(microvms.pid())?.boot()?;
+        let engine = Replay::of(microvms.pid(), setup)?.boot()?;
         // The first makes the disks.
         if number > 0 {
             ours.latencies.saturating_record(taken.as_nanos() as u64);
@@ -110,7 +110,7 @@ struct Replay {
 
 impl Replay {
     /// Of a VM below `server`.
-    fn of(server: u32) -> Result<Self> {
+    fn of(server: u32, setup: &Setup) -> Result<Self> {
         let command = |wanted: &str| {
             let pid = tree(server)?.into_iter().rfind(|pid| name(*pid) == wanted);
             let pid = pid.with_context(|| format!("the server has no {wanted}"))?;
@@ -118,7 +118,10 @@ impl Replay {
             let given = |word: &str| word.replace("/proc/self/fd/", &format!("/proc/{pid}/fd/"));
             anyhow::Ok(line.trim_end_matches('\0').split('\0').map(given).collect())
         };
-        Ok(Self { device: command(DEVICE)?, qemu: command(QEMU)? })
+        let (mut device, qemu): (Vec<String>, _) = (command(DEVICE)?, command(QEMU)?);
+        // It sees itself in a root of its own.
+        device[0] = fs::canonicalize(&setup.vsock_device)?.to_string_lossy().into_owned();
+        Ok(Self { device, qemu })
     }
 
     /// Starts the same, and waits for the guest's first word.
