@@ -166,6 +166,11 @@ async fn a_standby_that_died_is_started_again() {
         let _ =
             rustix::process::kill_process(rustix::process::Pid::from_raw(*pid).unwrap(), rustix::process::Signal::KILL);
     }
-    eventually("they are reaped", || !with_mark(mark).any(|pid| pids.contains(&pid))).await;
+    // Their parent is told when they are zombies; their words, by which they are found, are gone before.
+    let ended = |pid: &i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
+    };
+    eventually("they have ended", || pids.iter().all(ended)).await;
     assert_eq!(run(&mut guest, command(mark, &[])).await.0, "started");
 }
