@@ -21,6 +21,7 @@
 mod config;
 mod control;
 mod engine;
+mod firecracker;
 mod images;
 mod initramfs;
 mod machine;
@@ -32,6 +33,6 @@ mod spawner;
 mod tests;
 mod trial;
 
-pub use config::{Accel, MicrovmConfig};
+pub use config::{Accel, EngineKind, FirecrackerConfig, MicrovmConfig, Rate};
 pub use engine::MicrovmEngine;
 pub use trial::{Trial, trial};

@@ -18,8 +18,9 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::config::{Accel, MicrovmConfig};
+use super::config::{Accel, EngineKind, MicrovmConfig};
 use super::control::Control;
+use super::firecracker::Firecracker;
 use super::images::Images;
 use super::initramfs;
 use super::machine::{Drive, Engine, Machine, Vm};
@@ -74,7 +75,11 @@ impl MicrovmEngine {
             let source = io::Error::other("this build of Emberbox has no agent for them: its build said why");
             return Err(SandboxError::Host { operation: "start microVMs".to_owned(), source });
         }
-        let engine: Box<dyn Engine> = Box::new(Qemu::new(&config, &initramfs::archive(initramfs::AGENT))?);
+        let initramfs = initramfs::archive(initramfs::AGENT);
+        let engine: Box<dyn Engine> = match config.engine {
+            EngineKind::Qemu => Box::new(Qemu::new(&config, &initramfs)?),
+            EngineKind::Firecracker => Box::new(Firecracker::new(&config, &initramfs).await?),
+        };
         Self::with(engine, config)
     }
 

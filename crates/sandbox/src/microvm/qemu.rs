@@ -21,7 +21,7 @@ use guest::protocol::During;
 use rustix::process::Signal;
 
 use super::config::{Accel, MicrovmConfig};
-use super::machine::{Engine, Machine, VSOCK, Vm};
+use super::machine::{Engine, Machine, VSOCK, Vm, no_snapshots};
 use super::spawner::{Program, Running, Spawner};
 use crate::SandboxError;
 use crate::process::error_of;
@@ -47,6 +47,7 @@ pub struct Qemu {
     spawner: Spawner,
     version: String,
     kvm_group: Option<u32>,
+    kernel_args: String,
 }
 
 impl Qemu {
@@ -74,7 +75,8 @@ impl Qemu {
         let initramfs = memory_file(initramfs).during("make the initramfs").map_err(error_of)?;
         let spawner = Spawner::start().during("start a thread").map_err(error_of)?;
         let kernel = config.kernel.clone();
-        Ok(Self { accel: config.accel, program, device, kernel, initramfs, spawner, version, kvm_group })
+        let kernel_args = format!("{KERNEL} {}", config.kernel_args);
+        Ok(Self { accel: config.accel, program, device, kernel, initramfs, spawner, version, kvm_group, kernel_args })
     }
 
     /// QEMU with this VM. `kept`: the open files that it gets, in the order kernel, initramfs, drives.
@@ -93,7 +95,7 @@ impl Qemu {
         command.arg("-m").arg(format!("{memory}M")).arg("-smp").arg(vm.vcpus.to_string());
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"]);
         command.args(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-        command.args(["-kernel", &path(0), "-initrd", &path(1), "-append", KERNEL]);
+        command.args(["-kernel", &path(0), "-initrd", &path(1), "-append", self.kernel_args.trim_end()]);
         for (number, drive) in vm.drives.iter().enumerate() {
             let read_only = if drive.writable { "off" } else { "on" };
             let file = path(number + 2);
@@ -139,6 +141,10 @@ impl Engine for Qemu {
         Ok(Box::new(QemuMachine { id: vm.id, qemu, device }))
     }
 
+    async fn restore(&self, vm: Vm, _: &Path) -> Result<Box<dyn Machine>, SandboxError> {
+        Err(no_snapshots(&self.version, vm.id))
+    }
+
     fn drive(&self, number: usize) -> String {
         format!("drive{number}")
     }
@@ -168,6 +174,11 @@ impl Machine for QemuMachine {
 
     fn resume(&self) -> io::Result<()> {
         self.qemu.signal(Signal::CONT)
+    }
+
+    async fn snapshot(&self, _: &Path) -> Result<(), SandboxError> {
+        // Its memory is a shared file, its vsock device another process: neither is in a state that QEMU could save.
+        Err(no_snapshots("QEMU", self.id))
     }
 
     fn kill(&self) {
@@ -214,7 +225,7 @@ async fn wait_for_socket(device: &Running, path: &Path) -> io::Result<()> {
 }
 
 /// Where a program is; the error says where it comes from.
-fn find(name: &str, given: Option<&Path>, remedy: &str) -> Result<PathBuf, SandboxError> {
+pub(super) fn find(name: &str, given: Option<&Path>, remedy: &str) -> Result<PathBuf, SandboxError> {
     let missing = |operation: String| SandboxError::Host { operation, source: io::ErrorKind::NotFound.into() };
     if let Some(given) = given {
         let found = given.is_file().then(|| given.to_owned());
@@ -229,7 +240,7 @@ fn find(name: &str, given: Option<&Path>, remedy: &str) -> Result<PathBuf, Sandb
         .ok_or_else(|| missing(format!("find {name}, which microVMs need ({remedy})")))
 }
 
-fn check_kernel(kernel: &Path) -> Result<(), SandboxError> {
+pub(super) fn check_kernel(kernel: &Path) -> Result<(), SandboxError> {
     let mut magic = [0; 4];
     let read = File::open(kernel).and_then(|mut file| io::Read::read_exact(&mut file, &mut magic));
     read.and_then(|()| {
