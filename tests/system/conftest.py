@@ -25,6 +25,8 @@ import boto3
 import botocore.config
 import pytest
 
+from aws_cli import Cli
+
 REPO = pathlib.Path(__file__).resolve().parents[2]
 BINARY = pathlib.Path(os.environ.get("EMBERBOX_BINARY", REPO / "target/debug/emberbox"))
 RUNTIMES = pathlib.Path(os.environ.get("EMBERBOX_TEST_RUNTIMES", REPO / "target/system"))
@@ -45,8 +47,7 @@ def with_isolation(config):
         return config
     if "[sandbox]" not in config:
         config += "\n[sandbox]\n"
-    sandbox = '[sandbox]\nisolation = "microvm"\n' + ("" if "network =" in config else 'network = "none"\n')
-    config = config.replace("[sandbox]\n", sandbox, 1)
+    config = config.replace("[sandbox]\n", '[sandbox]\nisolation = "microvm"\n', 1)
     config += f'\n[microvm]\naccel = "tcg"\nkernel = "{KERNEL}"\n'
     if VSOCK_DEVICE.exists():
         config += f'vsock_device = "{VSOCK_DEVICE}"\n'
@@ -69,30 +70,45 @@ def have(what):
     return shutil.which(what) is not None
 
 
-# Tests, and files of tests, that cannot hold in microVMs, or not yet, and why.
-NOT_IN_MICROVMS = {
-    "test_context_and_environment": "an emulated guest's clock lags behind the host's, by 0.4 s in one run",
-    "test_warm_reuse_and_parallel_sandboxes": "its parallel calls are over before an emulated cold start is",
-    "test_frozen_within_50_ms_of_going_idle": "an emulated processor is too slow",
-    "test_new_sandboxes_are_bounded_in_time": "its parallel calls are over before an emulated cold start is",
-    "test_namespaces_are_the_functions_own": "the numbers are those of another kernel",
-    "test_landlock_shuts_what_a_read_only_mount_leaves_open": "pipes are not taken into a virtual machine",
-    "test_cpu_share": "shares of CPU are not enforced under software emulation",
-    "test_standbys.py": "there are no standbys",
-    "test_images_that_are_none": "nothing in it depends on the sandbox",
-    "test_aws_cli_and_emberbox_deploy": "nothing in it depends on the sandbox",
-    "test_credentials_restart_and_removal": "nothing in it depends on the sandbox",
-    "test_nothing_outlives_a_stop_or_a_kill": "empty cgroups stay after kill -9, until the next start",
-}
+# Software emulation takes so many times longer; what is waited for is the same.
+PATIENCE = 4 if ISOLATION == "microvm" else 1
+
+
+def process_only(item):
+    """Why a test is none for microVMs; None if it is one. The reasons stand where the tests are."""
+    marker = item.get_closest_marker("process_only")
+    return marker and marker.args[0]
+
+
+# Takes longest, and mostly of one processor: begins first, so that nobody waits for it alone at the end.
+FIRST = "test_terraform.py"
+
+
+def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.name != FIRST)
+    if ISOLATION != "microvm":
+        return
+    left_out = {item.nodeid: why for item in items if (why := process_only(item))}
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
+    items[:] = [item for item in items if item.nodeid not in left_out]
+    config.left_out = left_out
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["left_out"] = left_out
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """By name what was not run, and why; a whole file that has one reason, once."""
+    by_file = {}
+    for nodeid, why in getattr(config, "left_out", {}).items():
+        by_file.setdefault((nodeid.partition("::")[0], why), []).append(nodeid.partition("::")[2])
+    if by_file:
+        terminalreporter.section("not run in microVMs")
+    for (file, why), names in by_file.items():
+        whole = f"{len(names)} tests" if len(names) > 5 else ", ".join(names)
+        terminalreporter.line(f"{file}: {whole}: {why}")
 
 
 def pytest_runtest_setup(item):
-    if ISOLATION == "microvm":
-        why = NOT_IN_MICROVMS.get(item.originalname) or NOT_IN_MICROVMS.get(item.path.name)
-        if any("egress" in marker.args for marker in item.iter_markers("needs")):
-            why = "microVMs have no network yet"
-        if why:
-            pytest.skip(f"SKIPPED {item.name}: {why}")
     for marker in item.iter_markers("needs"):
         for what in marker.args:
             if not have(what):
@@ -102,8 +118,24 @@ def pytest_runtest_setup(item):
                 pytest.skip(message)
 
 
+class LeftOut:
+    """Of pytest-xdist: what the processes that run the tests have left out."""
+
+    def __init__(self, config):
+        self.config = config
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node):
+        self.config.left_out = getattr(node, "workeroutput", {}).get("left_out", {})
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(LeftOut(config))
+
+
 def wait_until(condition, timeout=30.0, what="condition"):
     """Polls until `condition()` is true and returns its value."""
+    timeout *= PATIENCE
     deadline = time.monotonic() + timeout
     while True:
         value = condition()
@@ -196,6 +228,14 @@ def running(**kwargs):
 def emberbox():
     with running() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def aws_cli():
+    """Commands of the AWS CLI without its start: see aws_cli.py."""
+    cli = Cli()
+    yield cli
+    cli.stop()
 
 
 @pytest.fixture(scope="session")

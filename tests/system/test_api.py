@@ -12,6 +12,8 @@ import pytest
 
 from conftest import ECHO, PYTHON, ROLE, invoke, wait_active, wait_until, zip_bytes
 
+pytestmark = pytest.mark.process_only("the control plane does not touch the sandbox")
+
 ACCOUNT = "000000000000"
 
 

@@ -19,14 +19,17 @@ NODE_PACKAGES = REPO / "target/node/node_modules"
 
 
 @pytest.fixture
-def aws(emberbox, tmp_path):
-    def run(*args, check=True):
+def aws(emberbox, tmp_path, aws_cli):
+    def run(*args, check=True, program=False):
         env = {
             **os.environ, "AWS_ENDPOINT_URL_LAMBDA": emberbox.endpoint, "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS": emberbox.endpoint,
             "AWS_ACCESS_KEY_ID": "000000000000", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_PAGER": "", "AWS_MAX_ATTEMPTS": "1",
         }
-        out = subprocess.run([AWS_CLI, *args], capture_output=True, text=True, env=env, cwd=tmp_path)
+        if program:
+            out = subprocess.run([AWS_CLI, *args], capture_output=True, text=True, env=env, cwd=tmp_path)
+        else:
+            out = aws_cli.run(args, env, tmp_path)
         assert not check or out.returncode == 0, out.stderr
         return json.loads(out.stdout) if check and out.stdout.strip().startswith("{") else out.stdout + out.stderr
 
@@ -38,7 +41,7 @@ def test_aws_cli_through_every_operation(emberbox, aws, tmp_path):
     (tmp_path / "f.zip").write_bytes(zip_bytes({"index.py": ECHO}))
     (tmp_path / "g.zip").write_bytes(zip_bytes({"index.py": ECHO + "\n# changed\n"}))
     created = aws("lambda", "create-function", "--function-name", name, "--runtime", PYTHON, "--handler", "index.handler",
-                  "--role", ROLE, "--zip-file", "fileb://f.zip", "--tags", "team=a")
+                  "--role", ROLE, "--zip-file", "fileb://f.zip", "--tags", "team=a", program=True)
     arn = created["FunctionArn"]
     aws("lambda", "wait", "function-active-v2", "--function-name", name)
     assert aws("lambda", "get-function", "--function-name", name)["Configuration"]["State"] == "Active"
@@ -205,6 +208,7 @@ def handler(e, c):
     assert [invoke(client, name).json for name in names] == first, "all of them at once, each in the sandbox that it had"
 
 
+@pytest.mark.process_only("nothing in it depends on the sandbox")
 def test_missing_runtime_says_how_to_get_it(client):
     with pytest.raises(client.exceptions.InvalidParameterValueException) as caught:
         client.create_function(

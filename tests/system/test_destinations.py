@@ -14,7 +14,7 @@ from conftest import Emberbox, invoke, running, wait_active, wait_until
 from third_party import ACCOUNT, REGION, SERVER, Gate, Moto, bodies
 from test_invoke import UUID
 
-pytestmark = pytest.mark.needs("root", "cgroups", str(SERVER))
+pytestmark = [pytest.mark.needs("root", "cgroups", str(SERVER)), pytest.mark.process_only("deliveries do not touch the sandbox")]
 
 # succeeds, or fails as the event says
 CODE = """

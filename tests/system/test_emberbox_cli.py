@@ -12,6 +12,8 @@ import pytest
 
 from conftest import BINARY, PYTHON, REPO, invoke, wait_until
 
+pytestmark = pytest.mark.process_only("the command line is a client as any other, with nothing of its own to do with sandboxes")
+
 
 def cli(*args, endpoint=None, check=True, input=None, keys=None):
     env = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}

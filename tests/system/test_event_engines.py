@@ -16,7 +16,7 @@ from conftest import Emberbox, running, wait_until
 from test_events import NOTE, lines, ran, send, stats
 from third_party import ACCOUNT, SERVER, Gate, Moto
 
-pytestmark = pytest.mark.needs("root", "cgroups")
+pytestmark = [pytest.mark.needs("root", "cgroups"), pytest.mark.process_only("events are invoked as any client does")]
 
 
 class Postgres:

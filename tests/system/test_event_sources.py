@@ -14,7 +14,7 @@ import pytest
 from conftest import Emberbox, running, wait_until
 from third_party import ACCOUNT, REGION, SERVER, Gate, Moto
 
-pytestmark = pytest.mark.needs("root", "cgroups", str(SERVER))
+pytestmark = [pytest.mark.needs("root", "cgroups", str(SERVER)), pytest.mark.process_only("event sources invoke as any client does")]
 
 # Tells its log what it got, and fails as the bodies say.
 CODE = """

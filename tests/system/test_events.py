@@ -22,7 +22,7 @@ from test_api import arn, fails
 from test_emberbox_cli import cli
 from third_party import ACCOUNT, SERVER, Moto, bodies
 
-pytestmark = pytest.mark.needs("root", "cgroups")
+pytestmark = [pytest.mark.needs("root", "cgroups"), pytest.mark.process_only("events are invoked as any client does")]
 
 # A hundred for the record, a few in every run.
 KILL_ROUNDS = int(os.environ.get("EMBERBOX_KILL_ROUNDS", "3"))

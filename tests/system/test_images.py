@@ -145,6 +145,7 @@ def test_what_cannot_be_started(client, image, create):
         assert answer.json["errorMessage"].endswith(words), answer.json
 
 
+@pytest.mark.process_only("nothing in it depends on the sandbox")
 def test_images_that_are_none(client, registry, create):
     def refused(uri):
         with pytest.raises(botocore.exceptions.ClientError) as caught:
@@ -241,6 +242,7 @@ def test_a_hostile_image_reaches_nothing(client, image, create, outside):
     assert (look["kept"], look["gone"]) == (True, False)
 
 
+@pytest.mark.process_only("nothing in it depends on the sandbox")
 def test_aws_cli_and_emberbox_deploy(emberbox, client, image, create, tmp_path):
     uri, digest = image("1")
     name = "i-" + uuid.uuid4().hex[:12]
@@ -271,6 +273,7 @@ def test_aws_cli_and_emberbox_deploy(emberbox, client, image, create, tmp_path):
     client.delete_function(FunctionName=name)
 
 
+@pytest.mark.process_only("nothing in it depends on the sandbox")
 def test_credentials_restart_and_removal(python, tmp_path):
     """With a registry that wants a user: the configuration's is used; images outlive a restart, and go when unused."""
     registry = Registry(login=True)
@@ -302,6 +305,7 @@ def test_credentials_restart_and_removal(python, tmp_path):
         registry.process.kill()
 
 
+@pytest.mark.process_only("nothing in it depends on the sandbox")
 def test_without_credentials_it_is_said(client, python):
     registry = Registry(login=True)
     try:

@@ -11,6 +11,8 @@ import pytest
 from conftest import ECHO, wait_active, zip_bytes
 from recorded import ACCOUNT, Replay, arn, changed_code, client, compare_whole, created, in_recorded_form, load, name, request
 
+pytestmark = pytest.mark.process_only("the control plane does not touch the sandbox")
+
 CONTROL = load("control")
 
 # Where Emberbox answers otherwise than AWS did, by test and by the path within it; each with the reason.

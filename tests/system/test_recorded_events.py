@@ -7,6 +7,8 @@ import pytest
 from conftest import wait_active, wait_until
 from recorded import ACCOUNT, Replay, arn, client, created, load, name, changed_code
 
+pytestmark = pytest.mark.process_only("the control plane does not touch the sandbox")
+
 EVENTS = load("events")
 # Where Emberbox answers otherwise than AWS did, by test and by the path within it; each with the reason.
 DEVIATIONS = {}

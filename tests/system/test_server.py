@@ -36,6 +36,7 @@ def create(client, name="f", code=ECHO, **settings):
     wait_active(client, name)
 
 
+@pytest.mark.process_only("nothing in it depends on the sandbox")
 def test_ready_in_under_a_second_and_prints_the_line_to_paste():
     with running() as first:  # installs what is missing
         pass
@@ -105,6 +106,7 @@ def test_a_stop_ends_at_its_limit():
         assert "for 1 s at most" in server.log_path.read_text()
 
 
+@pytest.mark.process_only("nothing in it depends on the sandbox")
 def test_two_servers_do_not_share_a_data_directory():
     with running() as server:
         second = subprocess.run(
@@ -113,11 +115,13 @@ def test_two_servers_do_not_share_a_data_directory():
         assert second.returncode != 0 and str(server.data_dir) in second.stderr
 
 
+@pytest.mark.process_only("nothing in it depends on the sandbox")
 def test_without_credentials_only_loopback():
     out = subprocess.run([BINARY, "serve", "--listen", "0.0.0.0:0"], capture_output=True, text=True, timeout=20)
     assert out.returncode != 0 and "credentials" in out.stderr
 
 
+@pytest.mark.process_only("nothing in it depends on the sandbox")
 def test_signatures_are_verified_and_accounts_apart():
     with running(config=CREDENTIALS) as server:
         alice = server.client(account="AKIDALICE00000000000", secret="alice-secret")
@@ -146,6 +150,7 @@ def test_signatures_are_verified_and_accounts_apart():
             urllib.request.urlopen(location[:-4] + "0000")
 
 
+@pytest.mark.process_only("nothing in it depends on the sandbox")
 @pytest.mark.needs("openssl")
 def test_tls():
     with tempfile.TemporaryDirectory() as directory:
@@ -170,6 +175,7 @@ def test_tls():
     "config,words",
     [("listn = 1\n", ["listn"]), ("[limits]\nsandboxes = 'many'\n", ["sandboxes"]), ("=", ["line 1"])],
 )
+@pytest.mark.process_only("nothing in it depends on the sandbox")
 def test_configuration_mistakes_are_explained(config, words):
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory, "bad.toml")
@@ -190,6 +196,7 @@ def test_metrics_and_health(emberbox, client, function):
     assert urllib.request.urlopen(emberbox.endpoint + "/readyz").status == 200
 
 
+@pytest.mark.process_only("nothing in it depends on the sandbox")
 def test_browser_requests_are_refused(emberbox):
     request = urllib.request.Request(emberbox.endpoint + "/2015-03-31/functions", headers={"Origin": "https://evil.example"})
     with pytest.raises(urllib.error.HTTPError) as caught:
@@ -218,6 +225,7 @@ def test_function_reaches_the_configured_endpoint():
             assert result.json == "inner x", result.body
 
 
+@pytest.mark.process_only("nothing in it depends on the sandbox")
 def test_package_from_s3():
     """S3Bucket, S3Key and S3ObjectVersion from a third party's S3 (moto), which checks signatures and policies."""
     from third_party import Moto
@@ -274,6 +282,7 @@ def test_package_from_s3():
         moto.stop()
 
 
+@pytest.mark.process_only("its parallel calls are over before an emulated cold start is")
 def test_new_sandboxes_are_bounded_in_time():
     """AWS's +1,000 sandboxes per 10 s of one function, here with 4 in the place of 1,000."""
     with running(config="[limits]\nnew_sandboxes_per_10s = 4\n") as server:
@@ -297,6 +306,7 @@ def test_new_sandboxes_are_bounded_in_time():
         assert attempt("other", 0) == 1, "another function has a rate of its own"
 
 
+@pytest.mark.process_only("nothing in it depends on the sandbox")
 def test_the_timeline_is_in_the_log():
     with running(env={"EMBERBOX_LOG": "info", "NO_COLOR": "1"}) as server:
         client = server.client()

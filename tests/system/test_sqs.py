@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import tempfile
 import threading
 import time
@@ -12,8 +11,10 @@ import uuid
 import pytest
 from botocore.exceptions import ClientError
 
-from conftest import AWS_CLI, Emberbox
+from conftest import Emberbox
 from third_party import SERVER, Moto
+
+pytestmark = pytest.mark.process_only("queues do not touch the sandbox")
 
 ACCOUNT = "000000000000"
 
@@ -215,7 +216,7 @@ def test_errors(sqs, queue, emberbox):
     assert refused(lambda: receive(other, url)) == ("AccessDenied", 403)
 
 
-def test_the_aws_cli(emberbox):
+def test_the_aws_cli(emberbox, aws_cli):
     name = "q-" + uuid.uuid4().hex[:12]
     env = {
         **os.environ, "AWS_DEFAULT_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": ACCOUNT, "AWS_SECRET_ACCESS_KEY": "test",
@@ -224,9 +225,9 @@ def test_the_aws_cli(emberbox):
 
     def aws(*args):
         # of SQS alone, version 1 of the CLI ignores AWS_ENDPOINT_URL_SQS
-        command = [AWS_CLI, "--endpoint-url", emberbox.endpoint, "sqs", *args]
-        out = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
-        return json.loads(out) if out.strip() else None
+        done = aws_cli.run(["--endpoint-url", emberbox.endpoint, "sqs", *args], env)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout) if done.stdout.strip() else None
 
     url = aws("create-queue", "--queue-name", name)["QueueUrl"]
     aws("send-message", "--queue-url", url, "--message-body", "hello")

@@ -11,6 +11,8 @@ import pytest
 
 from conftest import PYTHON, ROLE, invoke, running, wait_active, wait_until, zip_bytes
 
+pytestmark = pytest.mark.process_only("microVMs have no standbys")
+
 SEEN = pathlib.Path(__file__).with_name("seen.py").read_text()
 
 # Where the two may differ, and why that does not matter.

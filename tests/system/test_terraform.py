@@ -12,6 +12,8 @@ import pytest
 
 from conftest import ECHO, PYTHON, invoke, zip_bytes
 
+pytestmark = pytest.mark.process_only("the control plane does not touch the sandbox")
+
 PROVIDER = "registry.terraform.io/hashicorp/aws"
 MIRRORS = (
     os.environ.get("EMBERBOX_TERRAFORM_MIRROR", ""), "~/.terraform.d/plugins", "/usr/local/share/terraform/plugins", "/opt/tf-plugins",

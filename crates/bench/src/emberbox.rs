@@ -37,6 +37,11 @@ pub struct Emberbox {
 impl Emberbox {
     /// Starts it with an empty data directory that shares the installed runtimes.
     pub async fn start(setup: &Setup) -> Result<Self> {
+        Self::start_with(setup, "").await
+    }
+
+    /// With more sections of configuration.
+    pub async fn start_with(setup: &Setup, sections: &str) -> Result<Self> {
         // Where files outlive a reboot: what is below /tmp may be memory, which would flatter the event queue.
         let data = TempDir::with_prefix_in("emberbox-bench-", "/var/tmp").context("make a data directory")?;
         for shared in ["runtimes", "roots"] {
@@ -45,7 +50,7 @@ impl Emberbox {
             std::os::unix::fs::symlink(&installed, data.path().join(shared)).context("share the installed runtimes")?;
         }
         let config = data.path().join("emberbox.toml");
-        fs::write(&config, CONFIG).context("write the configuration")?;
+        fs::write(&config, format!("{CONFIG}{sections}")).context("write the configuration")?;
         let log = fs::File::create(data.path().join("serve.log")).context("make a log file")?;
         let started = Instant::now();
         let mut server = Child::spawn(

@@ -1,5 +1,7 @@
-//! Asynchronous invocation: how fast events are accepted, started and worked off, and what a backlog takes.
+//! Asynchronous invocation: how fast events are accepted, started and worked off, and what a backlog takes. Each on a
+//! server of its own, so that no backlog is in another's way.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -25,15 +27,8 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// Longer than any measurement: Lambda's longest timeout.
 const FOR_EVER: Duration = Duration::from_secs(900);
 
-/// Each on a server of its own, so that no backlog is in another's way.
-pub async fn measure(setup: &Setup, table: &mut Table) -> Result<()> {
-    start(setup, table).await?;
-    accept(setup, table).await?;
-    drain(setup, table).await
-}
-
 /// From 202 to the handler, on an idle and warm system.
-async fn start(setup: &Setup, table: &mut Table) -> Result<()> {
+pub async fn start(setup: &Setup, table: &mut Table) -> Result<()> {
     let mut emberbox = Emberbox::start(setup).await?;
     let name = "echo";
     let target = emberbox.create(name, &Package::rust(&setup.echo)?, ONE_VCPU_MB).await?;
@@ -76,7 +71,7 @@ async fn started_after(emberbox: &mut Emberbox, name: &str, id: &str) -> Result<
 
 /// The rate of 202s, their latency at half that rate, and what the backlog that this makes takes of memory. The
 /// function's sandboxes wait meanwhile: what is measured is the way into the queue.
-async fn accept(setup: &Setup, table: &mut Table) -> Result<()> {
+pub async fn accept(setup: &Setup, table: &mut Table) -> Result<()> {
     let (rounds, backlog) = (3, u64::from(setup.samples(1_000_000)));
     let events = setup.samples(60_000).max(10_000);
     let mut emberbox = Emberbox::start(setup).await?;
@@ -85,11 +80,13 @@ async fn accept(setup: &Setup, table: &mut Table) -> Result<()> {
     let few = Until { requests: 1000, time: Duration::from_secs(10) };
     closed_loop_of(Kind::Event, &target, CLIENTS, few).await?.check("warming up")?;
     let before = rss(emberbox.pid())?;
+    // The writer beside it keeps as much of an event as the queue does: id, ARN and trace besides the payload.
+    let record = vec![b'x'; record_size(emberbox.data())?];
     let (mut accepted, mut bare) = (Outcome::default(), Vec::new());
     for round in 0..rounds {
         // On the same disk, by turns.
         let path = emberbox.data().join(format!("bare-{round}.db"));
-        bare.push(bare_writer::rate(&path, CLIENTS as u32, events, EVENT.as_bytes()).await);
+        bare.push(bare_writer::rate(&path, CLIENTS as u32, events, &record).await);
         let until = Until { requests: events.into(), time: Duration::from_secs(60) };
         accepted.add(closed_loop_of(Kind::Event, &target, CLIENTS, until).await?);
     }
@@ -133,8 +130,19 @@ async fn accept(setup: &Setup, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
+/// Bytes that the queue keeps of an event.
+fn record_size(data: &Path) -> Result<usize> {
+    let file = data.join("events.db");
+    let read = || {
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+        let size = "SELECT length(body) FROM bodies ORDER BY seq DESC LIMIT 1";
+        rusqlite::Connection::open_with_flags(&file, flags)?.query_row(size, [], |row| row.get::<_, u32>(0))
+    };
+    Ok(read().with_context(|| format!("look at an event in {}", file.display()))? as usize)
+}
+
 /// A backlog, worked off by as many sandboxes as there were synchronous clients after.
-async fn drain(setup: &Setup, table: &mut Table) -> Result<()> {
+pub async fn drain(setup: &Setup, table: &mut Table) -> Result<()> {
     let backlog = u64::from(setup.samples(100_000));
     let mut emberbox = Emberbox::start(setup).await?;
     let name = "drains";

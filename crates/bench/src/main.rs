@@ -5,7 +5,7 @@
 //! * [`rie`]: AWS's Runtime Interface Emulator.
 //! * [`emberbox`]: the server under test, through its public API.
 //! * [`function`]: an echo that can be told to wait.
-//! * [`warm`], [`throughput`], [`cold`], [`density`], [`events`]: what is measured, and what is promised of it.
+//! * [`warm`], [`throughput`], [`cold`], [`density`], [`events`], [`microvm`]: what is measured, and what is promised of it.
 //!
 //! `cargo xtask bench` builds and fetches what this needs and runs it. Everything talks over loopback.
 #![forbid(unsafe_code)]
@@ -18,6 +18,7 @@ mod emberbox;
 mod events;
 mod function;
 mod load;
+mod microvm;
 mod process;
 mod references;
 mod rie;
@@ -29,7 +30,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 
 #[derive(Parser)]
@@ -75,6 +76,12 @@ pub struct Setup {
     /// A folder whose installed runtimes are used
     #[arg(long, default_value = "target/system")]
     runtimes: PathBuf,
+    /// The guest kernel of microVMs; without it, and the device, these are measured only if asked for
+    #[arg(long, default_value = "target/guest-kernel/vmlinux")]
+    kernel: PathBuf,
+    /// `vhost-device-vsock`
+    #[arg(long, default_value = "target/tools/bin/vhost-device-vsock")]
+    vsock_device: PathBuf,
     /// Measure only these
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Section>,
@@ -102,8 +109,14 @@ enum Section {
     Cold,
     /// 200 sandboxes, memory
     Density,
-    /// Asynchronous invocation
-    Events,
+    /// Asynchronous invocation: how soon an event starts
+    Start,
+    /// Asynchronous invocation: how fast events are accepted, and what a backlog takes
+    Accept,
+    /// Asynchronous invocation: how fast a backlog is worked off
+    Drain,
+    /// MicroVMs by software emulation
+    Microvm,
 }
 
 fn main() -> Result<ExitCode> {
@@ -138,8 +151,20 @@ async fn run(setup: &Setup) -> Result<ExitCode> {
     if wanted(Section::Cold) {
         cold::measure(setup, &mut table).await?;
     }
-    if wanted(Section::Events) {
-        events::measure(setup, &mut table).await?;
+    if wanted(Section::Start) {
+        events::start(setup, &mut table).await?;
+    }
+    if wanted(Section::Accept) {
+        events::accept(setup, &mut table).await?;
+    }
+    if wanted(Section::Drain) {
+        events::drain(setup, &mut table).await?;
+    }
+    match microvm::missing(setup) {
+        None if wanted(Section::Microvm) => microvm::measure(setup, &mut table).await?,
+        Some(missing) if setup.only.contains(&Section::Microvm) => bail!("microVMs cannot be measured: {missing}"),
+        Some(missing) if wanted(Section::Microvm) => eprintln!("  microVMs are not measured: {missing}"),
+        _ => {}
     }
     table.print(setup.json);
     Ok(if table.kept() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -117,6 +117,28 @@ pub fn pss(pid: u32) -> Result<u64> {
     field(&format!("/proc/{pid}/smaps_rollup"), "Pss:")
 }
 
+/// Resident memory of a VM in bytes, as its emulator has it: a memory file.
+pub fn guest_memory(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/smaps");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let mut of_guest = false;
+    let mut kb = 0;
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("Rss:") if of_guest => kb += words.next().and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0),
+            Some(first) if !first.ends_with(':') => of_guest = line.contains("memfd:memory"),
+            _ => {}
+        }
+    }
+    Ok(kb * 1024)
+}
+
+/// Memory of a process that is in no file, in bytes.
+pub fn anonymous(pid: u32) -> Result<u64> {
+    field(&format!("/proc/{pid}/status"), "RssAnon:")
+}
+
 /// Memory that the kernel itself uses, in bytes: slab, stacks, page tables, per-CPU.
 pub fn kernel_memory() -> Result<u64> {
     ["Slab:", "KernelStack:", "PageTables:", "Percpu:"].iter().map(|name| field("/proc/meminfo", name)).sum()

@@ -325,8 +325,8 @@ pub(crate) fn runnable(arn: &FunctionArn, version: &Version) -> FunctionVersion 
     FunctionVersion {
         key: VersionKey(key.into()),
         account: arn.account.clone(),
-        region: arn.region.clone(),
-        name: arn.name.clone(),
+        region: arn.region.to_string(),
+        name: arn.name.to_string(),
         version: name,
         arn: arn.clone(),
         runtime: settings.runtime.clone(),

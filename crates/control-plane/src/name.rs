@@ -1,6 +1,7 @@
 //! Who asks, and for which function.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use domain::{AccountId, FunctionArn, FunctionRef};
 use lambda_api::{ApiError, ErrorCode};
@@ -18,7 +19,7 @@ pub struct Caller {
     /// Whose functions it sees.
     pub account: AccountId,
     /// The region that it talks to.
-    pub region: String,
+    pub region: Arc<str>,
     /// Its ARN, for resource policies and messages; without one it is the account itself.
     pub principal: Option<String>,
 }
@@ -59,7 +60,7 @@ impl Target {
                 format!("'{function_name}' is neither a function name nor a function ARN."),
             ));
         };
-        if let Some(region) = named.region.filter(|region| *region != caller.region) {
+        if let Some(region) = named.region.filter(|region| **region != *caller.region) {
             return Err(ApiError::new(
                 ErrorCode::ResourceNotFoundException,
                 format!("Functions from '{region}' are not reachable in this region ('{}')", caller.region),
@@ -75,7 +76,7 @@ impl Target {
         }
         // The parser takes nothing else for an account.
         let account = named.account.and_then(|id| AccountId::parse(&id)).unwrap_or_else(|| caller.account.clone());
-        let arn = FunctionArn { region: caller.region.clone(), account, name: named.name };
+        let arn = FunctionArn { region: caller.region.clone(), account, name: named.name.into() };
         Ok(Self { arn, qualifier: qualifier.map(str::to_owned).or(named.qualifier) })
     }
 

@@ -48,8 +48,8 @@ pub(crate) fn parse_version_key(key: &str) -> Option<(&str, u64)> {
 pub(crate) fn parse_function_key(key: &str) -> Option<FunctionArn> {
     let mut parts = key.split('/');
     let account = domain::AccountId::parse(parts.next()?)?;
-    let region = parts.next()?.to_owned();
-    let name = parts.next()?.to_owned();
+    let region = parts.next()?.into();
+    let name = parts.next()?.into();
     parts.next().is_none().then_some(FunctionArn { region, account, name })
 }
 

@@ -66,7 +66,7 @@ pub(crate) fn listed(arn: &FunctionArn, qualifier: Option<&str>, version: &Versi
     let settings = &version.settings;
     let is_zip = version.code.image.is_none();
     FunctionConfiguration {
-        function_name: Some(arn.name.clone()),
+        function_name: Some(arn.name.to_string()),
         function_arn: Some(qualifier.map_or_else(|| arn.to_string(), |qualifier| arn.qualified(qualifier))),
         runtime: is_zip.then(|| Runtime::from(settings.runtime.as_str())),
         role: Some(settings.role.clone()),

@@ -1,20 +1,22 @@
 //! Function names and ARNs in every form that the API accepts.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::AccountId;
 
-/// `arn:aws:lambda:<region>:<account>:function:<name>`, without qualifier.
+/// `arn:aws:lambda:<region>:<account>:function:<name>`, without qualifier. Cheap to clone: each invocation does, several
+/// times.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct FunctionArn {
     /// e.g. `us-east-1`.
-    pub region: String,
+    pub region: Arc<str>,
     /// Owner.
     pub account: AccountId,
     /// Function name.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl FunctionArn {
@@ -26,6 +28,11 @@ impl FunctionArn {
     /// With `:qualifier` appended.
     pub fn qualified(&self, qualifier: &str) -> String {
         format!("{self}:{qualifier}")
+    }
+
+    /// What stands behind `:` in the ARN of one of the function's versions or aliases; `None` if `arn` is not one.
+    pub fn qualifier_of<'a>(&self, arn: &'a str) -> Option<&'a str> {
+        self.parts().iter().try_fold(arn, |rest, part| rest.strip_prefix(part))?.strip_prefix(':')
     }
 
     /// What the text is made of.
@@ -121,6 +128,15 @@ mod tests {
             (s("eu-west-1"), s("123456789012"), "f".into(), s("live"))
         );
         assert_eq!(parse("123456789012"), (None, None, "123456789012".into(), None));
+    }
+
+    #[test]
+    fn tells_the_qualifier_of_its_own_arns_only() {
+        let arn = FunctionArn { region: "eu-west-1".into(), account: AccountId::local(), name: "f".into() };
+        assert_eq!(arn.qualifier_of(&arn.qualified("live")), Some("live"));
+        assert_eq!(arn.qualifier_of(&arn.text()), None);
+        let other = FunctionArn { name: "f2".into(), ..arn.clone() };
+        assert_eq!(arn.qualifier_of(&other.qualified("live")), None);
     }
 
     #[test]

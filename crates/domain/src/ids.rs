@@ -1,7 +1,7 @@
 //! Identifiers, each of its own type so that one cannot be passed for another.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -14,7 +14,8 @@ pub struct AccountId(Arc<str>);
 impl AccountId {
     /// The account of every caller while no credentials are configured.
     pub fn local() -> Self {
-        Self("000000000000".into())
+        static LOCAL: LazyLock<Arc<str>> = LazyLock::new(|| "000000000000".into());
+        Self(Arc::clone(&LOCAL))
     }
 
     /// `None` unless `id` is exactly twelve ASCII digits.

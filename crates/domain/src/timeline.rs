@@ -61,6 +61,12 @@ impl Timeline {
         self.marks.push(Mark { step, at, note: String::new() });
     }
 
+    /// Adds a mark of something that went on beside the rest, where its time puts it.
+    pub fn mark_beside(&mut self, step: Step, at: Duration) {
+        let place = self.marks.iter().position(|mark| mark.at > at).unwrap_or(self.marks.len());
+        self.marks.insert(place, Mark { step, at, note: String::new() });
+    }
+
     /// Adds a mark with a note.
     pub fn note(&mut self, step: Step, at: Duration, note: impl Into<String>) {
         self.marks.push(Mark { step, at, note: note.into() });

@@ -27,7 +27,7 @@ impl fmt::Display for QueueName {
 pub struct Entry {
     /// Which queue.
     pub queue: QueueName,
-    /// Names the event; putting the same id into the same queue again is no second event.
+    /// Names the event. The caller sees to it that it does not come twice in a queue.
     pub id: Uuid,
     /// What the pollers need; the queue does not look into it. At most 2 MiB.
     pub body: Bytes,
@@ -79,7 +79,8 @@ pub struct Lease {
     pub body: Bytes,
     /// When it was first put into the queue; the same over all leases.
     pub enqueued_at: SystemTime,
-    /// How often it was handed out, this time included.
+    /// How often it was handed out, this time included; an engine that only one process uses may not know of those times
+    /// that ended with an earlier process.
     pub deliveries: u32,
 }
 

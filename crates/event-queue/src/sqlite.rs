@@ -1,18 +1,21 @@
 //! The embedded engine: one SQLite file in WAL mode, used by one process at a time.
 //!
 //! ```text
-//!  enqueue, lease, ack, … ──► requests ──► writer thread: BEGIN, all that wait, COMMIT (one fsync) ──► answers
+//!  enqueue, lease, ack, … ──► requests ──► writer thread: BEGIN, all that wait, COMMIT ──► answers
+//!                                                      └──► syncer thread: one fdatasync of the log ──► answers
+//!                                                           (of what is promised to be durable)
 //!  depth, queues ──► a read-only connection; never wait for the writer
 //! ```
 //!
 //! - Durability: a group with an enqueue, a release or a purge in it is synced to disk before anybody gets an answer.
 //!   Groups of leases, extensions and acks alone are written without a sync: `kill -9` loses none of them, a power
 //!   failure may lose the last ones, and then their events are handed out again, as at-least-once allows.
-//! - Leases are kept in the file, so that [`Lease::deliveries`] survives. When the file is opened, all of them end at
-//!   once: the process that had them is gone, since the file is locked by the one that uses it.
+//! - Nothing is handed out before it is on disk: what ran was kept.
+//! - Leases are kept in memory: a lease writes nothing. When the file is opened there are none: the process that had some
+//!   is gone, since the file is locked by the one that uses it. [`Lease::deliveries`] does not count those.
 //! - Damage: a file whose tables or log are damaged is not opened. What shows only later fails those requests that meet it;
 //!   a queue whose events cannot be read is left alone for an hour, and the others go on.
-//! - Memory: a few words per queue, nothing per event.
+//! - Memory: a few words per queue and per leased event, nothing per event that waits.
 //! - Fairness: ready queues take turns (see `rotation`).
 //! - Time is the [`Clock`]'s wall clock. It is looked at every 20 ms while something is delayed or leased, so a clock
 //!   that is moved by hand wakes [`EventQueue::lease`] as well. How long a lease call waits is real time.
@@ -25,6 +28,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use domain::Clock;
+use parking_lot::Mutex;
 use sqlite_file::SqliteFile;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -34,13 +38,16 @@ use crate::check_sizes;
 use crate::time::millis;
 
 mod format;
+mod present;
 mod reader;
 mod state;
 mod statements;
+mod syncer;
 mod ticket;
 mod writer;
 
 use format::FORMAT;
+use present::Present;
 use reader::Reader;
 use writer::{Answer, Op, Request, Writer};
 
@@ -52,6 +59,7 @@ pub struct SqliteQueue {
     reader: Reader,
     clock: Arc<dyn Clock>,
     requests: mpsc::Sender<Request>,
+    present: Arc<Mutex<Present>>,
     /// One permit whenever there may be something ready.
     ready: Arc<Notify>,
 }
@@ -72,15 +80,17 @@ impl SqliteQueue {
     pub async fn open(path: impl AsRef<Path>, clock: Arc<dyn Clock>) -> Result<Self, QueueError> {
         let file = SqliteFile::new(&FORMAT, path.as_ref());
         let (ready, (requests, received)) = (Arc::new(Notify::new()), mpsc::channel(WAITING));
+        let present = Arc::<Mutex<Present>>::default();
         let start = {
-            let (file, clock, ready) = (file.clone(), Arc::clone(&clock), Arc::clone(&ready));
+            let (file, clock, ready, present) =
+                (file.clone(), Arc::clone(&clock), Arc::clone(&ready), Arc::clone(&present));
             move || {
                 let lock = file.lock()?;
-                Writer::start(file.clone(), file.connect()?, clock, ready, lock)
+                Writer::start(file.clone(), file.connect()?, clock, ready, present, lock)
             }
         };
         writer::spawn(start, received).await?;
-        Ok(Self { reader: Reader::new(file), clock, requests, ready })
+        Ok(Self { reader: Reader::new(file), clock, requests, present, ready })
     }
 
     async fn write(&self, op: Op) -> Result<Answer, QueueError> {
@@ -141,7 +151,13 @@ impl EventQueue for SqliteQueue {
 
     async fn depth(&self, queue: &QueueName) -> Result<Depth, QueueError> {
         let (queue, now) = (queue.clone(), millis(self.clock.wall()));
-        self.reader.read(move |connection| reader::depth(connection, &queue, now)).await
+        let count = self.reader.read(move |connection| reader::count(connection, &queue, now)).await?;
+        let Some((number, delayed, oldest)) = count else { return Ok(Depth::default()) };
+        // What comes, goes or is given back between the two looks may be counted twice or not at all.
+        let present = self.present.lock();
+        let events = present.events.get(&number).copied().unwrap_or(0);
+        let in_flight = present.leases.in_flight(number, now);
+        Ok(Depth { ready: events.saturating_sub(delayed + in_flight), in_flight, delayed, oldest })
     }
 
     async fn queues(&self) -> Result<Vec<QueueName>, QueueError> {

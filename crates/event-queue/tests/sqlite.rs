@@ -62,7 +62,7 @@ async fn leases_end_when_the_file_is_opened_again() {
     let engine = open(&path, &clock).await;
     engine.ack(&[before.id]).await.unwrap();
     let after = lease_now(&engine, 1).await.remove(0);
-    assert_eq!((after.event, after.deliveries), (before.event, 2));
+    assert_eq!((after.event, after.deliveries), (before.event, 1));
     assert_ne!(after.id, before.id);
 }
 
@@ -413,4 +413,47 @@ async fn kill_minus_nine_loses_nothing_that_was_answered() {
     let engine: suite::Queue = Arc::new(SqliteQueue::open(&path, Arc::new(SystemClock::default())).await.unwrap());
     seen.find(&engine).await;
     seen.none_lost();
+}
+
+/// As the first release has written it.
+const FIRST_SCHEMA: &str = "
+    PRAGMA application_id = 0x454d4251; PRAGMA journal_mode = WAL;
+    CREATE TABLE migrations (number INTEGER PRIMARY KEY, applied TEXT NOT NULL) STRICT;
+    INSERT INTO migrations VALUES (1, '2026-11-01');
+    CREATE TABLE queues (
+        number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, events INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE TABLE events (
+        queue INTEGER NOT NULL, seq INTEGER NOT NULL, id BLOB NOT NULL, enqueued_at INTEGER NOT NULL,
+        due INTEGER NOT NULL, deliveries INTEGER NOT NULL DEFAULT 0, leased INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (queue, seq)
+    ) STRICT, WITHOUT ROWID;
+    CREATE UNIQUE INDEX events_by_id ON events (queue, id);
+    CREATE INDEX events_by_due ON events (queue, due, leased);
+    CREATE TABLE bodies (seq INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
+    INSERT INTO queues VALUES (1, 'a', 3), (2, 'empty', 0);
+    INSERT INTO bodies VALUES (1, 'ready'), (2, 'leased'), (3, 'delayed');";
+
+#[tokio::test]
+async fn a_file_of_the_first_release_is_brought_up_to_date() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, clock) = (dir.path().join("events.db"), Arc::new(ManualClock::default()));
+    let now = clock.wall().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+    let row = |seq: u8, due: u128, leased: u8| {
+        format!("INSERT INTO events VALUES (1, {seq}, x'{:032x}', {now}, {due}, {leased}, {leased});", seq)
+    };
+    let rows = [row(1, now, 0), row(2, now + 60_000, 1), row(3, now + 60_000, 0)].concat();
+    let bodies = FIRST_SCHEMA.replace("'ready'", "x'01'").replace("'leased'", "x'02'").replace("'delayed'", "x'03'");
+    sql(&path, &format!("{bodies}{rows}"));
+    let engine = open(&path, &clock).await;
+    let bodies = async || {
+        let leases = lease_now(&engine, 10).await;
+        engine.ack(&leases.iter().map(|lease| lease.id).collect::<Vec<_>>()).await.unwrap();
+        leases.iter().map(|lease| (lease.event.as_u128(), lease.body[0], lease.deliveries)).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(bodies().await, BTreeSet::from([(1, 1, 1), (2, 2, 2)]), "no lease outlives its process");
+    clock.advance(Duration::from_secs(60));
+    assert_eq!(bodies().await, BTreeSet::from([(3, 3, 1)]));
+    assert_eq!(engine.queues().await.unwrap(), [], "their count came with them");
+    engine.close().await;
 }

@@ -1,6 +1,7 @@
 //! Who is calling, and whether that is true.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use domain::AccountId;
@@ -15,7 +16,7 @@ pub struct Identity {
     /// The caller's account.
     pub account: AccountId,
     /// The region of the credential scope, or the configured one.
-    pub region: String,
+    pub region: Arc<str>,
 }
 
 /// A caller whose head of request is in order; the proof may need the body.
@@ -43,14 +44,14 @@ impl Admitted<'_> {
 #[derive(Debug)]
 pub struct Authenticator {
     credentials: HashMap<String, Credential>,
-    region: String,
+    region: Arc<str>,
 }
 
 impl Authenticator {
     /// With the credentials and default region of `config`.
     pub fn new(config: &Config) -> Self {
         let credentials = config.credentials.iter().map(|c| (c.access_key_id.clone(), c.clone())).collect();
-        Self { credentials, region: config.region.clone() }
+        Self { credentials, region: config.region.as_str().into() }
     }
 
     /// Whether no credentials are configured, and being on this machine is all that a caller needs.
@@ -73,7 +74,7 @@ impl Authenticator {
         }
         claim.check_scope(service)?;
         claim.check_time(now)?;
-        let identity = Identity { account: credential.account.clone(), region: claim.region.clone() };
+        let identity = Identity { account: credential.account.clone(), region: claim.region.as_str().into() };
         Ok(Admitted { identity, proof: Some((claim, credential)) })
     }
 
@@ -87,8 +88,8 @@ impl Authenticator {
         let scope = scope.unwrap_or_default();
         let mut parts = scope.split('/');
         let account = parts.next().and_then(AccountId::parse).unwrap_or_else(AccountId::local);
-        let region = parts.nth(1).filter(|region| sigv4::is_region(region)).unwrap_or(&self.region);
-        Identity { account, region: region.to_owned() }
+        let region = parts.nth(1).filter(|region| **region != *self.region && sigv4::is_region(region));
+        Identity { account, region: region.map_or_else(|| Arc::clone(&self.region), Into::into) }
     }
 }
 
@@ -112,7 +113,7 @@ mod tests {
         let local = local();
         let admitted = local.admit(&parts, "lambda", SystemTime::UNIX_EPOCH).unwrap();
         let identity = admitted.prove(&parts, b"").unwrap();
-        (identity.account.to_string(), identity.region)
+        (identity.account.to_string(), identity.region.to_string())
     }
 
     #[test]

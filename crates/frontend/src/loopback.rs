@@ -53,12 +53,15 @@ fn host_of(authority: &str) -> &str {
 }
 
 fn is_local(host: &str, allowed_hosts: &[String]) -> bool {
-    let host = host.to_ascii_lowercase();
-    host == "localhost"
-        || host.ends_with(".localhost")
+    let ends_with = |end: &str| {
+        let tail = host.len().checked_sub(end.len()).and_then(|at| host.get(at..));
+        tail.is_some_and(|tail| tail.eq_ignore_ascii_case(end))
+    };
+    host.eq_ignore_ascii_case("localhost")
+        || ends_with(".localhost")
         || host == SANDBOX_GATEWAY
         || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-        || allowed_hosts.contains(&host)
+        || allowed_hosts.iter().any(|allowed| host.eq_ignore_ascii_case(allowed))
 }
 
 #[cfg(test)]

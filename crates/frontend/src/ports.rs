@@ -40,7 +40,7 @@ pub struct Target {
 impl Target {
     /// The qualifier that the caller gave.
     pub fn qualifier(&self) -> Option<&str> {
-        self.invoked_arn.strip_prefix(&*self.version.arn.to_string())?.strip_prefix(':')
+        self.version.arn.qualifier_of(&self.invoked_arn)
     }
 }
 

@@ -38,6 +38,49 @@ impl Step {
     }
 }
 
+/// A program as exec takes it.
+struct Image {
+    programs: Vec<CString>,
+    argv: Vec<CString>,
+    envp: Vec<CString>,
+}
+
+impl Image {
+    fn of(spawn: &Spawn) -> Result<Self, Failure> {
+        let invalid =
+            |_| Failure::new(FailureKind::Program, "zero byte in arguments", &io::ErrorKind::InvalidInput.into());
+        let c_string = |text: &str| CString::new(text).map_err(invalid);
+        let argv = spawn.argv.iter().map(|text| c_string(text)).collect::<Result<Vec<_>, _>>()?;
+        let envp = spawn
+            .env
+            .iter()
+            .map(|(name, value)| c_string(&format!("{name}={value}")))
+            .collect::<Result<Vec<_>, _>>()?;
+        let Some(program) = spawn.argv.first() else {
+            return Err(Failure::new(FailureKind::Program, "empty command", &io::ErrorKind::InvalidInput.into()));
+        };
+        let programs = candidates(program, &spawn.env).iter().map(|path| c_string(path)).collect::<Result<_, _>>()?;
+        Ok(Self { programs, argv, envp })
+    }
+}
+
+/// Becomes the program. `output` becomes its stdout and stderr; `inherited` stay open in it, with the numbers that they
+/// have; `give_up` is called before the system call filter stands. Returns only on failure.
+pub fn replace(
+    spawn: &Spawn,
+    output: &OwnedFd,
+    inherited: &[BorrowedFd<'_>],
+    give_up: impl FnOnce() -> io::Result<()>,
+    filter: &Programs,
+) -> Failure {
+    let image = match Image::of(spawn) {
+        Ok(image) => image,
+        Err(failure) => return failure,
+    };
+    let (step, error) = become_process(spawn, &image, (output, inherited), give_up, filter);
+    Step::failure(step as u8, error.raw_os_error().unwrap_or(libc::EINVAL), spawn)
+}
+
 /// Starts a process and returns its id once it runs the program. `output` becomes its stdout and stderr; `inherited`
 /// stays open in it, with the number that it has.
 pub fn start(
@@ -47,23 +90,15 @@ pub fn start(
     user: &Prepare,
     filter: &Programs,
 ) -> Result<i32, Failure> {
-    let invalid = |_| Failure::new(FailureKind::Program, "zero byte in arguments", &io::ErrorKind::InvalidInput.into());
-    let c_string = |text: &str| CString::new(text).map_err(invalid);
-    let argv = spawn.argv.iter().map(|text| c_string(text)).collect::<Result<Vec<_>, _>>()?;
-    let envp =
-        spawn.env.iter().map(|(name, value)| c_string(&format!("{name}={value}"))).collect::<Result<Vec<_>, _>>()?;
-    let Some(program) = spawn.argv.first() else {
-        return Err(Failure::new(FailureKind::Program, "empty command", &io::ErrorKind::InvalidInput.into()));
-    };
-    let programs = candidates(program, &spawn.env).iter().map(|path| c_string(path)).collect::<Result<Vec<_>, _>>()?;
-
+    let image = Image::of(spawn)?;
     // Closed by a successful exec; else it says what failed.
     let (errors, report) =
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| Failure::host("make pipe", &error.into()))?;
     let pid = match sys::clone(0).map_err(|error| Failure::host("fork", &error))? {
         Cloned::Child => {
             let mut report = File::from(report);
-            let (step, error) = become_process(spawn, &programs, &argv, &envp, (&output, inherited), user, filter);
+            let give_up = || privileges::become_user(user);
+            let (step, error) = become_process(spawn, &image, (&output, inherited.as_slice()), give_up, filter);
             let mut bytes = vec![step as u8];
             bytes.extend(error.raw_os_error().unwrap_or(libc::EINVAL).to_ne_bytes());
             let _ = report.write_all(&bytes);
@@ -88,17 +123,15 @@ pub fn start(
 /// In the new process: gives up everything and becomes the program. Returns only on failure.
 fn become_process(
     spawn: &Spawn,
-    programs: &[CString],
-    argv: &[CString],
-    envp: &[CString],
-    (output, inherited): (&OwnedFd, Option<BorrowedFd<'_>>),
-    user: &Prepare,
+    image: &Image,
+    (output, inherited): (&OwnedFd, &[BorrowedFd<'_>]),
+    give_up: impl FnOnce() -> io::Result<()>,
     filter: &Programs,
 ) -> (Step, io::Error) {
     if let Err(error) = connect_streams(output, inherited) {
         return (Step::Streams, error);
     }
-    if let Err(error) = privileges::become_user(user) {
+    if let Err(error) = give_up() {
         return (Step::Privileges, error);
     }
     if let Err(error) = rustix::process::chdir(&spawn.cwd) {
@@ -108,8 +141,8 @@ fn become_process(
         return (Step::Filter, io::Error::other(error.to_string()));
     }
     let mut error = io::Error::from_raw_os_error(libc::ENOENT);
-    for program in programs {
-        let refused = sys::execve(program, argv, envp);
+    for program in &image.programs {
+        let refused = sys::execve(program, &image.argv, &image.envp);
         match refused.raw_os_error() {
             Some(libc::ENOENT | libc::ENOTDIR) => {}
             // As a shell does: another directory may have one that can be executed; if not, this says more.
@@ -133,15 +166,15 @@ fn candidates(program: &str, env: &[(String, String)]) -> Vec<String> {
         .collect()
 }
 
-fn connect_streams(output: &OwnedFd, inherited: Option<BorrowedFd<'_>>) -> io::Result<()> {
+fn connect_streams(output: &OwnedFd, inherited: &[BorrowedFd<'_>]) -> io::Result<()> {
     rustix::process::setsid()?;
     let null = File::open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(output)?;
     rustix::stdio::dup2_stderr(output)?;
     sys::close_on_exec_from(3);
-    if let Some(inherited) = inherited {
-        rustix::io::fcntl_setfd(inherited, FdFlags::empty())?;
+    for descriptor in inherited {
+        rustix::io::fcntl_setfd(descriptor, FdFlags::empty())?;
     }
     sys::reset_signals();
     rustix::process::umask(Mode::WGRP | Mode::WOTH);

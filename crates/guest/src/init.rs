@@ -103,7 +103,7 @@ fn prepare_blank(prepare: &Prepare) -> Result<(), Failure> {
         netlink.add_default_route(uplink.gateway).during("route to the host")?;
     }
     rustix::system::sethostname(prepare.link_address.to_string().as_bytes()).during("set host name")?;
-    stage::build()
+    stage::build(&[])
 }
 
 fn await_route() -> io::Result<()> {

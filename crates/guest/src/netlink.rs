@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -21,6 +21,15 @@ pub struct Device(u32);
 impl Device {
     /// The loopback device of every network namespace.
     pub const LOOPBACK: Self = Self(1);
+}
+
+/// A network namespace that is not the one spoken about.
+#[derive(Debug, Clone, Copy)]
+pub enum Namespace<'a> {
+    /// That of a process.
+    Of(i32),
+    /// The one that this refers to.
+    At(BorrowedFd<'a>),
 }
 
 impl Netlink {
@@ -48,8 +57,8 @@ impl Netlink {
         Ok(Device(u32::from_ne_bytes(index.try_into().expect("a slice of four bytes"))))
     }
 
-    /// Makes a pair of connected devices: `name` here, `peer` in the network namespace of process `pid`.
-    pub fn add_veth(&self, name: &str, peer: &str, pid: i32) -> io::Result<()> {
+    /// Makes a pair of connected devices: `name` here, `peer` in another namespace.
+    pub fn add_veth(&self, name: &str, peer: &str, namespace: Namespace<'_>) -> io::Result<()> {
         let mut request = Request::new(libc::RTM_NEWLINK, libc::NLM_F_CREATE | libc::NLM_F_EXCL);
         request.put(&[0; 16]);
         request.text(libc::IFLA_IFNAME, name);
@@ -59,10 +68,35 @@ impl Netlink {
                 data.nest(VETH_INFO_PEER, |end| {
                     end.put(&[0; 16]);
                     end.text(libc::IFLA_IFNAME, peer);
-                    end.attribute(libc::IFLA_NET_NS_PID, &pid.to_ne_bytes());
+                    end.namespace(namespace);
                 });
             });
         });
+        self.ask(request).map(drop)
+    }
+
+    /// Makes a bridge, which has no ports yet.
+    pub fn add_bridge(&self, name: &str) -> io::Result<()> {
+        let mut request = Request::new(libc::RTM_NEWLINK, libc::NLM_F_CREATE | libc::NLM_F_EXCL);
+        request.put(&[0; 16]);
+        request.text(libc::IFLA_IFNAME, name);
+        request.nest(libc::IFLA_LINKINFO, |info| info.text(libc::IFLA_INFO_KIND, "bridge"));
+        self.ask(request).map(drop)
+    }
+
+    /// Makes a device a port of a bridge.
+    pub fn join(&self, device: Device, bridge: Device) -> io::Result<()> {
+        let mut request = Request::new(libc::RTM_NEWLINK, 0);
+        request.put(&link_message(device, 0));
+        request.attribute(libc::IFLA_MASTER, &bridge.0.to_ne_bytes());
+        self.ask(request).map(drop)
+    }
+
+    /// Moves a device to another namespace, where it is off.
+    pub fn give(&self, device: Device, namespace: Namespace<'_>) -> io::Result<()> {
+        let mut request = Request::new(libc::RTM_NEWLINK, 0);
+        request.put(&link_message(device, 0));
+        request.namespace(namespace);
         self.ask(request).map(drop)
     }
 
@@ -155,6 +189,13 @@ impl Request {
 
     fn attribute(&mut self, kind: u16, value: &[u8]) {
         self.nest(kind, |attribute| attribute.put(value));
+    }
+
+    fn namespace(&mut self, namespace: Namespace<'_>) {
+        match namespace {
+            Namespace::Of(pid) => self.attribute(libc::IFLA_NET_NS_PID, &pid.to_ne_bytes()),
+            Namespace::At(file) => self.attribute(libc::IFLA_NET_NS_FD, &file.as_raw_fd().to_ne_bytes()),
+        }
     }
 
     /// An attribute: length 2, type 2, value, padding to four bytes.

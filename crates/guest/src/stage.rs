@@ -47,20 +47,21 @@ const READ_ONLY: [&str; 4] = ["bus", "fs", "irq", "sys"];
 
 const READ_ONLY_FILES: u64 = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
 
-/// Leaves the host's file system for a stage with `/dev` and `/proc`.
-pub fn build() -> Result<(), Failure> {
+/// Leaves the host's file system for a stage with `/dev` and `/proc`. `more`: names of devices that there are besides.
+pub fn build(more: &[&str]) -> Result<(), Failure> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .during("make mounts private")?;
     // The kernel gives a new /proc only to who can still see the host's, hence before it is left.
     let proc = new_mount("proc", &[("hidepid", "invisible")], MountAttrFlags::MOUNT_ATTR_NOEXEC)
         .during("mount /proc (does the host, a container perhaps, cover parts of its own /proc?)")?;
     let devices = DEVICES
-        .map(|name| {
+        .iter()
+        .chain(more)
+        .map(|&name| {
             let device = clone_mount(&format!("/dev/{name}"))?;
             sys::mount_setattr(&device, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC, false, None)?;
             Ok((name, device))
         })
-        .into_iter()
         .collect::<io::Result<Vec<_>>>()
         .during("clone devices from /dev")?;
     let stage = new_mount("tmpfs", &[("mode", "755"), ("size", "256k"), ("nr_inodes", "64")], MountAttrFlags::empty())
@@ -167,7 +168,8 @@ fn pivot(root: &str) -> Result<(), Failure> {
     rustix::process::chdir("/").during("enter new root")
 }
 
-fn new_mount(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> io::Result<OwnedFd> {
+/// A new file system, mounted nowhere yet.
+pub fn new_mount(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> io::Result<OwnedFd> {
     let filesystem = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in options {
         rustix::mount::fsconfig_set_string(filesystem.as_fd(), *key, *value)?;
@@ -178,12 +180,13 @@ fn new_mount(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -
 }
 
 /// A second mount of what is at `path`, not yet anywhere.
-fn clone_mount(path: &str) -> io::Result<OwnedFd> {
+pub fn clone_mount(path: &str) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     Ok(rustix::mount::open_tree(CWD, path, flags)?)
 }
 
-fn place(mount: &OwnedFd, path: &str) -> io::Result<()> {
+/// Mounts it there.
+pub fn place(mount: &OwnedFd, path: &str) -> io::Result<()> {
     Ok(rustix::mount::move_mount(mount.as_fd(), "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 

@@ -16,9 +16,11 @@
 //! and the host believes it no more than it believes the function.
 //!
 //! - [`protocol`]: the words on the control connection, and their frames.
+//! - [`link`]: how what a function says on a connection is carried.
 //! - [`agent`]: its life; [`boot`]: mounts, clock, entropy, limits; [`pump`]: what it carries.
 
 pub mod agent;
 mod boot;
+pub mod link;
 pub mod protocol;
 mod pump;

@@ -28,6 +28,14 @@ pub use registry::{Access, Login, Remote, pull, resolve};
 #[cfg(feature = "oci")]
 pub use store::{Store, StoreConfig, Unpacked};
 
+/// Whether `text` is `REGISTRY/REPOSITORY…`: its first component is a registry's and not a folder's, a host with a dot or a
+/// port, or `localhost`. Docker's short names, such as `alpine:3`, are none: a misspelled folder would be one of them.
+pub fn is_remote(text: &str) -> bool {
+    let Some((registry, repository)) = text.split_once('/') else { return false };
+    let host = !registry.starts_with('.') && (registry.contains(['.', ':']) || registry == "localhost");
+    host && !repository.is_empty()
+}
+
 /// An image in an OCI image layout: a directory as `skopeo copy`, `podman push` and `docker buildx` write it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Layout {

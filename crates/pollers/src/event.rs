@@ -1,5 +1,6 @@
 //! The body of a queue entry.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -45,6 +46,8 @@ pub struct AsyncEvent {
     pub pending: Option<Pending>,
 }
 
+/// Most heads are shorter, in bytes.
+const USUAL_HEAD: usize = 384;
 /// Bytes before the head: the version, then checksum and length in eight hexadecimal digits each.
 const PREFIX: usize = 17;
 /// The same of [`BINARY`], whose numbers have four bytes, big endian.
@@ -52,13 +55,13 @@ const BINARY_PREFIX: usize = 9;
 
 /// What stands before the payload.
 #[derive(Serialize, Deserialize)]
-struct Head {
-    function: FunctionArn,
+struct Head<'a> {
+    function: Cow<'a, FunctionArn>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    qualifier: Option<String>,
+    qualifier: Option<Cow<'a, str>>,
     request_id: RequestId,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    trace_header: Option<String>,
+    trace_header: Option<Cow<'a, str>>,
     accepted_ms: u64,
     #[serde(default)]
     attempts: u32,
@@ -110,14 +113,14 @@ impl AsyncEvent {
 
     /// The function's own queue, so that its backlog holds up no other function.
     pub fn queue(&self) -> QueueName {
-        QueueName(self.function.to_string().into())
+        QueueName(self.function.text().into())
     }
 
     /// The ARN as invoked: with the qualifier only if the caller gave one.
     pub fn invoked_arn(&self) -> String {
         match &self.qualifier {
             Some(qualifier) => self.function.qualified(qualifier),
-            None => self.function.to_string(),
+            None => self.function.text(),
         }
     }
 
@@ -139,23 +142,23 @@ impl AsyncEvent {
             .as_ref()
             .and_then(Pending::response)
             .filter(|response| room(&[&self.payload, response], largest).is_ok());
-        let head = serde_json::to_vec(&Head {
-            function: self.function.clone(),
-            qualifier: self.qualifier.clone(),
+        let head = Head {
+            function: Cow::Borrowed(&self.function),
+            qualifier: self.qualifier.as_deref().map(Cow::Borrowed),
             request_id: self.request_id,
-            trace_header: self.trace_header.clone(),
+            trace_header: self.trace_header.as_deref().map(Cow::Borrowed),
             accepted_ms: millis(self.accepted_at),
             attempts: self.attempts,
             throttle_attempts: self.throttle_attempts,
             pending: self.pending.as_ref().map(|pending| pending.head(response.map(Bytes::len))),
-        })
-        .expect("strings and numbers become JSON");
-        let mut body =
-            BytesMut::with_capacity(PREFIX + head.len() + self.payload.len() + response.map_or(0, Bytes::len));
+        };
+        let room = PREFIX + USUAL_HEAD + self.payload.len() + response.map_or(0, Bytes::len);
+        let mut body = BytesMut::with_capacity(room);
         body.put_u8(VERSION);
-        body.put_slice(&[b'0'; 8]);
-        body.put_slice(&digits(u32::try_from(head.len()).expect("a head is a few hundred bytes")));
-        body.put_slice(&head);
+        body.put_slice(&[b'0'; PREFIX - 1]);
+        serde_json::to_writer((&mut body).writer(), &head).expect("strings and numbers become JSON");
+        let length = u32::try_from(body.len() - PREFIX).expect("a head is a few hundred bytes");
+        body[9..PREFIX].copy_from_slice(&digits(length));
         body.put_slice(&self.payload);
         body.put_slice(response.map_or(&[], |response| response));
         let checksum = crc32fast::hash(&body[9..]);
@@ -184,7 +187,8 @@ impl AsyncEvent {
         if rest.len() < length {
             return Err(damaged("it ends within its head"));
         }
-        let head: Head = serde_json::from_slice(&rest[..length]).map_err(|e| DecodeError::Damaged(e.to_string()))?;
+        let head: Head<'_> =
+            serde_json::from_slice(&rest[..length]).map_err(|e| DecodeError::Damaged(e.to_string()))?;
         let accepted_at = system_time(head.accepted_ms).ok_or_else(|| damaged("its time is out of range"))?;
         let mut payload = rest.slice(length..);
         let pending = match head.pending {
@@ -196,11 +200,11 @@ impl AsyncEvent {
             None => None,
         };
         Ok(Self {
-            function: head.function,
-            qualifier: head.qualifier,
+            function: head.function.into_owned(),
+            qualifier: head.qualifier.map(Cow::into_owned),
             request_id: head.request_id,
             payload,
-            trace_header: head.trace_header,
+            trace_header: head.trace_header.map(Cow::into_owned),
             accepted_at,
             attempts: head.attempts,
             throttle_attempts: head.throttle_attempts,

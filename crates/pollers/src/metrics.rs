@@ -1,9 +1,10 @@
 //! Figures for `/metrics`, named after Lambda's: `AsyncEventsReceived` is `async_events_received_total`, and so on.
 
+use std::fmt::{self, Write as _};
 use std::time::Duration;
 
 use domain::FunctionArn;
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
@@ -11,8 +12,17 @@ use prometheus_client::registry::Registry;
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct Labels {
-    /// ARN, without qualifier.
-    function: String,
+    function: Arn,
+}
+
+/// Becomes text only when the figures are read.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Arn(FunctionArn);
+
+impl EncodeLabelValue for Arn {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        write!(encoder, "{}", self.0)
+    }
 }
 
 type Counters = Family<Labels, Counter>;
@@ -144,7 +154,7 @@ impl Metrics {
 }
 
 fn labels(function: &FunctionArn) -> Labels {
-    Labels { function: function.to_string() }
+    Labels { function: Arn(function.clone()) }
 }
 
 fn count(counters: &Counters, function: &FunctionArn) {

@@ -99,12 +99,15 @@ pub trait Sandbox: Send + Sync + 'static {
     async fn destroy(&self);
 }
 
+pub use guest::vm::link::Decoder as LinkDecoder;
+
 /// Where connections to a port of [`LINK_ADDRESS`] arrive. Non-blocking.
 #[derive(Debug)]
 pub enum Listener {
     /// In the sandbox's network.
     Tcp(std::net::TcpListener),
-    /// On the host: connections from a virtual machine are carried there.
+    /// On the host: connections from a virtual machine are carried there. What comes is in frames, for [`LinkDecoder`];
+    /// what goes is as it is.
     Unix(std::os::unix::net::UnixListener),
 }
 

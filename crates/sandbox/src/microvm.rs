@@ -10,29 +10,40 @@
 //! A VM is booted for each sandbox, from files: the guest kernel, an initramfs with nothing but the agent (which is part
 //! of this program), a read-only squashfs of every directory that the sandbox sees ([`images`]), and a sized ext4 for
 //! `/tmp`. Inside, the agent makes the same sandbox that [`crate::process`] makes on a host, so a function sees no
-//! difference; the memory limit is a cgroup in there, and the VM has some more for its kernel.
+//! difference; its network card leads to a tap device of the host ([`network`]); the memory limit is a cgroup in there, and
+//! the VM has some more for its kernel.
+//!
+//! QEMU and its vsock device are each confined like a function ([`confine`]), by a process that does nothing else
+//! ([`launcher`]).
 //!
 //! Everything that comes from a VM is hostile: it is bounded in size, in time and in meaning ([`control`]), and what does
 //! not fit ends the VM. Nothing outlives the server: the kernel kills its children with it, and what has a name (cgroups,
 //! the directory) the next start removes.
 //!
-//! Not yet: network (loopback only), snapshots, a pool of booted VMs, giving idle memory back.
+//! Not yet: snapshots, a pool of booted VMs, giving idle memory back.
 
 mod config;
+mod confine;
 mod control;
 mod engine;
 mod firecracker;
 mod images;
 mod initramfs;
+pub(crate) mod launcher;
 mod machine;
+mod network;
 mod qemu;
 mod sandbox;
 mod seat;
 mod spawner;
 #[cfg(test)]
 mod tests;
+mod tree;
 mod trial;
+mod tsc;
 
 pub use config::{Accel, EngineKind, FirecrackerConfig, MicrovmConfig, Rate};
+#[cfg(fuzzing)]
+pub use control::hear_anything;
 pub use engine::MicrovmEngine;
 pub use trial::{Trial, trial};

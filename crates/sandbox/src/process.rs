@@ -27,12 +27,12 @@
 //! is read-only; no capability, none to be gained; a system call filter; Landlock; namespaces for processes, mounts,
 //! network, IPC; a packet filter that the function's network namespace ends at.
 
-mod blank;
+pub(crate) mod blank;
 pub(crate) mod cgroup;
 mod config;
 mod connection;
 mod engine;
-mod firewall;
+pub(crate) mod firewall;
 pub(crate) mod helper;
 pub(crate) mod instance;
 mod messages;
@@ -49,12 +49,18 @@ pub(crate) use engine::error_of;
 pub use probe::{Finding, HostReport, probe};
 
 /// In the environment of a program: it is to be the helper.
-const MARKER: &str = "EMBERBOX_SANDBOX_HELPER";
+pub(crate) const MARKER: &str = "EMBERBOX_SANDBOX_HELPER";
+/// Value of that: it is to be the launcher of microVMs.
+#[cfg(feature = "microvm")]
+pub(crate) const LAUNCHER: &str = "microvm";
 
 /// Turns this process into the sandbox helper if it was started as one, and then does not return. To be called first in
 /// `main`: before threads are started, the environment is looked at, or anything is printed.
 pub fn maybe_run_helper() {
-    if std::env::var_os(MARKER).is_some() {
-        helper::run()
+    let Some(_part) = std::env::var_os(MARKER) else { return };
+    #[cfg(feature = "microvm")]
+    if _part == LAUNCHER {
+        crate::microvm::launcher::run()
     }
+    helper::run()
 }

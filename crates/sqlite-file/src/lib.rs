@@ -171,12 +171,17 @@ impl SqliteFile {
         if length < SMALLEST { Err(self.damaged("it ends within its first page")) } else { self.check_log() }
     }
 
-    /// SQLite takes a write-ahead log with a damaged header for an old one, and drops all that was committed to it.
-    fn check_log(&self) -> Result<(), FileError> {
+    /// Where its write-ahead log is.
+    pub fn log(&self) -> PathBuf {
         let mut name = self.path.as_os_str().to_owned();
         name.push("-wal");
+        name.into()
+    }
+
+    /// SQLite takes a write-ahead log with a damaged header for an old one, and drops all that was committed to it.
+    fn check_log(&self) -> Result<(), FileError> {
         let mut header = [0; LOG_HEADER];
-        let read = File::open(&name).and_then(|mut file| file.read_exact(&mut header));
+        let read = File::open(self.log()).and_then(|mut file| file.read_exact(&mut header));
         match read {
             Ok(()) if whole(&header) => Ok(()),
             // Written and synced before the first frame: nothing was committed yet.

@@ -72,7 +72,7 @@ fn request(number: usize) -> AssignRequest {
     let name = format!("function-{number}");
     let version = FunctionVersion {
         key: VersionKey(format!("00000000-0000-4000-8000-{number:012}").into()),
-        arn: FunctionArn { region: "us-east-1".into(), account: account.clone(), name: name.clone() },
+        arn: FunctionArn { region: "us-east-1".into(), account: account.clone(), name: name.as_str().into() },
         account,
         region: "us-east-1".into(),
         name,

@@ -23,6 +23,8 @@ use crate::listener::{Listener, Stream};
 use crate::machine::ApiError;
 use crate::slot::Slot;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod anything;
 mod extensions;
 mod runtime;
 
@@ -116,14 +118,17 @@ async fn connection(stream: Stream, context: Arc<Context>) {
         let context = Arc::clone(&context);
         async move { Ok::<_, Infallible>(context.handle(request).await) }
     });
-    let served = hyper::server::conn::http1::Builder::new()
-        .max_buf_size(MAX_HEAD)
-        .keep_alive(true)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+    let served = protocol().serve_connection(TokioIo::new(stream), service).await;
     if let Err(error) = served {
         tracing::debug!(%error, "a connection from a sandbox ended");
     }
+}
+
+/// HTTP as sandboxes speak it.
+fn protocol() -> hyper::server::conn::http1::Builder {
+    let mut protocol = hyper::server::conn::http1::Builder::new();
+    protocol.max_buf_size(MAX_HEAD).keep_alive(true);
+    protocol
 }
 
 impl Context {
@@ -166,43 +171,47 @@ impl Context {
         }
     }
 
-    /// Reads a body of at most `limit` bytes, and its trailers.
     async fn body(&self, body: &mut Incoming, limit: usize) -> Result<(Bytes, HeaderMap), BodyError> {
         let _permit = self.bodies.acquire().await.map_err(|_| BodyError::Truncated)?;
-        if body.size_hint().lower() > limit as u64 {
-            return Err(BodyError::TooLarge);
-        }
-        let mut first = Bytes::new();
-        let mut whole = BytesMut::new();
-        let mut trailers = HeaderMap::new();
-        while let Some(frame) = body.frame().await {
-            match frame.map_err(|_| BodyError::Truncated)?.into_data() {
-                Ok(data) if first.len() + whole.len() + data.len() > limit => return Err(BodyError::TooLarge),
-                Ok(data) if first.is_empty() && whole.is_empty() => first = data,
-                Ok(data) => {
-                    // Most bodies come in one piece, which then needs no copy.
-                    if whole.is_empty() {
-                        let rest = usize::try_from(body.size_hint().lower()).unwrap_or(0);
-                        whole.reserve((first.len() + data.len() + rest).min(limit));
-                        whole.extend_from_slice(&std::mem::take(&mut first));
-                    }
-                    whole.extend_from_slice(&data);
+        read_body(body, limit).await
+    }
+}
+
+/// Reads a body of at most `limit` bytes, and its trailers.
+async fn read_body(body: &mut Incoming, limit: usize) -> Result<(Bytes, HeaderMap), BodyError> {
+    if body.size_hint().lower() > limit as u64 {
+        return Err(BodyError::TooLarge);
+    }
+    let mut first = Bytes::new();
+    let mut whole = BytesMut::new();
+    let mut trailers = HeaderMap::new();
+    while let Some(frame) = body.frame().await {
+        match frame.map_err(|_| BodyError::Truncated)?.into_data() {
+            Ok(data) if first.len() + whole.len() + data.len() > limit => return Err(BodyError::TooLarge),
+            Ok(data) if first.is_empty() && whole.is_empty() => first = data,
+            Ok(data) => {
+                // Most bodies come in one piece, which then needs no copy.
+                if whole.is_empty() {
+                    let rest = usize::try_from(body.size_hint().lower()).unwrap_or(0);
+                    whole.reserve((first.len() + data.len() + rest).min(limit));
+                    whole.extend_from_slice(&std::mem::take(&mut first));
                 }
-                Err(frame) => {
-                    if let Ok(map) = frame.into_trailers() {
-                        trailers = map;
-                    }
+                whole.extend_from_slice(&data);
+            }
+            Err(frame) => {
+                if let Ok(map) = frame.into_trailers() {
+                    trailers = map;
                 }
             }
         }
-        let body = match whole.is_empty() {
-            // So that a small body does not keep the connection's buffer, in whose place another would be made.
-            true if first.len() <= SMALL => Bytes::copy_from_slice(&first),
-            true => first,
-            false => whole.freeze(),
-        };
-        Ok((body, trailers))
     }
+    let body = match whole.is_empty() {
+        // So that a small body does not keep the connection's buffer, in whose place another would be made.
+        true if first.len() <= SMALL => Bytes::copy_from_slice(&first),
+        true => first,
+        false => whole.freeze(),
+    };
+    Ok((body, trailers))
 }
 
 enum BodyError {

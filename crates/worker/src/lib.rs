@@ -33,6 +33,10 @@ mod slot;
 mod slot_log;
 pub mod sources;
 
+#[cfg(fuzzing)]
+pub use api_server::anything::serve_anything;
 pub use config::{Config, Credentials};
+#[cfg(fuzzing)]
+pub use output::split_anything;
 pub use relay::EndpointError;
 pub use service::Service;

@@ -273,11 +273,48 @@ impl Splitter {
     }
 }
 
+/// Whatever a process writes: must be cut the same way however it arrives, into pieces of bounded size, with nothing lost
+/// and nothing added. For the fuzzer, and for the tests, which do it with less patience.
+#[cfg(any(test, fuzzing))]
+pub fn split_anything(written: &[u8], piece: usize) {
+    let split = |piece: usize| {
+        let mut lines = Vec::new();
+        let mut splitter = Splitter::default();
+        for piece in written.chunks(piece.max(1)) {
+            splitter.push(piece, &mut |line| lines.push(line));
+            assert!(splitter.partial.len() <= MAX_LINE);
+        }
+        splitter.end(&mut |line| lines.push(line));
+        lines
+    };
+    let lines = split(piece);
+    // What is no UTF-8 takes three bytes for one.
+    assert!(lines.iter().all(|line| line.len() <= 3 * MAX_LINE));
+    assert!(lines.iter().map(String::len).sum::<usize>() <= 3 * written.len());
+    assert_eq!(lines, split(usize::MAX));
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    proptest! {
+        #[test]
+        fn whatever_is_written_is_cut_the_same_way_however_it_arrives(
+            parts in prop::collection::vec(prop_oneof![
+                "[a-z\n]{0,20}".prop_map(String::into_bytes),
+                prop::collection::vec(any::<u8>(), 0..20),
+                (any::<u8>(), 0u32..40).prop_map(|(level, length)| {
+                    [&[0xa5, 0x5a, 0x00, level][..], &length.to_be_bytes(), &[0; 8]].concat()
+                }),
+            ], 0..8),
+            piece in 1usize..64,
+        ) {
+            split_anything(&parts.concat(), piece);
+        }
+    }
 
     proptest! {
         #[test]

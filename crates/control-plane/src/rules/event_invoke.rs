@@ -89,7 +89,7 @@ fn check_function(destination: &str, own: &FunctionArn, exists: impl Fn(&str) ->
     if !same_place || !exists(&named.name) {
         return Err(wrong());
     }
-    if named.name == own.name {
+    if *named.name == *own.name {
         return Err(invalid("You can't specify the function as a destination for itself."));
     }
     Ok(())

@@ -190,7 +190,7 @@ impl Inner {
         let since = self.clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now = since.as_millis() as f64 / 1000.0;
         let exists = |name: &str| {
-            let other = FunctionArn { name: name.to_owned(), ..arn.clone() };
+            let other = FunctionArn { name: name.into(), ..arn.clone() };
             self.catalog.function(&function_key(&other)).is_some()
         };
         let rule = |function: &mut Function, _: &mut crate::function::Stamp<'_>| {

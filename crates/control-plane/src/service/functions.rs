@@ -217,7 +217,7 @@ impl ControlPlane {
         let entry = self.inner.function_of(&target.arn)?;
         Ok(GetFunctionCodeSigningConfigResponse {
             code_signing_config_arn: None,
-            function_name: entry.function.arn.name.clone(),
+            function_name: entry.function.arn.name.to_string(),
         })
     }
 }
@@ -239,7 +239,7 @@ impl Inner {
 
     pub(super) fn reserved(&self, arn: &FunctionArn) -> Option<u32> {
         let account = self.catalog.account(&account_key(arn.account.as_str(), &arn.region));
-        account.record.reserved.get(&arn.name).copied()
+        account.record.reserved.get(&*arn.name).copied()
     }
 
     /// Of the function's account, in its region.
@@ -342,7 +342,7 @@ impl Inner {
             }
             let account = self.catalog.account(&account_key);
             let mut record = AccountRecord::clone(&account.record);
-            if record.reserved.remove(&arn.name).is_some() {
+            if record.reserved.remove(&*arn.name).is_some() {
                 ops.push(put_account(&account_key, &record, account.stored));
             }
             match self.commit(ops).await {

@@ -57,7 +57,7 @@ impl ControlPlane {
         let arn = Target::unqualified(caller, "DeleteFunctionConcurrency", &request.function_name)?;
         self.inner
             .change_reserved(&arn, |account| {
-                account.reserved.remove(&arn.name);
+                account.reserved.remove(&*arn.name);
                 Ok(())
             })
             .await

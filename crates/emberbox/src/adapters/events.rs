@@ -230,7 +230,7 @@ impl delivery::EnqueueEvent for Records {
         }
         let account = AccountId::parse(&target.account)
             .ok_or_else(|| Failure::refused(format!("{target} names no account; correct the destination")))?;
-        let arn = FunctionArn { region: target.region.clone(), account, name: function.clone() };
+        let arn = FunctionArn { region: target.region.as_str().into(), account, name: function.as_str().into() };
         let found = self.direct.resolve(&arn, qualifier.as_deref());
         let found = found.map_err(|error| Failure {
             retryable: error.code != ErrorCode::ResourceNotFoundException,
@@ -283,10 +283,10 @@ impl Timelines {
         }
     }
 
-    /// A poller may have been faster.
+    /// A poller may have been faster: while an event is being synced to disk, it may run already.
     fn queued(&self, key: &Key, at: Duration) {
         if let Some(followed) = self.0.lock().timelines.get_mut(key) {
-            followed.timeline.mark(Step::Queued, at);
+            followed.timeline.mark_beside(Step::Queued, at);
         }
     }
 
@@ -295,8 +295,11 @@ impl Timelines {
     }
 
     /// After an attempt, with everything until then.
-    fn attempted(&self, key: &Key, timeline: Timeline) {
+    fn attempted(&self, key: &Key, mut timeline: Timeline) {
         if let Some(followed) = self.0.lock().timelines.get_mut(key) {
+            if let (Some(at), None) = (followed.timeline.at(Step::Queued), timeline.at(Step::Queued)) {
+                timeline.mark_beside(Step::Queued, at);
+            }
             let attempts = followed.attempts + 1;
             *followed = Followed { timeline, attempts, settled: false };
         }
@@ -341,7 +344,8 @@ mod tests {
         timelines.settled(&key(1), || Duration::from_secs(2), "again in 60 s");
         let shown = timelines.show(&key(1)).unwrap();
         assert_eq!((shown.attempts, shown.settled), (1, true));
-        assert_eq!(shown.json, r#"[{"step":"settled","us":0,"note":"again in 60 s"}]"#);
+        // An attempt may have begun before the event's caller was answered.
+        assert_eq!(shown.json, r#"[{"step":"queued","us":0},{"step":"settled","us":500000,"note":"again in 60 s"}]"#);
         timelines.attempted(&key(0), Timeline::default());
         assert!(timelines.show(&key(0)).is_none());
     }

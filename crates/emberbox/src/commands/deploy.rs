@@ -98,12 +98,10 @@ fn image(args: &Deploy) -> Result<Option<String>> {
     Ok(Some(name.to_owned()))
 }
 
-/// Whether it is `REGISTRY/REPOSITORY...`: the first component has a dot or a port, or is localhost. That a file is meant
-/// which is not there is likelier where it looks like one of ours.
+/// Whether it names an image of a registry. That a file is meant which is not there is likelier where it looks like one of
+/// ours.
 fn is_image(name: &str) -> bool {
-    let Some((registry, repository)) = name.split_once('/') else { return false };
-    let host = !registry.starts_with('.') && (registry.contains(['.', ':']) || registry == "localhost");
-    host && !repository.is_empty() && ![".zip", ".py", ".js", ".mjs"].iter().any(|end| name.ends_with(end))
+    images::oci::is_remote(name) && ![".zip", ".py", ".js", ".mjs"].iter().any(|end| name.ends_with(end))
 }
 
 async fn deploy_image(client: &Client, args: &Deploy, uri: &str) -> Result<ExitCode> {

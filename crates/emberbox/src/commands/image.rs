@@ -93,7 +93,7 @@ fn from_words(from: &str, include: Vec<String>) -> Result<From> {
         return Ok(From::Here(Source::Directory(from.into())));
     }
     #[cfg(feature = "oci")]
-    if images::oci::Remote::is_named_by(from) {
+    if images::oci::is_remote(from) {
         return Ok(From::Registry(images::oci::Remote::parse(from)?));
     }
     let registry = if cfg!(feature = "oci") {

@@ -16,16 +16,21 @@ use crate::config::{self, Config, FunctionCredentials};
 
 /// For the sandbox engine.
 pub fn sandbox(config: &Config, dir: &Path) -> ProcessConfig {
-    let network = match config.sandbox.network {
-        config::Network::None => Network::None,
-        config::Network::Egress => Network::Egress(Egress { allow: config.sandbox.allow.clone(), ..Egress::default() }),
-    };
     let (pool, standbys) = (config.sandbox.blank_pool, config.sandbox.standby_pool);
     let spare = pool.saturating_add(standbys.saturating_mul(STANDBY_KINDS));
     let max_sandboxes = config.limits.sandboxes.saturating_add(u32::try_from(spare).unwrap_or(u32::MAX));
     // What is left is for the host, and for Emberbox itself.
     let memory_mb = Some(host_memory_mb() / 10 * 9);
+    let network = network(config);
     ProcessConfig { network, pool, standbys, max_sandboxes, memory_mb, ..ProcessConfig::new(dir.join("sandboxes")) }
+}
+
+/// Where functions can connect to, whatever their sandboxes are made of.
+fn network(config: &Config) -> Network {
+    match config.sandbox.network {
+        config::Network::None => Network::None,
+        config::Network::Egress => Network::Egress(Egress { allow: config.sandbox.allow.clone(), ..Egress::default() }),
+    }
 }
 
 /// For the engine of microVMs.
@@ -53,6 +58,7 @@ pub fn microvm(
         kernel_args: config.microvm.kernel_args.clone(),
         qemu: config.microvm.qemu.clone(),
         vsock_device: config.microvm.vsock_device.clone(),
+        network: network(config),
         max_sandboxes: config.limits.sandboxes,
         memory_mb: Some(host_memory_mb() / 10 * 9),
         ..MicrovmConfig::new(dir.join("microvm"), super::isolation::kernel(config, dir), accel)

@@ -2,13 +2,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 use sqlite_file::SqliteFile;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
-use crate::api::{Depth, QueueError, QueueName};
+use crate::api::{QueueError, QueueName};
+use crate::rotation::Number;
 use crate::time::age;
 
 /// Reads one after the other; opens its connection when it is needed.
@@ -61,31 +63,30 @@ impl Reader {
     }
 }
 
-/// Counts only what is delayed or leased, in an index; a backlog that is ready costs nothing.
-pub(super) fn depth(connection: &Connection, queue: &QueueName, now: i64) -> rusqlite::Result<Depth> {
+/// A queue's number, how many of its events are not due yet, and the age of the oldest of all. Counts only those that are
+/// not due, in an index; a backlog that is ready costs nothing.
+pub(super) type Count = (Number, u64, Option<Duration>);
+
+/// See [`Count`]; nothing if there is no such queue.
+pub(super) fn count(connection: &Connection, queue: &QueueName, now: i64) -> rusqlite::Result<Option<Count>> {
     let mut statement = connection.prepare_cached(
-        "SELECT q.events,
+        "SELECT q.number,
              (SELECT count(*) FROM events e WHERE e.queue = q.number AND e.due > ?2),
-             (SELECT count(*) FROM events e WHERE e.queue = q.number AND e.due > ?2 AND e.leased = 1),
              (SELECT enqueued_at FROM events e WHERE e.queue = q.number ORDER BY e.seq LIMIT 1)
          FROM queues q WHERE q.name = ?1",
     )?;
-    let depth = statement.query_row(params![&*queue.0, now], |row| {
-        let count = |column: usize| row.get::<_, i64>(column).map(i64::cast_unsigned);
-        let (events, later, in_flight) = (count(0)?, count(1)?, count(2)?);
-        Ok(Depth {
-            ready: events.saturating_sub(later),
-            in_flight,
-            delayed: later.saturating_sub(in_flight),
-            oldest: row.get::<_, Option<i64>>(3)?.map(|enqueued_at| age(now, enqueued_at)),
-        })
+    let count = statement.query_row(params![&*queue.0, now], |row| {
+        let oldest = row.get::<_, Option<i64>>(2)?.map(|enqueued_at| age(now, enqueued_at));
+        Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned(), oldest))
     });
-    Ok(depth.optional()?.unwrap_or_default())
+    count.optional()
 }
 
 /// Those that have events, by name.
 pub(super) fn queues(connection: &Connection) -> rusqlite::Result<Vec<QueueName>> {
-    let mut statement = connection.prepare_cached("SELECT name FROM queues WHERE events > 0 ORDER BY name")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT name FROM queues WHERE EXISTS (SELECT 1 FROM events WHERE queue = number) ORDER BY name",
+    )?;
     let names = statement.query_map([], |row| Ok(QueueName(row.get::<_, String>(0)?.into())))?;
     names.collect()
 }

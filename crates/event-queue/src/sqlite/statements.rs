@@ -1,16 +1,16 @@
 //! The SQL of one group, inside its transaction. Statements are prepared once and kept with the connection.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rusqlite::types::Type;
-use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior, params};
 use uuid::Uuid;
 
-use super::ticket::Ticket;
-use crate::api::{Entry, Lease, QueueName};
+use crate::api::{Entry, QueueName};
 use crate::rotation::Number;
-use crate::time::{after, system_time};
+use crate::time::after;
 
 /// Events that a purge drops in one transaction.
 const PURGE_CHUNK: i64 = 1000;
@@ -22,12 +22,16 @@ pub(super) fn begin(connection: &mut Connection) -> rusqlite::Result<Transaction
     connection.transaction_with_behavior(TransactionBehavior::Immediate)
 }
 
-/// Ends the leases of earlier runs, and forgets queues without events.
-pub(super) fn end_leases(connection: &mut Connection, now: i64) -> rusqlite::Result<()> {
-    let transaction = begin(connection)?;
-    transaction.execute("UPDATE events SET due = ?, leased = 0 WHERE leased = 1", [now])?;
-    transaction.execute("DELETE FROM queues WHERE events = 0", [])?;
-    transaction.commit()
+/// Forgets queues without events.
+pub(super) fn forget_empty(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute("DELETE FROM queues WHERE NOT EXISTS (SELECT 1 FROM events WHERE queue = number)", []).map(drop)
+}
+
+/// How many events each queue has: looks at all of them.
+pub(super) fn count(connection: &Connection) -> rusqlite::Result<Vec<(Number, u64)>> {
+    let mut statement = connection.prepare("SELECT queue, count(*) FROM events GROUP BY queue")?;
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned())))?;
+    rows.collect()
 }
 
 /// All queues.
@@ -48,112 +52,121 @@ pub(super) fn number(connection: &Connection, name: &QueueName) -> rusqlite::Res
     connection.prepare_cached("SELECT number FROM queues WHERE name = ?")?.query_row([&*name.0], |row| row.get(0))
 }
 
-/// Adds to the count of a queue's events.
-pub(super) fn count(connection: &Connection, queue: Number, change: i64) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached("UPDATE queues SET events = events + ? WHERE number = ?")?
-        .execute(params![change, queue])
-        .map(drop)
-}
-
-/// Puts an event in, if its id is not there; when it is due.
+/// Puts an event in. `due`: nothing if it may be handed out at once.
 pub(super) fn insert(
     connection: &Connection,
     queue: Number,
     seq: i64,
     entry: &Entry,
     now: i64,
-) -> rusqlite::Result<Option<i64>> {
-    let due = after(now, entry.delay);
-    let inserted = connection
-        .prepare_cached("INSERT OR IGNORE INTO events (queue, seq, id, enqueued_at, due) VALUES (?, ?, ?, ?, ?)")?
+    due: Option<i64>,
+) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("INSERT INTO events (queue, seq, id, enqueued_at, due) VALUES (?, ?, ?, ?, ?)")?
         .execute(params![queue, seq, &entry.id.as_bytes()[..], now, due])?;
-    if inserted == 0 {
-        return Ok(None);
-    }
-    connection.prepare_cached("INSERT INTO bodies VALUES (?, ?)")?.execute(params![seq, &*entry.body])?;
-    Ok(Some(due))
+    connection.prepare_cached("INSERT INTO bodies VALUES (?, ?)")?.execute(params![seq, &*entry.body]).map(drop)
 }
 
-/// Leases up to `most` events that are due, the longest due first. One that cannot be read is kept aside, not dropped, and
-/// keeps no other from being handed out.
-pub(super) fn lease(
+/// An event that may be handed out.
+pub(super) struct Ready {
+    pub seq: i64,
+    /// Whether it did not have to wait for a time.
+    pub at_once: bool,
+    pub event: Uuid,
+    pub enqueued_at: i64,
+    /// So far.
+    pub deliveries: u32,
+    pub body: Bytes,
+}
+
+/// Finds up to `most` events that are ready and of which `taken` does not say that they are handed out, and whether there
+/// are more: first those whose time has come, the longest due first, then those that may be handed out at once and whose
+/// number is above the start of `seqs`, in the order in which they came. Of those above its end, none. One that cannot be read is kept aside, not dropped, and keeps
+/// no other from being found.
+pub(super) fn ready(
     connection: &Connection,
-    epoch: u32,
-    (number, name): (Number, &QueueName),
+    queue: Number,
+    seqs: Range<i64>,
     most: usize,
     now: i64,
-    lease: Duration,
-) -> rusqlite::Result<Vec<Lease>> {
-    let mut statement = connection.prepare_cached(
-        "UPDATE events SET due = ?3, deliveries = deliveries + 1, leased = 1
-         WHERE queue = ?1 AND seq IN (SELECT seq FROM events WHERE queue = ?1 AND due <= ?2 ORDER BY due LIMIT ?4)
-         RETURNING seq, id, enqueued_at, deliveries, (SELECT body FROM bodies WHERE bodies.seq = events.seq)",
-    )?;
-    // A lease that ends now would be handed out again by the same call.
-    let due = after(now, lease.max(Duration::from_millis(1)));
-    let most = i64::try_from(most).unwrap_or(i64::MAX);
-    let rows = statement.query_map(params![number, now, due, most], |row| {
-        let seq: i64 = row.get(0)?;
-        let read = || {
-            let deliveries: u32 = row.get(3)?;
-            let ticket = Ticket { queue: number, seq, deliveries: deliveries as u16 };
-            let event = Uuid::from_slice(row.get_ref(1)?.as_blob()?)
-                .map_err(|error| rusqlite::Error::FromSqlConversionFailure(1, Type::Blob, error.into()))?;
-            Ok::<_, rusqlite::Error>(Lease {
-                id: ticket.id(epoch),
-                queue: name.clone(),
-                event,
-                body: Bytes::copy_from_slice(row.get_ref(4)?.as_blob()?),
-                enqueued_at: system_time(row.get(2)?),
-                deliveries,
-            })
-        };
-        Ok(read().map_err(|error| (seq, error)))
-    })?;
-    let (mut leases, mut damaged) = (Vec::new(), Vec::new());
-    for row in rows {
-        match row? {
-            Ok(lease) => leases.push(lease),
-            Err(row) => damaged.push(row),
+    taken: impl Fn(i64) -> bool,
+) -> rusqlite::Result<(Vec<Ready>, bool)> {
+    let (mut events, mut damaged, mut more) = (Vec::new(), Vec::new(), false);
+    for (which, bound) in [("due <= ?2 ORDER BY due", now), ("due IS NULL AND seq > ?2 ORDER BY seq", seqs.start)] {
+        let sql = format!(
+            "SELECT seq, id, enqueued_at, deliveries, due IS NULL FROM events WHERE queue = ?1 AND seq <= ?3 AND {which}"
+        );
+        let mut statement = connection.prepare_cached(&sql)?;
+        let mut rows = statement.query([i64::from(queue), bound, seqs.end])?;
+        while let Some(row) = rows.next()? {
+            let seq = row.get(0)?;
+            if taken(seq) {
+                continue;
+            }
+            if events.len() == most {
+                more = true;
+                break;
+            }
+            match read(connection, seq, row) {
+                Ok(event) => events.push(event),
+                Err(error) if error.sqlite_error_code().is_some() => return Err(error),
+                Err(error) => damaged.push((seq, error)),
+            }
         }
     }
     for (seq, error) in damaged {
         tracing::error!(
-            queue = %name, seq, %error,
+            queue, seq, %error,
             "an event's row in the queue's file is damaged: it is kept and looked at again in an hour. Restore the file from \
              a backup, or purge the queue"
         );
-        connection
-            .prepare_cached("UPDATE events SET due = ?, leased = 0 WHERE queue = ? AND seq = ?")?
-            .execute(params![after(now, DAMAGED), number, seq])?;
+        set_due(connection, queue, seq, after(now, DAMAGED))?;
     }
-    Ok(leases)
+    Ok((events, more))
 }
 
-/// When the queue's next event is due or its next lease ends.
-pub(super) fn next_due(connection: &Connection, queue: Number) -> rusqlite::Result<Option<i64>> {
+fn read(connection: &Connection, seq: i64, row: &Row<'_>) -> rusqlite::Result<Ready> {
+    let event = Uuid::from_slice(row.get_ref(1)?.as_blob()?)
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(1, Type::Blob, error.into()))?;
+    let body = connection
+        .prepare_cached("SELECT body FROM bodies WHERE seq = ?")?
+        .query_row([seq], |row| Ok(Bytes::copy_from_slice(row.get_ref(0)?.as_blob()?)))?;
+    Ok(Ready { seq, at_once: row.get(4)?, event, enqueued_at: row.get(2)?, deliveries: row.get(3)?, body })
+}
+
+/// Whether the queue has events that may be handed out at once, or are already.
+pub(super) fn any_at_once(connection: &Connection, queue: Number) -> rusqlite::Result<bool> {
+    connection.prepare_cached("SELECT 1 FROM events WHERE queue = ? AND due IS NULL LIMIT 1")?.exists([queue])
+}
+
+/// When the next event is due of those that wait for a time after `after`.
+pub(super) fn next_due(connection: &Connection, queue: Number, after: i64) -> rusqlite::Result<Option<i64>> {
     connection
-        .prepare_cached("SELECT due FROM events WHERE queue = ? ORDER BY due LIMIT 1")?
-        .query_row([queue], |row| row.get(0))
+        .prepare_cached("SELECT due FROM events WHERE queue = ? AND due > ? ORDER BY due LIMIT 1")?
+        .query_row(params![queue, after], |row| row.get(0))
         .optional()
 }
 
-/// Sets when the event is due; whether the lease was still on.
-pub(super) fn set_due(
+/// Sets when an event is due.
+pub(super) fn set_due(connection: &Connection, queue: Number, seq: i64, due: i64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("UPDATE events SET due = ? WHERE queue = ? AND seq = ?")?
+        .execute(params![due, queue, seq])
+        .map(drop)
+}
+
+/// Notes how often an event was handed out, and when it is due again.
+pub(super) fn give_back(
     connection: &Connection,
-    ticket: Ticket,
-    now: i64,
+    queue: Number,
+    seq: i64,
+    deliveries: u32,
     due: i64,
-    leased: bool,
-) -> rusqlite::Result<bool> {
-    let updated = connection
-        .prepare_cached(
-            "UPDATE events SET due = ?, leased = ?
-             WHERE queue = ? AND seq = ? AND deliveries & 65535 = ? AND leased = 1 AND due > ?",
-        )?
-        .execute(params![due, leased, ticket.queue, ticket.seq, ticket.deliveries, now])?;
-    Ok(updated == 1)
+) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("UPDATE events SET deliveries = ?, due = ? WHERE queue = ? AND seq = ?")?
+        .execute(params![deliveries, due, queue, seq])
+        .map(drop)
 }
 
 /// Replaces an event's body.
@@ -161,17 +174,10 @@ pub(super) fn set_body(connection: &Connection, seq: i64, body: &[u8]) -> rusqli
     connection.prepare_cached("UPDATE bodies SET body = ? WHERE seq = ?")?.execute(params![body, seq]).map(drop)
 }
 
-/// Deletes a leased event; whether the lease was still on.
-pub(super) fn delete(connection: &Connection, ticket: Ticket, now: i64) -> rusqlite::Result<bool> {
-    let deleted = connection
-        .prepare_cached(
-            "DELETE FROM events WHERE queue = ? AND seq = ? AND deliveries & 65535 = ? AND leased = 1 AND due > ?",
-        )?
-        .execute(params![ticket.queue, ticket.seq, ticket.deliveries, now])?;
-    if deleted == 1 {
-        connection.prepare_cached("DELETE FROM bodies WHERE seq = ?")?.execute([ticket.seq])?;
-    }
-    Ok(deleted == 1)
+/// Deletes an event.
+pub(super) fn delete(connection: &Connection, queue: Number, seq: i64) -> rusqlite::Result<()> {
+    connection.prepare_cached("DELETE FROM events WHERE queue = ? AND seq = ?")?.execute(params![queue, seq])?;
+    connection.prepare_cached("DELETE FROM bodies WHERE seq = ?")?.execute([seq]).map(drop)
 }
 
 /// Deletes some events of a queue whose number is below `below`; how many, and whether there may be more.

@@ -1,7 +1,7 @@
 //! The one writer, on a thread of its own: SQLite blocks. Requests that arrive while a group is being synced to disk share
-//! the next transaction and sync.
+//! the next transaction and sync (see `syncer`).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -10,18 +10,23 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use domain::Clock;
+use parking_lot::Mutex;
 use rusqlite::Connection;
 use sqlite_file::SqliteFile;
 use tokio::sync::{Notify, mpsc, oneshot};
 use uuid::Uuid;
 
-use super::state::State;
+use super::present::Present;
+use super::state::{Lasting, State};
 use super::statements as sql;
+use super::syncer::{self, Syncer};
 use crate::api::{Entry, Lease, LeaseId, QueueError, QueueName};
 use crate::time::millis;
 
 /// Requests that share one transaction and one fsync.
 const GROUP: usize = 256;
+/// How often a group that waits for the one before to be synced looks for more requests. A look costs a change of thread.
+const LOOK: Duration = Duration::from_micros(100);
 /// How often the clock is looked at while something is delayed or leased.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -78,12 +83,56 @@ pub(super) enum Request {
     Close(oneshot::Sender<()>),
 }
 
+/// Requests of one transaction, in their order.
+#[derive(Default)]
+struct Group {
+    ops: Vec<Op>,
+    waiting: Vec<Done>,
+}
+
+/// Where requests come from.
+struct Inbox {
+    requests: mpsc::Receiver<Request>,
+    batch: Vec<Request>,
+    /// Whoever asked to close. What comes after is dropped, and its sender sees the queue closed.
+    close: Option<oneshot::Sender<()>>,
+}
+
+impl Inbox {
+    /// Waits for requests; whether there can be any.
+    async fn wait(&mut self) -> bool {
+        self.requests.recv_many(&mut self.batch, GROUP).await > 0
+    }
+
+    /// Adds what is there to a group.
+    fn take(&mut self, ops: &mut Vec<Op>, waiting: &mut Vec<Done>) {
+        while self.batch.len() + ops.len() < GROUP
+            && let Ok(request) = self.requests.try_recv()
+        {
+            self.batch.push(request);
+        }
+        for request in self.batch.drain(..) {
+            match request {
+                Request::Op { op, done } if self.close.is_none() => {
+                    ops.push(op);
+                    waiting.push(done);
+                }
+                Request::Op { .. } => {}
+                Request::Close(done) => self.close = Some(done),
+            }
+        }
+    }
+}
+
 pub(super) struct Writer {
     file: SqliteFile,
     clock: Arc<dyn Clock>,
     ready: Arc<Notify>,
     /// Nothing after a failure, until the next request.
     connection: Option<Connection>,
+    /// The log that was written to last; nothing before the first commit of a connection.
+    log: Option<Arc<File>>,
+    syncer: Syncer,
     state: State,
     /// Held until the last group is done; the system releases it however the process ends.
     _lock: File,
@@ -113,42 +162,40 @@ pub(super) async fn spawn(
 }
 
 impl Writer {
-    /// Ends the leases of earlier runs and looks at what is there.
+    /// Looks at what is there.
     pub(super) fn start(
         file: SqliteFile,
-        mut connection: Connection,
+        connection: Connection,
         clock: Arc<dyn Clock>,
         ready: Arc<Notify>,
+        present: Arc<Mutex<Present>>,
         lock: File,
     ) -> Result<Self, QueueError> {
         let failed = |error| file.sql_failed("open", &error);
-        let now = millis(clock.wall());
-        sql::end_leases(&mut connection, now).map_err(failed)?;
-        let state = State::load(&connection, Uuid::new_v4().as_fields().0, HashMap::new(), now).map_err(failed)?;
-        Ok(Self { file, clock, ready, connection: Some(connection), state, _lock: lock })
+        sync_apart(&connection).map_err(failed)?;
+        present.lock().events = sql::count(&connection).map_err(failed)?.into_iter().collect();
+        let lasting = Lasting::new(Uuid::new_v4().as_fields().0, present);
+        sql::forget_empty(&connection).map_err(failed)?;
+        let state = State::load(&connection, lasting, millis(clock.wall())).map_err(failed)?;
+        let syncer = Syncer::start().map_err(|error| file.io_failed("start a thread to sync", &error))?;
+        Ok(Self { file, clock, ready, connection: Some(connection), log: None, syncer, state, _lock: lock })
     }
 
     /// Serves until asked to close, or until the queue is dropped.
-    pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
-        let mut batch = Vec::with_capacity(GROUP);
-        let mut close = None;
-        while close.is_none() {
+    pub(super) async fn run(mut self, requests: mpsc::Receiver<Request>) {
+        let mut inbox = Inbox { requests, batch: Vec::with_capacity(GROUP), close: None };
+        while inbox.close.is_none() {
             // A fixed step while anything sleeps: the clock need not be the host's.
             let tick = self.state.rotation.next_due().map(|_| tokio::time::sleep(TICK));
             tokio::select! {
-                received = requests.recv_many(&mut batch, GROUP) => if received == 0 { break },
+                received = inbox.wait() => if !received { break },
+                () = self.syncer.news() => {}
                 () = async { match tick { Some(tick) => tick.await, None => std::future::pending().await } } => {}
             }
-            let mut group = Vec::with_capacity(batch.len());
-            for request in batch.drain(..) {
-                match request {
-                    // What comes after a close is dropped, and its sender sees the queue closed.
-                    Request::Op { op, done } if close.is_none() => group.push((op, done)),
-                    Request::Op { .. } => {}
-                    Request::Close(done) => close = Some(done),
-                }
-            }
-            let unclaimed = self.serve(group);
+            self.state.show(self.syncer.last_seq(), millis(self.clock.wall()));
+            let mut group = Group::default();
+            inbox.take(&mut group.ops, &mut group.waiting);
+            let unclaimed = self.serve(group, &mut inbox);
             if !unclaimed.is_empty() {
                 self.give_back(unclaimed);
             }
@@ -157,58 +204,89 @@ impl Writer {
                 self.ready.notify_one();
             }
         }
+        // What was committed is synced and answered before the file is closed.
+        drop(self.syncer);
         if let Some(Err((_, error))) = self.connection.take().map(Connection::close) {
             tracing::warn!(path = %self.file.path().display(), %error, "close event queue");
         }
         // First the lock: whoever sees the queue closed may open it again.
-        drop(self);
-        if let Some(done) = close {
+        drop(self._lock);
+        if let Some(done) = inbox.close {
             let _ = done.send(());
         }
     }
 
-    /// Does the group and answers; returns the leases whose caller is gone.
-    fn serve(&mut self, group: Vec<(Op, Done)>) -> Vec<LeaseId> {
+    /// Does the group, with what arrives before it is committed, and answers; returns the leases whose caller is gone.
+    fn serve(&mut self, mut group: Group, inbox: &mut Inbox) -> Vec<LeaseId> {
         let now = millis(self.clock.wall());
         self.state.rotation.wake(now);
         // Polling an empty queue costs no transaction.
-        let (idle, group): (Vec<_>, Vec<_>) = if self.state.rotation.any_ready() {
-            (Vec::new(), group)
-        } else if group.iter().all(|(op, _)| matches!(op, Op::Lease { .. })) {
-            (group, Vec::new())
-        } else {
-            (Vec::new(), group)
-        };
-        for (_, done) in idle {
-            let _ = done.send(Ok(Answer::default()));
-        }
-        if group.is_empty() {
+        if !self.state.rotation.any_ready() && group.ops.iter().all(|op| matches!(op, Op::Lease { .. })) {
+            for done in group.waiting {
+                let _ = done.send(Ok(Answer::default()));
+            }
             return Vec::new();
         }
-        let (ops, waiting): (Vec<_>, Vec<_>) = group.into_iter().unzip();
-        waiting
-            .into_iter()
-            .zip(self.write_apart(&ops, now))
-            // A caller that gave up does not undo what it asked for, but nobody will work on its leases.
-            .filter_map(|(done, answer)| done.send(answer).err()?.ok())
-            .flat_map(|answer| answer.leases.into_iter().map(|lease| lease.id))
-            .collect()
+        if let Some(cause) = self.syncer.failure() {
+            for done in group.waiting {
+                let _ = done.send(Err(syncer::failed(cause.clone())));
+            }
+            return Vec::new();
+        }
+        let answers = self.write_apart(&mut group, Some(inbox), now);
+        let (mut synced, mut unclaimed) = (Vec::new(), Vec::new());
+        for ((done, op), answer) in group.waiting.into_iter().zip(&group.ops).zip(answers) {
+            match answer {
+                Ok(answer) if op.durable() => synced.push((done, answer)),
+                // A caller that gave up does not undo what it asked for, but nobody will work on its leases.
+                answer => {
+                    if let Err(Ok(answer)) = done.send(answer) {
+                        unclaimed.extend(answer.leases.into_iter().map(|lease| lease.id));
+                    }
+                }
+            }
+        }
+        self.sync(synced);
+        unclaimed
+    }
+
+    /// Answers when the log is on disk.
+    fn sync(&mut self, answers: Vec<(Done, Answer)>) {
+        if answers.is_empty() {
+            return;
+        }
+        let last_seq = self.state.last_seq();
+        match self.log.clone() {
+            Some(log) => self.syncer.sync(syncer::Group { last_seq, log, answers }),
+            None => {
+                for (done, _) in answers {
+                    let _ = done.send(Err(syncer::failed("the log could not be opened".to_owned())));
+                }
+            }
+        }
     }
 
     /// All in one transaction; where the file is damaged, in halves, so that only those fail that meet the damage. One
     /// answer per request, in their order.
-    fn write_apart(&mut self, ops: &[Op], now: i64) -> Vec<Result<Answer, QueueError>> {
-        match self.write(ops, now) {
+    fn write_apart(
+        &mut self,
+        group: &mut Group,
+        inbox: Option<&mut Inbox>,
+        now: i64,
+    ) -> Vec<Result<Answer, QueueError>> {
+        match self.write(group, inbox, now) {
             Ok(answers) => answers.into_iter().map(Ok).collect(),
-            Err(error) if ops.len() > 1 && damage(&error) => {
-                let (first, second) = ops.split_at(ops.len() / 2);
-                let mut answers = self.write_apart(first, now);
-                answers.extend(self.write_apart(second, now));
+            Err(error) if group.ops.len() > 1 && damage(&error) => {
+                let half = group.ops.len() / 2;
+                let mut second = Group { ops: group.ops.split_off(half), waiting: Vec::new() };
+                let mut answers = self.write_apart(group, None, now);
+                answers.extend(self.write_apart(&mut second, None, now));
+                group.ops.append(&mut second.ops);
                 answers
             }
             Err(error) => {
                 tracing::error!(path = %self.file.path().display(), %error, "write event queue");
-                ops.iter().map(|_| Err(self.file.sql_failed("write", &error).into())).collect()
+                group.ops.iter().map(|_| Err(self.file.sql_failed("write", &error).into())).collect()
             }
         }
     }
@@ -216,26 +294,44 @@ impl Writer {
     /// Makes leased events ready again. If that fails, they are when their leases end.
     fn give_back(&mut self, leases: Vec<LeaseId>) {
         let give_back = |lease| Op::Release { lease, delay: Duration::ZERO, body: None };
-        let ops: Vec<_> = leases.into_iter().map(give_back).collect();
-        if let Err(error) = self.write(&ops, millis(self.clock.wall())) {
+        let mut group = Group { ops: leases.into_iter().map(give_back).collect(), waiting: Vec::new() };
+        if let Err(error) = self.write(&mut group, None, millis(self.clock.wall())) {
             tracing::warn!(path = %self.file.path().display(), %error, "give back leases whose caller is gone");
         }
     }
 
-    fn write(&mut self, ops: &[Op], now: i64) -> rusqlite::Result<Vec<Answer>> {
+    fn write(&mut self, group: &mut Group, mut inbox: Option<&mut Inbox>, now: i64) -> rusqlite::Result<Vec<Answer>> {
         loop {
             let mut connection = match self.connection.take() {
                 Some(connection) => connection,
                 None => {
+                    self.log = None;
                     let connection = self.file.reconnect()?;
-                    let aside = self.state.take_aside();
-                    self.state = State::load(&connection, self.state.epoch, aside, now)?;
+                    sync_apart(&connection)?;
+                    self.state = State::load(&connection, self.state.roll_back(), now)?;
                     connection
                 }
             };
-            match self.state.transaction(&mut connection, ops, now) {
+            let (syncer, waiting) = (&self.syncer, &mut group.waiting);
+            // As long as the group before is not on disk, this one need not be committed: it takes in what arrives.
+            let mut idle = false;
+            let mut more = |ops: &mut Vec<Op>| {
+                let inbox = inbox.as_deref_mut().filter(|_| !idle && ops.iter().any(Op::durable));
+                let Some(inbox) = inbox else { return false };
+                idle = syncer.wait(LOOK);
+                inbox.take(ops, waiting);
+                true
+            };
+            match self.state.transaction(&mut connection, &mut group.ops, now, &mut more) {
                 Ok(answers) => {
                     self.connection = Some(connection);
+                    if self.log.is_none() {
+                        // There is one as soon as something was committed. It stays the right one when the connection is
+                        // dropped: that brings all of it into the file.
+                        let log = File::open(self.file.log());
+                        let log = log.inspect_err(|error| tracing::error!(%error, "open the log of the event queue"));
+                        self.log = log.ok().map(Arc::new);
+                    }
                     return Ok(answers);
                 }
                 // On an error the connection is dropped, which rolls back, and the state is read anew.
@@ -244,6 +340,11 @@ impl Writer {
             }
         }
     }
+}
+
+/// Only what is promised is synced, and not by SQLite.
+fn sync_apart(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "synchronous", "NORMAL")
 }
 
 /// Whether it is the file that is wrong, in some place, and not the disk as a whole.
@@ -263,36 +364,37 @@ mod tests {
         let file = SqliteFile::new(&FORMAT, dir.path().join("events.db"));
         let (lock, connection) = (file.lock().unwrap(), file.connect().unwrap());
         let mut writer =
-            Writer::start(file, connection, Arc::new(SystemClock::default()), Arc::default(), lock).unwrap();
+            Writer::start(file, connection, Arc::new(SystemClock::default()), Arc::default(), Arc::default(), lock)
+                .unwrap();
+        let (_sender, requests) = mpsc::channel(1);
+        let mut inbox = Inbox { requests, batch: Vec::new(), close: None };
         let mut serve = |ops: Vec<Op>| {
-            let (group, answers): (Vec<_>, Vec<_>) = ops
-                .into_iter()
-                .map(|op| {
-                    let (done, answer) = oneshot::channel();
-                    ((op, done), answer)
-                })
-                .unzip();
-            assert_eq!(writer.serve(group), []);
-            let leases = answers.into_iter().flat_map(|mut answer| answer.try_recv().unwrap().unwrap().leases);
+            let (waiting, answers): (Vec<_>, Vec<_>) = ops.iter().map(|_| oneshot::channel()).unzip();
+            let before = writer.syncer.synced();
+            writer.state.show(writer.syncer.last_seq(), millis(SystemClock::default().wall()));
+            assert_eq!(writer.serve(Group { ops, waiting }, &mut inbox), []);
+            let leases = answers.into_iter().flat_map(|answer| answer.blocking_recv().unwrap().unwrap().leases);
             let leases: Vec<_> = leases.map(|lease| lease.id).collect();
+            // What SQLite itself does: WAL, and a sync before each checkpoint (1: NORMAL).
             let connection = writer.connection.as_ref().unwrap();
             let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
             assert_eq!(mode, "wal");
-            // 1: NORMAL, which syncs at checkpoints; 2: FULL, which syncs each commit.
-            (connection.pragma_query_value(None, "synchronous", |row| row.get::<_, u8>(0)).unwrap(), leases)
+            let synchronous: u8 = connection.pragma_query_value(None, "synchronous", |row| row.get(0)).unwrap();
+            assert_eq!(synchronous, 1);
+            (writer.syncer.synced() - before, leases)
         };
         let queue = || QueueName("a".into());
         let enqueue = || {
             Op::Enqueue(vec![Entry { queue: queue(), id: Uuid::new_v4(), body: Bytes::new(), delay: Duration::ZERO }])
         };
         let (but, lease) = (BTreeSet::new(), Duration::from_secs(60));
-        assert_eq!(serve(vec![enqueue(), enqueue()]).0, 2);
+        assert_eq!(serve(vec![enqueue(), enqueue()]).0, 1, "one sync for both");
         let (synced, leases) = serve(vec![Op::Lease { but: but.clone(), most: 2, lease }]);
-        assert_eq!((synced, leases.len()), (1, 2));
-        assert_eq!(serve(vec![Op::Extend { leases: leases.clone(), lease }, Op::Ack(vec![leases[0]])]).0, 1);
-        assert_eq!(serve(vec![Op::Lease { but, most: 1, lease }, enqueue()]).0, 2, "with others");
-        assert_eq!(serve(vec![Op::Ack(Vec::new())]).0, 1);
-        assert_eq!(serve(vec![Op::Release { lease: leases[1], delay: lease, body: None }]).0, 2);
-        assert_eq!(serve(vec![Op::Purge { queue: queue(), below: None }]).0, 2);
+        assert_eq!((synced, leases.len()), (0, 2));
+        assert_eq!(serve(vec![Op::Extend { leases: leases.clone(), lease }, Op::Ack(vec![leases[0]])]).0, 0);
+        assert_eq!(serve(vec![Op::Lease { but, most: 1, lease }, enqueue()]).0, 1, "with others");
+        assert_eq!(serve(vec![Op::Ack(Vec::new())]).0, 0);
+        assert_eq!(serve(vec![Op::Release { lease: leases[1], delay: lease, body: None }]).0, 1);
+        assert_eq!(serve(vec![Op::Purge { queue: queue(), below: None }]).0, 1);
     }
 }

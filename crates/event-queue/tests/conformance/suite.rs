@@ -85,7 +85,7 @@ pub async fn lease_now(engine: &Queue, most: usize) -> Vec<event_queue::Lease> {
 pub struct Traits {
     /// Delays and leases are so exact.
     pub grain: Duration,
-    /// The same id twice is one event; counts, purges and the list of queues are exact; queues take turns one by one.
+    /// Counts, purges and the list of queues are exact; queues take turns one by one.
     pub exact: bool,
 }
 
@@ -138,9 +138,6 @@ async fn life_of_an_event(engine: &Queue, clock: &ManualClock, traits: Traits) {
     empty(engine).await;
     engine.enqueue(Vec::new()).await.unwrap();
     engine.enqueue(vec![entry("a", 1), entry("a", 2), entry("b", 1)]).await.unwrap();
-    if traits.exact {
-        engine.enqueue(vec![entry("b", 1), Entry { body: Bytes::from("other"), ..entry("a", 1) }]).await.unwrap();
-    }
     assert_eq!(engine.queues().await.unwrap(), [queue("a"), queue("b")]);
     clock.advance(Duration::from_secs(5));
     let depth = Depth { ready: 2, in_flight: 0, delayed: 0, oldest: Some(Duration::from_secs(5)) };
@@ -346,7 +343,7 @@ async fn wakes_fast(engine: &Queue, clock: &ManualClock) {
 #[derive(Clone, Debug)]
 #[allow(dead_code, reason = "for engines that are exact")]
 pub enum Step {
-    Enqueue { queue: u8, id: u8, delay: u8 },
+    Enqueue { queue: u8, delay: u8 },
     Lease { most: u8 },
     Extend(usize),
     Ack(usize),
@@ -358,7 +355,7 @@ pub enum Step {
 #[allow(dead_code, reason = "for engines that are exact")]
 pub fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        4 => (0..3u8, 0..6u8, 0..3u8).prop_map(|(queue, id, delay)| Step::Enqueue { queue, id, delay }),
+        4 => (0..3u8, 0..3u8).prop_map(|(queue, delay)| Step::Enqueue { queue, delay }),
         4 => (1..4u8).prop_map(|most| Step::Lease { most }),
         1 => any::<usize>().prop_map(Step::Extend),
         2 => any::<usize>().prop_map(Step::Ack),
@@ -397,16 +394,11 @@ pub async fn agrees_with_the_model(engine: Queue, clock: Arc<ManualClock>, steps
         let now = clock.wall();
         let pick = |at: usize| (!given.is_empty()).then(|| given[at % given.len()]);
         match step {
-            Step::Enqueue { queue: q, id, delay } => {
-                let put = Entry { delay: second(delay), ..entry(&format!("q{q}"), id.into()) };
+            Step::Enqueue { queue: q, delay } => {
+                let put = Entry { delay: second(delay), ..entry(&format!("q{q}"), number as u128) };
                 let (body, due) = (put.body.clone(), now + put.delay);
-                model.entry((put.queue.clone(), put.id)).or_insert(Modelled {
-                    body,
-                    enqueued_at: now,
-                    due,
-                    deliveries: 0,
-                    lease: None,
-                });
+                let modelled = Modelled { body, enqueued_at: now, due, deliveries: 0, lease: None };
+                model.insert((put.queue.clone(), put.id), modelled);
                 engine.enqueue(vec![put]).await.unwrap();
             }
             Step::Lease { most } => {

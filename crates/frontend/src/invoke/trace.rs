@@ -4,6 +4,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 /// Longest header that is taken over.
 const LIMIT: usize = 512;
+/// Bytes of a header without what a lineage says.
+const FRESH: usize = 96;
 
 /// The trace of an invocation: the caller's where `X-Amzn-Trace-Id` names a valid root, else a new one. What it lacks is
 /// filled in: a parent from `random`, and the decision to sample, which is `sampled` when the caller left it open.
@@ -14,9 +16,6 @@ pub fn trace_id(header: Option<&str>, wall: Duration, random: [u8; 20], sampled:
         fields.filter(|(key, _)| *key == name).map(|(_, value)| value).next()
     };
     let root = field("Root").filter(|root| is_root(root));
-    // The root's time has 32 bits.
-    let fresh =
-        || ["1-", &hex::encode((wall.as_secs() as u32).to_be_bytes()), "-", &hex::encode(&random[..12])].concat();
     // What belongs to a root that is not used is not used either.
     let inherited = |name: &str| root.and_then(|_| field(name));
     let parent = inherited("Parent").filter(|parent| is_hex(parent, 16));
@@ -25,13 +24,36 @@ pub fn trace_id(header: Option<&str>, wall: Duration, random: [u8; 20], sampled:
         Some("1") => true,
         _ => sampled,
     };
-    let root = root.map_or_else(fresh, str::to_owned);
-    let parent = parent.map_or_else(|| hex::encode(&random[12..]), str::to_owned);
-    let sampled = if decision { ";Sampled=1" } else { ";Sampled=0" };
-    match inherited("Lineage") {
-        None => ["Root=", &root, ";Parent=", &parent, sampled].concat(),
-        Some(lineage) => ["Root=", &root, ";Parent=", &parent, sampled, ";Lineage=", lineage].concat(),
+    let lineage = inherited("Lineage");
+    // In one piece: every invocation makes one.
+    let mut trace = String::with_capacity(FRESH + lineage.map_or(0, str::len));
+    trace.push_str("Root=");
+    match root {
+        Some(root) => trace.push_str(root),
+        None => {
+            trace.push_str("1-");
+            // The root's time has 32 bits.
+            push_hex(&mut trace, &(wall.as_secs() as u32).to_be_bytes());
+            trace.push('-');
+            push_hex(&mut trace, &random[..12]);
+        }
     }
+    trace.push_str(";Parent=");
+    match parent {
+        Some(parent) => trace.push_str(parent),
+        None => push_hex(&mut trace, &random[12..]),
+    }
+    trace.push_str(if decision { ";Sampled=1" } else { ";Sampled=0" });
+    if let Some(lineage) = lineage {
+        trace.push_str(";Lineage=");
+        trace.push_str(lineage);
+    }
+    trace
+}
+
+fn push_hex(text: &mut String, bytes: &[u8]) {
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
+    text.extend(digits.map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])));
 }
 
 /// Wall-clock time as the trace id wants it.

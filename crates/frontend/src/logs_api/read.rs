@@ -345,7 +345,7 @@ async fn group(
         },
         (None, None) => return Err(Refusal::parameter("LogGroup name or identifier is missing.")),
     };
-    let group = LogGroup { account: caller.account.clone(), region: caller.region.clone(), name };
+    let group = LogGroup { account: caller.account.clone(), region: caller.region.to_string(), name };
     if logs.groups(&group.account, &group.region).await?.contains(&group.name) {
         Ok(group)
     } else {

@@ -122,14 +122,14 @@ struct FakeWorker {
 impl Functions for Parts {
     fn resolve(&self, caller: &Identity, name: &str, qualifier: Option<&str>, random: f64) -> Result<Target, ApiError> {
         assert!((0.0..1.0).contains(&random));
-        let arn = FunctionArn { region: caller.region.clone(), account: caller.account.clone(), name: name.to_owned() };
+        let arn = FunctionArn { region: caller.region.clone(), account: caller.account.clone(), name: name.into() };
         if name == "missing" {
             return Err(ApiError::new(ErrorCode::ResourceNotFoundException, format!("Function not found: {arn}")));
         }
         let version = FunctionVersion {
             key: VersionKey(name.into()),
             account: caller.account.clone(),
-            region: caller.region.clone(),
+            region: caller.region.to_string(),
             name: name.to_owned(),
             version: qualifier.unwrap_or("$LATEST").to_owned(),
             arn: arn.clone(),
@@ -243,10 +243,10 @@ impl Worker for FakeWorker {
 #[async_trait]
 impl Events for Parts {
     async fn accept(&self, event: Event) -> Result<(), NotAccepted> {
-        if event.function.name == "undurable" {
+        if *event.function.name == *"undurable" {
             return Err(NotAccepted::Failed("write events.db: disk full".into()));
         }
-        if event.function.name == "small" && event.payload.len() > 10 {
+        if *event.function.name == *"small" && event.payload.len() > 10 {
             return Err(NotAccepted::TooLarge(10));
         }
         self.state.events.lock().unwrap().push(event);

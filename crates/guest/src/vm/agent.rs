@@ -5,6 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::pipe::PipeFlags;
 
@@ -12,6 +13,7 @@ use super::protocol::{self, CONTROL_PORT, HOST, LONGEST_ORDER, OUTPUT_PORT, Orde
 use super::pump::Carrier;
 use super::{boot, pump};
 use crate::init;
+use crate::netlink::{Namespace, Netlink};
 use crate::protocol::{During, Failure, Message, Prepare, Reply, Request, SetUp, Spawn};
 use crate::seccomp::Programs;
 use crate::sys::{self, Cloned};
@@ -48,11 +50,14 @@ fn run() -> Result<(), Failure> {
     boot::file_systems()?;
     let filter = Programs::compile().map_err(io::Error::other).during("compile the system call filter")?;
     let mut control = File::from(sys::vsock_connect(HOST, CONTROL_PORT).during("connect to the host by vsock")?);
+    let asked = Instant::now();
     protocol::write(&mut control, &Word::Hello { version: VERSION }).during("speak to the host")?;
     let start = match protocol::read(&mut control, LONGEST_ORDER).during("listen to the host")? {
         Order::Start(start) => start,
         _ => return Err(Failure::host("begin with something else", &io::ErrorKind::InvalidData.into())),
     };
+    // The host said it somewhere between; half of that is the error at most.
+    boot::clock(&start, asked.elapsed() / 2)?;
     let said = control.try_clone().during("use the control connection")?;
     let (channel, listeners) = match make_sandbox(&start, &filter) {
         Ok(made) => made,
@@ -92,7 +97,7 @@ fn run() -> Result<(), Failure> {
 
 /// Makes the sandbox; returns the way to its PID 1, and its listeners.
 fn make_sandbox(start: &Start, filter: &Programs) -> Result<(Channel, Vec<TcpListener>), Failure> {
-    boot::clock_and_entropy(start)?;
+    boot::entropy(start)?;
     boot::limits(start)?;
     let mut mounts = vec![boot::image(&start.root)?, boot::scratch(&start.tmp)?];
     for (drive, _) in &start.mounts {
@@ -102,7 +107,12 @@ fn make_sandbox(start: &Start, filter: &Programs) -> Result<(Channel, Vec<TcpLis
     match sys::clone(NAMESPACES).during("make namespaces")? {
         // This closes the other end as well, and all else of the agent's.
         Cloned::Child => init::run(theirs, filter),
-        Cloned::Parent { pid, .. } => boot::limit(pid)?,
+        Cloned::Parent { pid, .. } => {
+            boot::limit(pid)?;
+            if let Some(uplink) = &start.uplink {
+                give_network(&uplink.device, pid)?;
+            }
+        }
     }
     drop(theirs);
     let prepare = Prepare {
@@ -111,7 +121,7 @@ fn make_sandbox(start: &Start, filter: &Programs) -> Result<(Channel, Vec<TcpLis
         group: GROUP,
         drop_groups: true,
         link_address: LINK_ADDRESS,
-        uplink: None,
+        uplink: start.uplink.clone(),
         await_route: false,
     };
     ask(&ours, &Request::Prepare(prepare), &[])?;
@@ -124,6 +134,13 @@ fn make_sandbox(start: &Start, filter: &Programs) -> Result<(Channel, Vec<TcpLis
     };
     let listeners = ask(&ours, &Request::SetUp(set_up), &mounts)?;
     Ok((ours, listeners.into_iter().map(TcpListener::from).collect()))
+}
+
+/// The sandbox gets the card itself: the agent speaks to nobody by it.
+fn give_network(device: &str, pid: i32) -> Result<(), Failure> {
+    let netlink = Netlink::open().during("open netlink socket")?;
+    let card = netlink.device(device).during(format!("find the network card {device}"))?;
+    netlink.give(card, Namespace::Of(pid)).during("give the sandbox the network card")
 }
 
 fn ask(channel: &Channel, request: &Request, descriptors: &[OwnedFd]) -> Result<Vec<OwnedFd>, Failure> {

@@ -44,12 +44,16 @@ fn mount(kind: &str, path: &str) -> Result<(), Failure> {
         .during(format!("mount {kind} at {path}"))
 }
 
-/// Sets the clock, and adds the host's random bytes to the kernel's.
-pub fn clock_and_entropy(start: &Start) -> Result<(), Failure> {
-    let time = Timespec::try_from(Duration::from_nanos(start.time)).map_err(|_| io::ErrorKind::InvalidInput);
-    time.map_err(io::Error::from)
+/// Sets the clock. `ago`: for how long the host's word has been on its way.
+pub fn clock(start: &Start, ago: Duration) -> Result<(), Failure> {
+    let time = Timespec::try_from(Duration::from_nanos(start.time).saturating_add(ago));
+    time.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
         .and_then(|time| Ok(rustix::time::clock_settime(ClockId::Realtime, time)?))
-        .during("set the clock")?;
+        .during("set the clock")
+}
+
+/// Adds the host's random bytes to the kernel's.
+pub fn entropy(start: &Start) -> Result<(), Failure> {
     sys::add_entropy(&start.seed).during("add entropy")
 }
 

@@ -8,10 +8,10 @@ use std::io::{self, Read, Write};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::protocol::{Failure, Reply, Spawn, Status};
+use crate::protocol::{Failure, Reply, Spawn, Status, Uplink};
 
 /// Changes with the meaning of anything in here. Both sides come from one build; this is for mixed-up files.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The host's address, by virtio-vsock's definition.
 pub const HOST: u32 = 2;
 /// Where the agent connects first, once.
@@ -63,6 +63,8 @@ pub struct Start {
     pub tmp: String,
     /// Further drives, and where their contents go.
     pub mounts: Vec<(String, String)>,
+    /// What becomes of the VM's network card, if it has one.
+    pub uplink: Option<Uplink>,
     /// Contents of `/etc/hosts`.
     pub hosts: String,
     /// Contents of `/etc/resolv.conf`.

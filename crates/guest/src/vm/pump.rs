@@ -15,8 +15,8 @@ use std::thread;
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::boot;
 use super::protocol::{self, Word};
+use super::{boot, link};
 use crate::sys;
 
 /// As the process sandbox has it: beyond, they wait to be accepted.
@@ -113,13 +113,11 @@ impl Carrier {
         let place = Arc::new(place);
         let other = Arc::clone(&place);
         spawn(move || {
-            let _ = copy(&inside, &outside, || carrier.say_all_before());
-            // The host hears that nothing more comes; it may still answer.
-            let _ = rustix::net::shutdown(&outside, rustix::net::Shutdown::Write);
+            let _ = copy_framed(&inside, &outside, || carrier.say_all_before());
             drop(place);
         })?;
         spawn(move || {
-            let _ = copy(&from_host, &to_function, || ());
+            let _ = copy(&from_host, &to_function);
             // Who was cut off by the host need not say more to it.
             let _ = to_function.shutdown(Shutdown::Both);
             let _ = rustix::net::shutdown(&from_host, rustix::net::Shutdown::Both);
@@ -152,14 +150,30 @@ impl Drop for Place {
     }
 }
 
-fn copy(mut from: impl Read, mut to: impl Write, before: impl Fn()) -> io::Result<()> {
+fn copy(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
         match from.read(&mut buffer) {
             Ok(0) => return Ok(()),
+            Ok(n) => to.write_all(&buffer[..n])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The same in frames, and an empty one at the end: nothing more comes, but there may still be an answer.
+fn copy_framed(mut from: impl Read, mut to: impl Write, before: impl Fn()) -> io::Result<()> {
+    let mut buffer = vec![0; link::HEAD + BUFFER];
+    loop {
+        match from.read(&mut buffer[link::HEAD..]) {
             Ok(n) => {
                 before();
-                to.write_all(&buffer[..n])?;
+                buffer[..link::HEAD].copy_from_slice(&link::head(n));
+                to.write_all(&buffer[..link::HEAD + n])?;
+                if n == 0 {
+                    return Ok(());
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),

@@ -56,18 +56,10 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// Whether the first component of `text` is a registry's and not a folder's: a host with a dot or a port, or
-    /// `localhost`. Docker's short names, such as `alpine:3`, are none: a misspelled folder would be one of them.
-    pub fn is_named_by(text: &str) -> bool {
-        let Some((registry, repository)) = text.split_once('/') else { return false };
-        let host = !registry.starts_with('.') && (registry.contains(['.', ':']) || registry == "localhost");
-        host && !repository.is_empty()
-    }
-
     /// From what a user writes.
     pub fn parse(text: &str) -> Result<Self, ImageError> {
         let refused = |reason: String| ImageError::Source { source_name: text.to_owned(), reason };
-        if !Self::is_named_by(text) {
+        if !super::is_remote(text) {
             return Err(refused("an image in a registry is REGISTRY/REPOSITORY[:TAG|@DIGEST], in full".to_owned()));
         }
         let reference: Reference = text.parse().map_err(|error: ParseError| refused(error.to_string()))?;
@@ -333,10 +325,10 @@ mod tests {
     #[test]
     fn names_are_complete() {
         for text in ["127.0.0.1:5000/a", "public.ecr.aws/lambda/python:3.12", "localhost/a/b:1", "[::1]:5000/a"] {
-            assert!(Remote::is_named_by(text), "{text}");
+            assert!(crate::oci::is_remote(text), "{text}");
         }
         for text in ["alpine:3", "alpine", "library/alpine", "./a/b", "../a.b/c", "/a.b/c", "example.org/", ".a/b"] {
-            assert!(!Remote::is_named_by(text) && Remote::parse(text).is_err(), "{text}");
+            assert!(!crate::oci::is_remote(text) && Remote::parse(text).is_err(), "{text}");
         }
         let sha512 = format!("example.org/a@sha512:{}", "a".repeat(128));
         for text in ["example.org/UPPER", "example.org/a:b:c", "example.org/a@sha256:abc", &sha512] {

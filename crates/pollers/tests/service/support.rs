@@ -117,7 +117,7 @@ impl World {
     }
 
     pub fn calls(&self, function: &str) -> Vec<Call> {
-        self.calls.lock().iter().filter(|call| call.event.function.name == function).cloned().collect()
+        self.calls.lock().iter().filter(|call| *call.event.function.name == *function).cloned().collect()
     }
 
     pub fn delivered(&self) -> Vec<(String, Message)> {
@@ -129,7 +129,7 @@ impl World {
 impl Invoker for World {
     async fn invoke(&self, event: &AsyncEvent) -> Attempt {
         self.calls.lock().push(Call { event: event.clone(), at: Instant::now() });
-        let does = self.does.lock().get(&event.function.name).copied().unwrap_or(Does::Succeed);
+        let does = self.does.lock().get(&*event.function.name).copied().unwrap_or(Does::Succeed);
         let answer = |outcome, status, payload: &str, error: Option<&str>| Attempt {
             outcome,
             status,
@@ -170,8 +170,8 @@ impl Invoker for World {
 impl SettingsSource for World {
     async fn event_config(&self, event: &AsyncEvent) -> Option<EventConfig> {
         let name = &event.function.name;
-        let gone = self.gone.lock().contains(name);
-        (!gone).then(|| self.configs.lock().get(name).cloned().unwrap_or_default())
+        let gone = self.gone.lock().iter().any(|gone| **gone == **name);
+        (!gone).then(|| self.configs.lock().get(&**name).cloned().unwrap_or_default())
     }
 }
 

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::process::Network;
+
 /// What executes a guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accel {
@@ -32,12 +34,14 @@ pub struct FirecrackerConfig {
     pub cpu_template: Option<PathBuf>,
     /// For each disk of a VM.
     pub disk: Rate,
+    /// For its network card, each way; operations are frames.
+    pub network: Rate,
 }
 
 /// What a VM may use of something of the host's, so that one cannot have all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// Bytes per second, read and written together.
+    /// Bytes per second; of a disk, read and written together.
     pub bytes: u64,
     /// Once, at first, so many bytes more: for what a function's start reads.
     pub burst: u64,
@@ -47,10 +51,11 @@ pub struct Rate {
 
 impl Default for FirecrackerConfig {
     /// Programs from PATH. A disk has 256 MiB and 10 000 operations per second, and another GiB at first: no function's
-    /// start meets a limit, and a host's disk is shared by some of those who try.
+    /// start meets a limit, and a host's disk has room for several that try. A network card has a gigabit.
     fn default() -> Self {
         let disk = Rate { bytes: 256 << 20, burst: 1 << 30, operations: 10_000 };
-        Self { program: None, jailer: None, cpu_template: None, disk }
+        let network = Rate { bytes: 125_000_000, burst: 64 << 20, operations: 100_000 };
+        Self { program: None, jailer: None, cpu_template: None, disk, network }
     }
 }
 
@@ -73,6 +78,10 @@ pub struct MicrovmConfig {
     pub qemu: Option<PathBuf>,
     /// `vhost-device-vsock`; `None`: looked for in PATH and among cargo's programs.
     pub vsock_device: Option<PathBuf>,
+    /// The program that calls [`maybe_run_helper`](crate::process::maybe_run_helper) first of all; `None`: this one.
+    pub helper: Option<PathBuf>,
+    /// Where functions can connect to. Egress takes root.
+    pub network: Network,
     /// Most VMs at once.
     pub max_sandboxes: u32,
     /// Memory that all VMs together can use, in MB. `None`: no bound but their own.
@@ -84,7 +93,7 @@ pub struct MicrovmConfig {
 }
 
 impl MicrovmConfig {
-    /// QEMU; a thousand at most. A VM boots within 20 seconds, or 2 minutes where it is emulated.
+    /// QEMU; a thousand at most, no network. A VM boots within 20 seconds, or 2 minutes where it is emulated.
     pub fn new(state_dir: impl Into<PathBuf>, kernel: impl Into<PathBuf>, accel: Accel) -> Self {
         Self {
             state_dir: state_dir.into(),
@@ -95,6 +104,8 @@ impl MicrovmConfig {
             kernel_args: String::new(),
             qemu: None,
             vsock_device: None,
+            helper: None,
+            network: Network::None,
             max_sandboxes: 1024,
             memory_mb: None,
             boot_limit: match accel {

@@ -131,19 +131,23 @@ impl Control {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) => return Err(error),
         }
-        // Less than one frame stays, so the buffer never holds more than two.
-        while let Some((head, rest)) = state.buffer.split_first_chunk::<4>() {
-            let length = body_length(*head, LONGEST_WORD)?;
-            let Some(body) = rest.get(..length) else { break };
-            let word = serde_json::from_slice(body)?;
-            state.buffer.drain(..4 + length);
-            state.take(word, &self.events)?;
-        }
-        Ok(())
+        state.understand(&self.events)
     }
 }
 
 impl State {
+    /// Takes the frames that have arrived. Less than one stays, so the buffer never holds more than two.
+    fn understand(&mut self, events: &mpsc::UnboundedSender<SandboxEvent>) -> io::Result<()> {
+        while let Some((head, rest)) = self.buffer.split_first_chunk::<4>() {
+            let length = body_length(*head, LONGEST_WORD)?;
+            let Some(body) = rest.get(..length) else { break };
+            let word = serde_json::from_slice(body)?;
+            self.buffer.drain(..4 + length);
+            self.take(word, events)?;
+        }
+        Ok(())
+    }
+
     fn take(&mut self, word: Word, events: &mpsc::UnboundedSender<SandboxEvent>) -> io::Result<()> {
         match word {
             Word::Hello { .. } => Err(broken("a second greeting")),
@@ -182,11 +186,75 @@ fn broken(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
+/// Whatever a guest says, from when it was given an order: must not depend on how it arrives, nor take more memory than
+/// there is room for. For the fuzzer, and for the tests, which do it with less patience.
+#[cfg(any(test, fuzzing))]
+pub fn hear_anything(said: &[u8], piece: usize) {
+    let hear = |piece: usize| {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let (answer, mut answered) = oneshot::channel();
+        let mut state = State { waiting: Some(answer), ..State::default() };
+        let mut end = None;
+        for piece in said.chunks(piece.clamp(1, READ)) {
+            state.buffer.extend_from_slice(piece);
+            let heard = state.understand(&sender);
+            assert!(state.buffer.len() < 2 * READ && state.running.len() <= 1);
+            if let Err(error) = heard {
+                end = Some(error.to_string());
+                break;
+            }
+        }
+        let mut events = Vec::new();
+        while let Ok(event) = receiver.try_recv() {
+            events.push(event);
+        }
+        assert!(events.len() <= 1, "one process was started at most");
+        let answer = answered.try_recv().ok().map(|answer| format!("{answer:?}"));
+        (end, events, answer, state.running, state.used, state.told)
+    };
+    assert_eq!(hear(piece), hear(READ));
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
 
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn words() -> impl Strategy<Value = Vec<u8>> {
+        let said = |word: Word| frame(&word).unwrap();
+        let used = || {
+            let numbers = (any::<u64>(), any::<u64>());
+            numbers.prop_map(|(memory_peak, oom_kills)| Used { memory_peak, oom_kills, ..Used::default() })
+        };
+        let exited = move |(process, code, used)| said(Word::Exited { process, status: Status::Code(code), used });
+        prop_oneof![
+            1 => (0..3u32).prop_map(move |version| said(Word::Hello { version })),
+            2 => used().prop_map(move |used| said(Word::Used(used))),
+            4 => (0..3u32).prop_map(move |process| said(Word::Reply(Ok(Reply::Spawned { process })))),
+            1 => (0..1u8).prop_map(move |_| said(Word::Reply(Ok(Reply::Done)))),
+            4 => (0..3u32, any::<i32>(), used()).prop_map(exited),
+            1 => prop::collection::vec(any::<u8>(), 0..40),
+            1 => prop::collection::vec(any::<u8>(), 0..40).prop_map(|body| frame(&body).unwrap()),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_said_is_understood_the_same_way_however_it_arrives(
+            said in prop::collection::vec(words(), 0..8), changed in any::<(usize, u8)>(), piece in 1usize..400,
+        ) {
+            let mut said = said.concat();
+            hear_anything(&said, piece);
+            let length = said.len().max(1);
+            if let Some(byte) = said.get_mut(changed.0 % length) {
+                *byte = changed.1;
+            }
+            hear_anything(&said, piece);
+        }
+    }
 
     async fn greeted(words: &[u8]) -> (io::Result<Control>, std::os::unix::net::UnixStream) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use guest::protocol::During;
+use guest::protocol::{During, Uplink};
 use guest::vm::protocol::{CONTROL_PORT, OUTPUT_PORT, Order, Start, VERSION, link_port};
 use parking_lot::Mutex;
 use rustix::rand::GetRandomFlags;
@@ -24,13 +24,14 @@ use super::firecracker::Firecracker;
 use super::images::Images;
 use super::initramfs;
 use super::machine::{Drive, Engine, Machine, Vm};
+use super::network::Outside;
 use super::qemu::Qemu;
 use super::sandbox::MicrovmSandbox;
 use super::seat::{Seat, supervise};
 use crate::api::{Listener, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec};
 use crate::process::cgroup::{Group, Hierarchy};
 use crate::process::instance::Instance;
-use crate::process::{error_of, helper};
+use crate::process::{Network, error_of, helper};
 
 /// Most processes and threads of a sandbox.
 const PIDS: u32 = 1024;
@@ -55,6 +56,8 @@ pub struct MicrovmEngine {
     /// The cgroup of all of them.
     group: Option<Group>,
     privileged: bool,
+    /// Nothing where functions have loopback only.
+    outside: Option<Arc<Outside>>,
     processors: usize,
     /// For emulated boots, which take a processor each: more at once would only time out together.
     boots: Option<Semaphore>,
@@ -101,9 +104,19 @@ impl MicrovmEngine {
             let limit = || config.memory_mb.map_or(Ok(()), |memory_mb| group.limit_memory(memory_mb));
             group.make().and_then(|()| limit()).during("make the cgroup of all sandboxes").map_err(error_of)?;
         }
+        let outside = match &config.network {
+            Network::None => None,
+            Network::Egress(_) if !privileged => {
+                let source = io::ErrorKind::PermissionDenied.into();
+                let operation =
+                    "connect microVMs to the network, which takes root (or `network = \"none\"`)".to_owned();
+                return Err(SandboxError::Host { operation, source });
+            }
+            Network::Egress(egress) => Some(Arc::new(Outside::start(egress, instance.number).map_err(error_of)?)),
+        };
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
-            notes: notes(engine.as_ref(), &config, hierarchy.as_ref(), privileged),
+            notes: notes(engine.as_ref(), &config, hierarchy.as_ref(), outside.as_deref(), privileged),
             boots: (config.accel == Accel::Tcg).then(|| Semaphore::new(processors)),
             config,
             engine,
@@ -112,6 +125,7 @@ impl MicrovmEngine {
             instance: Arc::new(Mutex::new(instance)),
             group,
             privileged,
+            outside,
             processors,
             end: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -129,7 +143,7 @@ impl MicrovmEngine {
     }
 
     /// What the agent is told; the drives are in the order of [`MicrovmEngine::drives`].
-    fn order(&self, spec: &SandboxSpec) -> Order {
+    fn order(&self, spec: &SandboxSpec, uplink: Option<Uplink>) -> Order {
         let mut seed = vec![0; SEED];
         // Without it the guest's own entropy has to do.
         let _ = rustix::rand::getrandom(&mut seed[..], GetRandomFlags::empty());
@@ -144,7 +158,8 @@ impl MicrovmEngine {
             tmp: self.engine.drive(1 + spec.mounts.len()),
             mounts: targets.map(|(n, mount)| (self.engine.drive(1 + n), mount.target.clone())).collect(),
             hosts: helper::hosts_file(&spec.hosts),
-            resolv_conf: String::new(),
+            uplink,
+            resolv_conf: self.outside.as_ref().map(|outside| outside.resolv_conf()).unwrap_or_default(),
             listen: spec.listen.clone(),
         })
     }
@@ -156,7 +171,7 @@ impl MicrovmEngine {
             move |source: io::Error| SandboxError::Host { operation, source }
         };
         let seat = Seat::take(id, &self.instance, &self.vms, self.group.as_ref(), self.privileged);
-        let seat = seat.ok_or_else(|| host("find a number")(io::ErrorKind::QuotaExceeded.into()))?;
+        let mut seat = seat.ok_or_else(|| host("find a number")(io::ErrorKind::QuotaExceeded.into()))?;
         let drives = self.drives(&spec, seat.user).await?;
         let memory_mb = spec.memory_mb + GUEST_MB + spec.memory_mb / GUEST_SHARE;
         let vcpus = (spec.vcpus.ceil() as usize).clamp(1, self.processors) as u32;
@@ -180,8 +195,13 @@ impl MicrovmEngine {
         for &port in &spec.listen {
             listeners.insert(port, Listener::Unix(listen(link_port(port))?));
         }
+        let (mut tap, mut uplink) = (None, None);
+        if let Some(outside) = &self.outside {
+            let (its_tap, link, its_uplink) = outside.connect(seat.slot, seat.user.map(|(user, _)| user)).await?;
+            (tap, uplink, seat.link) = (Some(its_tap), Some(its_uplink), Some(link));
+        }
         let (directory, group) = (seat.directory.clone(), seat.group.clone());
-        let vm = Vm { id, directory, user: seat.user, group: group.clone(), memory_mb, vcpus, drives };
+        let vm = Vm { id, directory, user: seat.user, group: group.clone(), memory_mb, vcpus, tap, drives };
         let machine: Arc<dyn Machine> = self.engine.boot(vm).await?.into();
 
         // From here on the task clears up, whatever happens.
@@ -190,7 +210,7 @@ impl MicrovmEngine {
         self.tasks.spawn(supervise(Arc::clone(&machine), seat, end.clone(), gone.clone()));
         let (sender, events) = mpsc::unbounded_channel();
         let begun = tokio::select! {
-            begun = tokio::time::timeout(self.config.boot_limit, self.begin(&spec, control, sender.clone())) => {
+            begun = tokio::time::timeout(self.config.boot_limit, self.begin(&spec, uplink, control, sender.clone())) => {
                 begun.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
             }
             () = end.cancelled() => Err(io::Error::other("it ended")),
@@ -226,13 +246,14 @@ impl MicrovmEngine {
     async fn begin(
         &self,
         spec: &SandboxSpec,
+        uplink: Option<Uplink>,
         control: UnixListener,
         events: mpsc::UnboundedSender<SandboxEvent>,
     ) -> io::Result<Control> {
         // One connection: nobody listens there any more when a function could try.
         let (stream, _) = tokio::net::UnixListener::from_std(control)?.accept().await?;
         let control = Control::greet(stream, VERSION, events).await?;
-        let order = self.order(spec);
+        let order = self.order(spec, uplink);
         let answered = control.ask(&order, self.config.boot_limit);
         let answer = tokio::select! {
             answer = answered => answer?,
@@ -277,6 +298,9 @@ impl SandboxEngine for MicrovmEngine {
         self.end.cancel();
         self.tasks.close();
         self.tasks.wait().await;
+        if let Some(outside) = &self.outside {
+            outside.stop();
+        }
         if let Some(group) = &self.group {
             // The next start would find it.
             let _ = group.remove();
@@ -290,9 +314,18 @@ impl Drop for MicrovmEngine {
     }
 }
 
-fn notes(engine: &dyn Engine, config: &MicrovmConfig, hierarchy: Option<&Hierarchy>, privileged: bool) -> Vec<String> {
+fn notes(
+    engine: &dyn Engine,
+    config: &MicrovmConfig,
+    hierarchy: Option<&Hierarchy>,
+    outside: Option<&Outside>,
+    privileged: bool,
+) -> Vec<String> {
     let mut notes = vec![engine.describe(), format!("guest kernel {}", config.kernel.display())];
-    notes.push("functions in microVMs have no network but loopback yet".to_owned());
+    match outside {
+        Some(outside) => notes.extend(outside.notes()),
+        None => notes.push("network: none, functions have loopback only".to_owned()),
+    }
     notes.push(match hierarchy {
         Some(hierarchy) => hierarchy.describe(),
         None => "no cgroups: a VM's memory is limited by its size, its CPU by the number of its processors".to_owned(),

@@ -21,18 +21,18 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use ::firecracker::api::{
-    Action, BootSource, CacheType, Drive, IoEngine, LogLevel, MachineConfig, MemoryBackend, MemoryBackendType,
-    RateLimiter, SnapshotCreate, SnapshotLoad, SnapshotType, TokenBucket, Vsock,
+    Action, BootSource, CacheType, Drive, HugePages, IoEngine, LogLevel, MachineConfig, MemoryBackend,
+    MemoryBackendType, NetworkInterface, RateLimiter, SnapshotCreate, SnapshotLoad, SnapshotType, TokenBucket, Vsock,
 };
 use ::firecracker::{CgroupVersion, CpuConfig, Error, Jail, JailSpec, Jailer, JailerConfig, Place, Vmm};
 use async_trait::async_trait;
 use domain::SandboxId;
 use guest::protocol::During;
-use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
-use rustix::thread::UnshareFlags;
+use rustix::fs::StatVfsMountFlags;
 
 use super::config::{Accel, MicrovmConfig, Rate};
 use super::machine::{Engine, Machine, VSOCK, Vm};
+use super::network::{self, TAP};
 use super::qemu::{check_kernel, find};
 use crate::SandboxError;
 use crate::process::error_of;
@@ -62,6 +62,30 @@ pub struct Firecracker {
     boot_args: String,
     cpu: Option<CpuConfig>,
     disk: RateLimiter,
+    network: RateLimiter,
+}
+
+/// What Firecracker is told of a VM.
+struct Devices {
+    machine: MachineConfig,
+    /// Of each drive.
+    writable: Vec<bool>,
+    /// Of the network card, if there is one.
+    mac: Option<String>,
+}
+
+impl Devices {
+    fn of(vm: &Vm) -> Self {
+        let machine = MachineConfig {
+            vcpu_count: vm.vcpus.clamp(1, MOST_VCPUS) as u8,
+            mem_size_mib: vm.memory_mb,
+            smt: false,
+            track_dirty_pages: false,
+            huge_pages: HugePages::None,
+        };
+        let writable = vm.drives.iter().map(|drive| drive.writable).collect();
+        Self { machine, writable, mac: vm.tap.as_ref().map(|tap| tap.mac.clone()) }
+    }
 }
 
 impl Firecracker {
@@ -114,6 +138,7 @@ impl Firecracker {
             boot_args: format!("{KERNEL} {}", config.kernel_args).trim_end().to_owned(),
             cpu,
             disk: limiter(own.disk),
+            network: limiter(own.network),
         })
     }
 
@@ -124,7 +149,11 @@ impl Firecracker {
             let what = format!("make the jail of sandbox {}", vm.id);
             let host = |source| SandboxError::Host { operation: what.clone(), source };
             let (uid, gid) = vm.user.ok_or_else(|| host(io::ErrorKind::PermissionDenied.into()))?;
-            let network = no_network().map_err(host)?;
+            // Without one, the jailer would leave Firecracker in the host's.
+            let network = match vm.tap {
+                Some(tap) => tap.namespace,
+                None => network::nothing().map_err(host)?,
+            };
             let netns = format!("/proc/{}/fd/{}", std::process::id(), network.as_raw_fd());
             let spec = JailSpec {
                 netns: Some(netns.into()),
@@ -172,16 +201,9 @@ impl Firecracker {
         Ok(FirecrackerMachine { id, vmm })
     }
 
-    async fn configure(&self, vmm: &Vmm, memory_mb: u32, vcpus: u32, writable: &[bool]) -> Result<(), Error> {
+    async fn configure(&self, vmm: &Vmm, devices: &Devices) -> Result<(), Error> {
         let api = vmm.api();
-        let machine = MachineConfig {
-            vcpu_count: vcpus.clamp(1, MOST_VCPUS) as u8,
-            mem_size_mib: memory_mb,
-            smt: false,
-            track_dirty_pages: false,
-            huge_pages: Default::default(),
-        };
-        api.put_machine_config(&machine).await?;
+        api.put_machine_config(&devices.machine).await?;
         if let Some(cpu) = &self.cpu {
             api.put_cpu_config(cpu).await?;
         }
@@ -192,7 +214,7 @@ impl Firecracker {
         };
         api.put_boot_source(&source).await?;
         // One after the other: the guest names them in the order of their attachment.
-        for (number, &writable) in writable.iter().enumerate() {
+        for (number, &writable) in devices.writable.iter().enumerate() {
             let drive = Drive {
                 drive_id: drive_id(number),
                 path_on_host: drive_id(number),
@@ -206,6 +228,16 @@ impl Firecracker {
             };
             api.put_drive(&drive).await?;
         }
+        if let Some(mac) = &devices.mac {
+            let interface = NetworkInterface {
+                iface_id: "eth0".to_owned(),
+                host_dev_name: TAP.to_owned(),
+                guest_mac: Some(mac.clone()),
+                rx_rate_limiter: Some(self.network),
+                tx_rate_limiter: Some(self.network),
+            };
+            api.put_network_interface(&interface).await?;
+        }
         api.put_vsock(&Vsock { guest_cid: GUEST, uds_path: VSOCK.to_owned() }).await?;
         api.act(Action::InstanceStart).await
     }
@@ -214,11 +246,10 @@ impl Firecracker {
 #[async_trait]
 impl Engine for Firecracker {
     async fn boot(&self, vm: Vm) -> Result<Box<dyn Machine>, SandboxError> {
-        let (memory_mb, vcpus) = (vm.memory_mb, vm.vcpus);
-        let writable: Vec<bool> = vm.drives.iter().map(|drive| drive.writable).collect();
+        let devices = Devices::of(&vm);
         let files = vec![(self.kernel.clone(), "kernel"), (self.initramfs.clone(), "initramfs")];
         let machine = self.start(vm, files).await?;
-        let done = self.configure(&machine.vmm, memory_mb, vcpus, &writable).await;
+        let done = self.configure(&machine.vmm, &devices).await;
         machine.started("boot", done).await
     }
 
@@ -372,18 +403,6 @@ fn sockets(directory: &Path) -> io::Result<Vec<String>> {
     let names = fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
     let names = names.collect::<io::Result<Vec<_>>>()?;
     Ok(names.into_iter().filter(|name| name.starts_with(VSOCK)).collect())
-}
-
-/// A network namespace with nothing in it: without one, the jailer would leave Firecracker in the host's.
-fn no_network() -> io::Result<OwnedFd> {
-    let thread = std::thread::Builder::new().name("microvm-network".to_owned());
-    let made = thread.spawn(|| -> io::Result<OwnedFd> {
-        // SAFETY: a network namespace is a thread's own; this one holds nothing that refers to the old, and ends.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        Ok(rustix::fs::open("/proc/thread-self/ns/net", flags, Mode::empty())?)
-    })?;
-    made.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
 }
 
 /// A jail has device nodes, and Firecracker itself.

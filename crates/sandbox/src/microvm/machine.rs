@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 use domain::SandboxId;
 
+use super::network::Tap;
 use crate::SandboxError;
 use crate::process::cgroup::Group;
 
@@ -29,6 +30,8 @@ pub struct Vm {
     pub memory_mb: u32,
     /// Virtual CPUs.
     pub vcpus: u32,
+    /// What its network card leads to, if it has one.
+    pub tap: Option<Tap>,
     /// Its disks. The guest finds each by the name that [`Engine::drive`] gives it.
     pub drives: Vec<Drive>,
 }

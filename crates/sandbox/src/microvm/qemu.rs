@@ -7,22 +7,26 @@
 //! pause; this way the guest finds that time has passed, as a frozen process does.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use domain::SandboxId;
-use guest::protocol::During;
+use guest::protocol::{During, Failure, Spawn};
 use rustix::process::Signal;
 
 use super::config::{Accel, MicrovmConfig};
+use super::confine::{DIRECTORY, FIRST_KEPT};
+use super::launcher::Launch;
 use super::machine::{Engine, Machine, VSOCK, Vm, no_snapshots};
 use super::spawner::{Program, Running, Spawner};
+use super::tree::Tree;
+use super::tsc::Counter;
 use crate::SandboxError;
 use crate::process::error_of;
 
@@ -32,6 +36,11 @@ const VHOST: &str = "vhost";
 const GUEST: u32 = 3;
 /// The vsock device makes its socket within milliseconds; on a busy machine, seconds.
 const DEVICE_LIMIT: Duration = Duration::from_secs(20);
+/// Numbers of the trees.
+const QEMU: usize = 0;
+const VSOCK_DEVICE: usize = 1;
+/// The vsock device's path, where it sees itself.
+const DEVICE: &str = "/vhost-device-vsock";
 /// What the kernel is told. Its messages are for the case of failure only; `panic` ends the VM at once; `reboot=t` is the
 /// way to restart that needs no device.
 const KERNEL: &str = "console=ttyS0 quiet loglevel=3 panic=-1 reboot=t random.trust_cpu=on rdinit=/init";
@@ -41,13 +50,13 @@ const KERNEL: &str = "console=ttyS0 quiet loglevel=3 panic=-1 reboot=t random.tr
 pub struct Qemu {
     accel: Accel,
     program: PathBuf,
-    device: PathBuf,
     kernel: PathBuf,
     initramfs: File,
     spawner: Spawner,
     version: String,
     kvm_group: Option<u32>,
     kernel_args: String,
+    counter: Option<Counter>,
 }
 
 impl Qemu {
@@ -73,29 +82,46 @@ impl Qemu {
                 .map_err(error_of)?,
         };
         let initramfs = memory_file(initramfs).during("make the initramfs").map_err(error_of)?;
-        let spawner = Spawner::start().during("start a thread").map_err(error_of)?;
+        let trees = [Tree::of_qemu(&program), Tree::of(&device, Path::new(DEVICE))];
+        let places = config.state_dir.join("trees");
+        let place = |(number, tree): (usize, Result<Tree, Failure>)| {
+            let place = places.join(number.to_string());
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&place);
+            made.during(format!("make {}", place.display())).and(tree).map(|tree| (place, tree))
+        };
+        let trees = trees.into_iter().enumerate().map(place).collect::<Result<_, _>>().map_err(error_of)?;
+        let spawner = Spawner::start(config.helper.clone(), trees)?;
         let kernel = config.kernel.clone();
-        let kernel_args = format!("{KERNEL} {}", config.kernel_args);
-        Ok(Self { accel: config.accel, program, device, kernel, initramfs, spawner, version, kvm_group, kernel_args })
+        let kernel_args = config.kernel_args.clone();
+        let counter = (config.accel == Accel::Tcg).then(Counter::start).flatten();
+        let accel = config.accel;
+        Ok(Self { accel, program, kernel, initramfs, spawner, version, kvm_group, kernel_args, counter })
     }
 
-    /// QEMU with this VM. `kept`: the open files that it gets, in the order kernel, initramfs, drives.
-    fn command(&self, vm: &Vm, kept: &[OwnedFd]) -> Command {
+    /// What starts QEMU with this VM. The open files that it gets are, in this order: kernel, initramfs, drives, tap.
+    /// `clock`: what the kernel is told of it.
+    fn arguments(&self, vm: &Vm, clock: &str) -> Vec<String> {
         let (accel, cpu) = match self.accel {
             Accel::Kvm => ("kvm", "host"),
             // Its cache of translated code would grow to a quarter of the host's memory.
             Accel::Tcg => ("tcg,thread=multi,tb-size=128", "max"),
         };
         let memory = vm.memory_mb;
-        let path = |number: usize| format!("/proc/self/fd/{}", kept[number].as_raw_fd());
-        let mut command = Command::new(&self.program);
-        command.env_clear().current_dir(&vm.directory);
+        let path = |number: usize| format!("/proc/self/fd/{}", FIRST_KEPT as usize + number);
+        let mut command = Arguments(vec![self.program.to_string_lossy().into_owned()]);
         command.args(["-M", "microvm,acpi=off,isa-serial=on,memory-backend=memory", "-accel", accel, "-cpu", cpu]);
         command.arg("-object").arg(format!("memory-backend-memfd,id=memory,size={memory}M,share=on"));
         command.arg("-m").arg(format!("{memory}M")).arg("-smp").arg(vm.vcpus.to_string());
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"]);
         command.args(["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-        command.args(["-kernel", &path(0), "-initrd", &path(1), "-append", self.kernel_args.trim_end()]);
+        command.args([
+            "-kernel",
+            path(0).as_str(),
+            "-initrd",
+            path(1).as_str(),
+            "-append",
+            format!("{KERNEL}{clock} {}", self.kernel_args).trim_end(),
+        ]);
         for (number, drive) in vm.drives.iter().enumerate() {
             let read_only = if drive.writable { "off" } else { "on" };
             let file = path(number + 2);
@@ -105,9 +131,42 @@ impl Qemu {
             let serial = self.drive(number);
             command.arg("-device").arg(format!("virtio-blk-device,drive=d{number},serial={serial}"));
         }
+        if let Some(tap) = &vm.tap {
+            let fd = FIRST_KEPT as usize + vm.drives.len() + 2;
+            command.arg("-netdev").arg(format!("tap,id=net,fd={fd}"));
+            command.arg("-device").arg(format!("virtio-net-device,netdev=net,mac={}", tap.mac));
+        }
         command.arg("-chardev").arg(format!("socket,id=vsock,path={VHOST}"));
         command.args(["-device", "vhost-user-vsock-device,chardev=vsock"]);
-        command
+        command.0
+    }
+
+    fn program(&self, vm: &Vm, tree: usize, argv: Vec<String>, keep: Vec<OwnedFd>) -> Program {
+        let env = vec![("RUST_LOG".to_owned(), "error".to_owned())];
+        let kvm = (tree == QEMU).then_some(self.kvm_group).flatten();
+        let launch = Launch {
+            tree,
+            spawn: Spawn { argv, env, cwd: DIRECTORY.to_owned() },
+            directory: vm.directory.clone(),
+            user: vm.user,
+            more_group: kvm,
+            devices: kvm.map(|_| "kvm".to_owned()).into_iter().collect(),
+        };
+        Program { launch, keep }
+    }
+}
+
+/// Arguments under construction.
+struct Arguments(Vec<String>);
+
+impl Arguments {
+    fn arg(&mut self, text: impl Into<String>) -> &mut Self {
+        self.0.push(text.into());
+        self
+    }
+
+    fn args<'a>(&mut self, texts: impl IntoIterator<Item = &'a str>) {
+        self.0.extend(texts.into_iter().map(str::to_owned));
     }
 }
 
@@ -118,11 +177,9 @@ impl Engine for Qemu {
             let operation = format!("{operation} for sandbox {}", vm.id);
             move |source: io::Error| SandboxError::Host { operation, source }
         };
-        let mut command = Command::new(&self.device);
-        command.env_clear().env("RUST_LOG", "error").current_dir(&vm.directory);
-        command.arg("--vm").arg(format!("guest-cid={GUEST},uds-path={VSOCK},socket={VHOST}"));
-        let program = Program { command, keep: Vec::new(), user: vm.user, extra_group: None };
-        let device = self.spawner.spawn(program).await.map_err(host("start vhost-device-vsock"))?;
+        let vsock = format!("guest-cid={GUEST},uds-path={VSOCK},socket={VHOST}");
+        let argv = vec![DEVICE.to_owned(), "--vm".to_owned(), vsock];
+        let device = self.spawner.spawn(self.program(&vm, VSOCK_DEVICE, argv, Vec::new())).await?;
         enter(&vm, &device).map_err(host("put vhost-device-vsock into its cgroup"))?;
         wait_for_socket(&device, &vm.directory.join(VHOST)).await.map_err(host("wait for vhost-device-vsock"))?;
 
@@ -131,12 +188,17 @@ impl Engine for Qemu {
             for drive in &vm.drives {
                 files.push(drive.file.try_clone()?.into());
             }
+            if let Some(tap) = &vm.tap {
+                files.push(tap.open()?);
+            }
             Ok(files)
         };
         let keep = open().map_err(host("open the kernel and the drives"))?;
-        let command = self.command(&vm, &keep);
-        let program = Program { command, keep, user: vm.user, extra_group: self.kvm_group };
-        let qemu = self.spawner.spawn(program).await.map_err(host("start QEMU"))?;
+        let clock = match &self.counter {
+            Some(counter) => counter.kernel_options().await,
+            None => String::new(),
+        };
+        let qemu = self.spawner.spawn(self.program(&vm, QEMU, self.arguments(&vm, &clock), keep)).await?;
         enter(&vm, &qemu).map_err(host("put QEMU into its cgroup"))?;
         Ok(Box::new(QemuMachine { id: vm.id, qemu, device }))
     }
@@ -224,18 +286,18 @@ async fn wait_for_socket(device: &Running, path: &Path) -> io::Result<()> {
     }
 }
 
-/// Where a program is; the error says where it comes from.
+/// Where a program really is, since QEMU looks for its firmware from there; the error says where it comes from.
 pub(super) fn find(name: &str, given: Option<&Path>, remedy: &str) -> Result<PathBuf, SandboxError> {
     let missing = |operation: String| SandboxError::Host { operation, source: io::ErrorKind::NotFound.into() };
     if let Some(given) = given {
-        let found = given.is_file().then(|| given.to_owned());
+        let found = given.canonicalize().ok().filter(|found| found.is_file());
         return found.ok_or_else(|| missing(format!("find {name} at {}, as configured ({remedy})", given.display())));
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let home = std::env::var_os("HOME").unwrap_or_else(|| OsString::from("/root"));
     std::env::split_paths(&path)
         .chain([PathBuf::from("/usr/local/bin"), PathBuf::from("/usr/bin"), Path::new(&home).join(".cargo/bin")])
-        .map(|directory| directory.join(name))
+        .filter_map(|directory| directory.join(name).canonicalize().ok())
         .find(|candidate| candidate.is_file())
         .ok_or_else(|| missing(format!("find {name}, which microVMs need ({remedy})")))
 }

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::machine::{Machine, VSOCK};
+use super::network::Link;
 use crate::process::cgroup::Group;
 use crate::process::instance::{Instance, Slot};
 
@@ -30,7 +31,10 @@ pub struct Seat {
     pub group: Option<Group>,
     /// User and group of its processes.
     pub user: Option<(u32, u32)>,
-    slot: Slot,
+    /// Its way to the network, if it has one.
+    pub link: Option<Link>,
+    /// Its numbers.
+    pub slot: Slot,
     instance: Arc<Mutex<Instance>>,
 }
 
@@ -50,6 +54,7 @@ impl Seat {
             directory: vms.join(&name),
             group: group.map(|group| group.child(&name)),
             user: privileged.then(|| (slot.user_id(), slot.user_id())),
+            link: None,
             slot,
             instance: Arc::clone(instance),
         })
@@ -77,7 +82,11 @@ impl Seat {
     }
 
     /// To be called when its processes have ended.
-    async fn clear(self) {
+    async fn clear(mut self) {
+        if let Some(link) = self.link.take() {
+            // The kernel takes milliseconds for it.
+            let _ = tokio::task::spawn_blocking(move || drop(link)).await;
+        }
         if let Err(error) = fs::remove_dir_all(&self.directory) {
             tracing::warn!(sandbox = %self.id, %error, "cannot remove {}", self.directory.display());
         }
@@ -98,6 +107,8 @@ impl Drop for Seat {
     fn drop(&mut self) {
         // Only where nothing was started, or the runtime is at its end: `clear` has done it otherwise.
         let _ = fs::remove_dir_all(&self.directory);
+        // Before somebody else gets the slot, whose name it has.
+        drop(self.link.take());
         if let Some(group) = &self.group {
             let _ = group.remove();
         }

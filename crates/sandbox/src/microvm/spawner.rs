@@ -1,19 +1,25 @@
-//! Starting the processes that a VM is made of, so that they die with the server and can do little.
+//! Starting the processes that a VM is made of, by the launcher, so that they die with the server and can do little.
 
 use std::io::{self, PipeReader};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc;
 
+use guest::wire::Channel;
 use parking_lot::Mutex;
-use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Signal, Uid};
-use rustix::thread::UnshareFlags;
+use rustix::process::{Signal, WaitId, WaitIdOptions};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
+
+use super::launcher::{Launch, Order, Report};
+use super::tree::Tree;
+use crate::SandboxError;
+use crate::process::{LAUNCHER, MARKER, error_of};
 
 /// What is kept of a console, in bytes.
 const CONSOLE: usize = 16 << 10;
@@ -21,103 +27,107 @@ const CONSOLE: usize = 16 << 10;
 /// A program to start.
 #[derive(Debug)]
 pub struct Program {
-    /// With arguments and working directory.
-    pub command: Command,
-    /// Descriptors that it keeps, with their numbers.
+    /// What, where, as whom.
+    pub launch: Launch,
+    /// Descriptors that it keeps, from [`FIRST_KEPT`](super::confine::FIRST_KEPT) on.
     pub keep: Vec<OwnedFd>,
-    /// What it runs as; `None`: as the server.
-    pub user: Option<(u32, u32)>,
-    /// A further group of that user.
-    pub extra_group: Option<u32>,
 }
 
-type Started = io::Result<(Child, PipeReader)>;
+/// Its number, a descriptor that refers to it, and what it says.
+type Started = Result<(i32, OwnedFd, PipeReader), SandboxError>;
 
-/// Starts processes from one thread, which lives as long as the value. The kernel sends the parent-death signal when the
-/// *thread* that forked ends; those of the runtime come and go.
+/// Has processes started. They live no longer than the value: the kernel kills them with the thread that started the
+/// launcher.
 #[derive(Debug)]
 pub struct Spawner(mpsc::Sender<(Program, oneshot::Sender<Started>)>);
 
 impl Spawner {
-    /// Starts the thread.
-    pub fn start() -> io::Result<Self> {
+    /// Starts thread and launcher. `helper`: the program that begins with [`maybe_run_helper`](crate::process::maybe_run_helper);
+    /// `None`: this one. `trees`: what programs see, see [`Order::Start`].
+    pub fn start(helper: Option<PathBuf>, trees: Vec<(PathBuf, Tree)>) -> Result<Self, SandboxError> {
+        let host = |source| SandboxError::Host { operation: "start the launcher of microVMs".to_owned(), source };
         let (sender, orders) = mpsc::channel::<(Program, oneshot::Sender<Started>)>();
-        std::thread::Builder::new().name("microvm-spawner".to_owned()).spawn(move || {
+        let (ready, started) = mpsc::channel();
+        let serve = move || {
+            let (mut child, launcher) = match start_launcher(helper, trees) {
+                Ok(launcher) => launcher,
+                Err(error) => return drop(ready.send(Err(error))),
+            };
+            let _ = ready.send(Ok(()));
             for (program, answer) in orders {
-                if let Err(Ok((mut orphan, _))) = answer.send(spawn(program)) {
+                if let Err(Ok((_, orphan, _))) = answer.send(spawn(&launcher, program)) {
                     // Whoever asked has given up.
-                    let _ = orphan.kill();
-                    let _ = orphan.wait();
+                    let _ = rustix::process::pidfd_send_signal(&orphan, Signal::KILL);
+                    reap(&orphan);
                 }
             }
-        })?;
+            // By this it ends.
+            drop(launcher);
+            let _ = child.wait();
+        };
+        std::thread::Builder::new().name("microvm-spawner".to_owned()).spawn(serve).map_err(host)?;
+        started.recv().map_err(|_| host(io::Error::other("its thread ended")))??;
         Ok(Self(sender))
     }
 
     /// Starts a program. Within a tokio runtime.
-    pub async fn spawn(&self, program: Program) -> io::Result<Running> {
-        let gone = || io::Error::other("the thread that starts processes is gone");
+    pub async fn spawn(&self, program: Program) -> Result<Running, SandboxError> {
         let (answer, started) = oneshot::channel();
         self.0.send((program, answer)).map_err(|_| gone())?;
-        let (child, output) = started.await.map_err(|_| gone())??;
-        Running::new(child, output)
+        let (pid, pidfd, output) = started.await.map_err(|_| gone())??;
+        Running::new(pid, pidfd, output)
+            .map_err(|source| SandboxError::Host { operation: "watch a process of a microVM".to_owned(), source })
     }
 }
 
-fn spawn(mut program: Program) -> Started {
-    let keep: Vec<RawFd> = program.keep.iter().map(AsRawFd::as_raw_fd).collect();
-    let (output, theirs) = io::pipe()?;
-    program.command.stdin(Stdio::null()).stderr(theirs.try_clone()?).stdout(theirs);
-    let server = rustix::process::getpid();
-    let confine = Confine { keep, user: program.user, extra_group: program.extra_group, server };
-    // SAFETY: between fork and exec of a process with threads only what takes no lock is allowed. `apply` makes system
-    // calls on numbers that were copied before, by wrappers that neither allocate nor lock.
-    unsafe { program.command.pre_exec(move || confine.apply()) };
-    let child = program.command.spawn()?;
-    // Only now: the child had to inherit them.
-    drop(program.keep);
-    Ok((child, output))
+fn gone() -> SandboxError {
+    let source = io::Error::other("it is gone");
+    SandboxError::Host { operation: "ask the launcher of microVMs for a process".to_owned(), source }
 }
 
-/// What a child does to itself before it becomes the program.
-struct Confine {
-    keep: Vec<RawFd>,
-    user: Option<(u32, u32)>,
-    extra_group: Option<u32>,
-    server: Pid,
+fn start_launcher(helper: Option<PathBuf>, trees: Vec<(PathBuf, Tree)>) -> Result<(Child, Channel), SandboxError> {
+    let program = helper.unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
+    let operation = format!("start the launcher of microVMs, {}", program.display());
+    let host = |source| SandboxError::Host { operation: operation.clone(), source };
+    let (ours, theirs) = Channel::pair().map_err(host)?;
+    let child = Command::new(&program)
+        .arg0("emberbox-microvm-launcher")
+        .env_clear()
+        .env(MARKER, LAUNCHER)
+        .current_dir("/")
+        .stdin(Stdio::from(theirs.into_socket()))
+        .stdout(Stdio::null())
+        .spawn()
+        .map_err(host)?;
+    ours.send(&Order::Start { trees }, &[]).map_err(host)?;
+    match ours.receive().map_err(host)? {
+        Some((Report::Started(Ok(())), _)) => Ok((child, ours)),
+        Some((Report::Started(Err(failure)), _)) => Err(error_of(failure)),
+        _ => Err(host(io::Error::other("it exited (does its main() begin with maybe_run_helper()?)"))),
+    }
 }
 
-impl Confine {
-    fn apply(&self) -> io::Result<()> {
-        rustix::process::setsid()?;
-        if let Some((user, group)) = self.user {
-            // It talks by sockets with names, and files that it was given. No network at all.
-            // SAFETY: nothing of this process refers to what the namespaces replace; it has one thread.
-            unsafe {
-                rustix::thread::unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS)?;
-            }
-            let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
-            match self.extra_group {
-                Some(extra) => rustix::thread::set_thread_groups(&[Gid::from_raw(extra)])?,
-                None => rustix::thread::set_thread_groups(&[])?,
-            }
-            rustix::thread::set_thread_res_gid(group, group, group)?;
-            rustix::thread::set_thread_res_uid(user, user, user)?;
+/// Waits for the end of a killed process.
+fn reap(process: &OwnedFd) {
+    let _ = rustix::process::waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED);
+}
+
+fn spawn(launcher: &Channel, program: Program) -> Started {
+    let (reader, writer) = io::pipe()
+        .map_err(|source| SandboxError::Host { operation: "make the pipe of a process".to_owned(), source })?;
+    let descriptors: Vec<BorrowedFd<'_>> =
+        std::iter::once(writer.as_fd()).chain(program.keep.iter().map(AsFd::as_fd)).collect();
+    launcher.send(&Order::Launch(program.launch), &descriptors).map_err(|_| gone())?;
+    match launcher.receive().map_err(|_| gone())? {
+        Some((Report::Launched(Ok(pid)), descriptors)) => {
+            let pidfd = descriptors.into_iter().next().ok_or_else(gone)?;
+            Ok((pid, pidfd, reader))
         }
-        rustix::thread::set_no_new_privs(true)?;
-        rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-        // After the change of user, which would cancel it.
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-        if rustix::process::getppid() != Some(self.server) {
-            return Err(io::ErrorKind::Interrupted.into()); // it died before
+        Some((Report::Launched(Err(failure)), dying)) => {
+            dying.iter().for_each(reap);
+            Err(error_of(failure))
         }
-        for &fd in &self.keep {
-            // SAFETY: takes no pointers; fails harmlessly for what is no descriptor.
-            if unsafe { libc::fcntl(fd, libc::F_SETFD, 0) } < 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        Ok(())
+        _ => Err(gone()),
     }
 }
 
@@ -127,32 +137,26 @@ pub struct Running {
     pid: u32,
     /// Readable when it has ended.
     pidfd: AsyncFd<OwnedFd>,
-    child: Mutex<Child>,
     console: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Running {
-    fn new(mut child: Child, output: PipeReader) -> io::Result<Self> {
-        let watch = || -> io::Result<_> {
-            let pidfd = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::NONBLOCK)?;
-            // SAFETY: an owned descriptor stays the same, and open, for as long as the AsyncFd has it.
-            let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
-            rustix::io::ioctl_fionbio(&output, true)?;
-            Ok((pidfd, pipe::Receiver::from_owned_fd(output.into())?))
-        };
-        match watch() {
-            Ok((pidfd, output)) => {
-                let console = Arc::new(Mutex::new(Vec::new()));
-                // Ends with the program, which holds the other end.
-                tokio::spawn(listen(output, Arc::clone(&console)));
-                Ok(Self { pid: child.id(), pidfd, child: Mutex::new(child), console })
-            }
-            Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                Err(error)
-            }
-        }
+    fn new(pid: i32, pidfd: OwnedFd, output: PipeReader) -> io::Result<Self> {
+        // SAFETY: an owned descriptor stays the same, and open, for as long as the AsyncFd has it.
+        let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
+        let running = Self { pid: pid.unsigned_abs(), pidfd, console: Arc::default() };
+        rustix::io::ioctl_fionbio(&output, true)?;
+        // Ends with the program, which holds the other end.
+        tokio::spawn(listen(pipe::Receiver::from_owned_fd(output.into())?, Arc::clone(&running.console)));
+        Ok(running)
+    }
+
+    fn reap(&self) {
+        // An error: it was done before.
+        let _ = rustix::process::waitid(
+            WaitId::PidFd(self.pidfd.get_ref().as_fd()),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+        );
     }
 
     /// Its number. It stays its own until [`Running::ended`] has returned.
@@ -172,7 +176,7 @@ impl Running {
     pub async fn ended(&self) {
         // An error would be the runtime's end.
         let _ = self.pidfd.readable().await;
-        let _ = self.child.lock().try_wait();
+        self.reap();
     }
 
     /// The end of what it said.
@@ -184,7 +188,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.signal(Signal::KILL);
-        let _ = self.child.lock().try_wait();
+        self.reap();
     }
 }
 

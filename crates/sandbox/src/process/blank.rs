@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use guest::netlink::Netlink;
+use guest::netlink::{Namespace, Netlink};
 use guest::protocol::{During, Failure, Message, Prepare, Request, Uplink};
 use guest::seccomp::Programs;
 use guest::sys::{self, Cloned};
@@ -205,7 +205,7 @@ fn bear(pattern: &Pattern, slot: Slot, group: Option<&Group>) -> Result<(Channel
 /// Changes the effective user of the calling process, which stays root otherwise and keeps its capabilities. The kernel
 /// counts what is in a user namespace (inotify instances, queued signals, message queues) for who made it as well: were
 /// that root, one function could use up what root may have, on the whole host.
-fn take_effective_user(id: u32) -> io::Result<()> {
+pub fn take_effective_user(id: u32) -> io::Result<()> {
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::from_raw(id), Uid::ROOT)?;
     let sets = rustix::thread::capabilities(None)?;
     rustix::thread::set_capabilities(None, CapabilitySets { effective: sets.permitted, ..sets })?;
@@ -234,7 +234,7 @@ fn raise(pattern: &Pattern, slot: Slot, pid: i32, control: &Channel) -> Result<R
     let namespace = File::open(format!("/proc/{pid}/ns/user")).during("open the user namespace")?;
     let (uplink, pasta) = match &pattern.way_out {
         WayOut::None => (None, None),
-        WayOut::Links(pool) => (Some(link(pattern.instance, slot, *pool, pid)?), None),
+        WayOut::Links(pool) => (Some(link(pattern.instance, slot, *pool, Namespace::Of(pid))?), None),
         WayOut::Pasta(pasta) => (None, Some(pasta.connect(pid)?)),
     };
     let prepare = Prepare {
@@ -259,18 +259,20 @@ fn raise(pattern: &Pattern, slot: Slot, pid: i32, control: &Channel) -> Result<R
     }
 }
 
-/// Connects the network namespace of process `pid` with the host's.
-fn link(instance: u32, slot: Slot, pool: Range, pid: i32) -> Result<Uplink, Failure> {
+/// Connects a network namespace with the host's. The end there has no address yet.
+pub fn link(instance: u32, slot: Slot, pool: Range, namespace: Namespace<'_>) -> Result<Uplink, Failure> {
     let (gateway, uplink) = slot.link(pool).ok_or_else(|| {
         Failure::host(format!("find an address in {pool}, it is too small"), &io::ErrorKind::AddrNotAvailable.into())
     })?;
     let name = slot.device(instance);
     let netlink = Netlink::open().during("open netlink socket")?;
-    netlink.add_veth(&name, &uplink.device, pid).during(format!("make veth {name}"))?;
+    netlink.add_veth(&name, &uplink.device, namespace).during(format!("make veth {name}"))?;
     let device = netlink.device(&name).during(format!("find {name}"))?;
     netlink.add_address(device, gateway, uplink.prefix).during(format!("give {name} an address"))?;
     // The sandbox has none, and the host must not be reachable by its own.
     let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
+    // Nobody who can make frames of his own (a VM) shall learn which other addresses the host has.
+    let _ = fs::write(format!("/proc/sys/net/ipv4/conf/{name}/arp_ignore"), "1");
     netlink.up(device).during(format!("switch on {name}"))?;
     Ok(uplink)
 }

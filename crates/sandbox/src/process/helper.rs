@@ -6,7 +6,7 @@
 mod purpose;
 
 #[cfg(feature = "microvm")]
-pub(crate) use purpose::hosts_file;
+pub(crate) use purpose::{hosts_file, resolv_conf};
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -22,7 +22,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal, WaitOptions};
 
 use super::blank::{Birth, Blank, Pattern, WayOut};
 use super::cgroup::{Group, Hierarchy};
-use super::config::{Egress, Network, ProcessConfig};
+use super::config::{Egress, Network, ProcessConfig, Range};
 use super::firewall::{self, Firewall};
 use super::instance::{Instance, Slot, device_prefix};
 use super::messages::{Order, Report, Spec};
@@ -56,15 +56,7 @@ pub fn run() -> ! {
 }
 
 fn serve() -> io::Result<()> {
-    let engine = Channel::new(rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3)?);
-    let null = std::fs::File::open("/dev/null")?;
-    rustix::stdio::dup2_stdin(&null)?;
-    drop(null);
-    // Ctrl-C in the terminal is for the engine, which says what becomes of the sandboxes.
-    let _ = rustix::process::setsid();
-    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
-    raise_descriptor_limit();
-
+    let engine = take_socket()?;
     let Some((Order::Start(config), _)) = engine.receive()? else { return Ok(()) };
     match Helper::new(engine, config) {
         Ok(mut helper) => {
@@ -73,6 +65,19 @@ fn serve() -> io::Result<()> {
         }
         Err((engine, failure)) => engine.send(&Report::NotStarted(failure), &[]),
     }
+}
+
+/// The socket to the engine, which was standard input; and what a helper does first in any case.
+pub(crate) fn take_socket() -> io::Result<Channel> {
+    let engine = Channel::new(rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3)?);
+    let null = std::fs::File::open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    drop(null);
+    // Ctrl-C in the terminal is for the engine, which says what becomes of the sandboxes.
+    let _ = rustix::process::setsid();
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    raise_descriptor_limit();
+    Ok(engine)
 }
 
 /// Each sandbox takes some descriptors, in the helper and in the engine.
@@ -187,11 +192,7 @@ impl Helper {
                 firewall = Some(table);
                 firewall::enable_forwarding().during("enable IP forwarding (net.ipv4.ip_forward)")?;
                 way_out = WayOut::Links(egress.pool);
-                notes.push(format!("network: egress by NAT from {}; IP forwarding of this host is on", egress.pool));
-                notes.extend(firewall::obstacle());
-                if dns.is_empty() {
-                    notes.push("network: no name server outside loopback is known; name one in `dns`".to_owned());
-                }
+                notes.extend(notes_on_links(egress.pool, &dns));
             }
         }
         let filter = guest::seccomp::Programs::compile().map_err(|error| {
@@ -480,12 +481,23 @@ fn make_group(hierarchy: Option<&Hierarchy>, instance: u32, memory_mb: Option<u6
     }
 }
 
-fn name_servers(egress: &Egress) -> Vec<IpAddr> {
+/// What is and what is not so where sandboxes have links to the host.
+pub(crate) fn notes_on_links(pool: Range, dns: &[IpAddr]) -> Vec<String> {
+    let mut notes = vec![format!("network: egress by NAT from {pool}; IP forwarding of this host is on")];
+    notes.extend(firewall::obstacle());
+    if dns.is_empty() {
+        notes.push("network: no name server outside loopback is known; name one in `dns`".to_owned());
+    }
+    notes
+}
+
+/// What functions are told; the host's where the configuration names none.
+pub(crate) fn name_servers(egress: &Egress) -> Vec<IpAddr> {
     if egress.dns.is_empty() { firewall::host_name_servers() } else { egress.dns.clone() }
 }
 
 /// Makes this process root of a user namespace of its own, in which it can mount.
-fn enter_user_namespace() -> Result<(), Failure> {
+pub(crate) fn enter_user_namespace() -> Result<(), Failure> {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     sys::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS).during(
         "make a user namespace without root (kernel.unprivileged_userns_clone, user.max_user_namespaces, AppArmor)",

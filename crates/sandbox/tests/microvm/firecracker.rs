@@ -4,6 +4,7 @@
 //! guests that do not come up, by a guest of a few instructions and by the guest kernel. Whole sandboxes are for where KVM
 //! works, and elsewhere it is said what was not shown.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Trial;
 use rustix::process::{Pid, Signal, kill_process};
 use sandbox::microvm::{Accel, EngineKind, MicrovmConfig, MicrovmEngine};
+use sandbox::process::{Egress, Network};
 use sandbox::{ExitStatus, Listener, Sandbox, SandboxEngine, SandboxError, SandboxEvent};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
@@ -36,6 +38,7 @@ pub fn tests() -> Vec<Trial> {
     vec![
         test("firecracker_guest_that_does_not_come_up_is_an_error_with_its_console", no_guest),
         test("firecracker_that_is_killed_fails_its_sandbox_at_once", killed),
+        test("firecracker_has_the_tap_of_its_vm_and_no_other_network", has_a_tap),
         test("firecracker_leaves_nothing_when_the_server_is_killed", leaves_nothing),
         test("firecracker_boots_the_guest_kernel", boots_the_kernel),
         test("firecracker_runs_sandboxes", runs_sandboxes),
@@ -207,6 +210,36 @@ async fn killed() {
     creating.await.unwrap().err().expect("it was stopped");
     assert!(ended(pid));
     host.stop().await;
+}
+
+async fn has_a_tap() {
+    if let Some(missing) = missing_programs(&["nft"]) {
+        assert!(std::env::var_os("EMBERBOX_REQUIRE_ALL").is_none_or(|value| value != "1"), "it needs {missing}");
+        return eprintln!("SKIPPED firecracker_has_the_tap_of_its_vm_and_no_other_network: needs {missing}");
+    }
+    let host = Host::start(|_, config| config.network = Network::Egress(Egress::default())).await;
+    let creating = host.create();
+    let pid = firecracker(host.directory.path()).await;
+    let devices = fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap();
+    let names: BTreeSet<_> = devices.lines().filter_map(|line| Some(line.split_once(':')?.0.trim())).collect();
+    assert_eq!(names, BTreeSet::from(["bridge", "eth0", "lo", "tap0"]), "a namespace of its own");
+    let opened = || {
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file == Path::new("/dev/net/tun"))
+    };
+    eventually("it opens the tap", opened).await;
+    let api = ::firecracker::Client::new(&jail(host.directory.path()), "api.sock").unwrap();
+    let card = api.vm_config().await.unwrap().network_interfaces;
+    assert_eq!((card.len(), card[0].host_dev_name.as_str()), (1, "tap0"));
+    assert!(card[0].guest_mac.as_ref().unwrap().starts_with("02:eb:") && card[0].rx_rate_limiter.is_some(), "{card:?}");
+    creating.await.unwrap().err().expect("nothing that boots");
+    host.stop().await;
+}
+
+/// The root of the one jail.
+fn jail(directory: &Path) -> PathBuf {
+    let mut jails = fs::read_dir(directory.join("state/jails/firecracker")).unwrap();
+    jails.next().unwrap().unwrap().path().join("root")
 }
 
 /// As a server: a VM that boots, and the word that it is there; then nothing, until it is killed.

@@ -1,7 +1,9 @@
 //! What runs in the VMs.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::time::Duration;
 
 /// First argument of the program in that part.
 pub const PART: &str = "inside";
@@ -24,6 +26,25 @@ pub fn run(arguments: &[String]) {
                 all.push(vec![1_u8; 1 << 20]);
             }
         }
+        "connect" => {
+            let address: SocketAddr = arguments[1].parse().unwrap();
+            match TcpStream::connect_timeout(&address, Duration::from_secs(5)) {
+                Ok(_) => println!("connected"),
+                Err(error) => println!("denied {error}"),
+            }
+        }
+        // By which address it would speak to the world.
+        "address" => {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect("1.1.1.1:53").unwrap();
+            println!("{}", socket.local_addr().unwrap().ip());
+        }
+        "say" => {
+            let socket = bind_to_any(format!("{}:0", arguments[1]).parse().unwrap());
+            // To what the kernel knows to be wrong at once, it is not even sent.
+            let _ = socket.send_to(arguments[1].as_bytes(), &arguments[2]);
+            println!("said");
+        }
         "vsock" => {
             // SAFETY: takes no pointers.
             let fd = unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM, 0) };
@@ -37,4 +58,21 @@ pub fn run(arguments: &[String]) {
         }
         other => panic!("{other}"),
     }
+}
+
+/// A socket of an address that need not be one's own, which Linux lets everybody have.
+fn bind_to_any(address: SocketAddrV4) -> UdpSocket {
+    let yes: libc::c_int = 1;
+    // SAFETY: takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    assert!(fd >= 0);
+    // SAFETY: the call succeeded, so that `fd` is a new descriptor that nobody else owns.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: the value is of the size given, and outlives the call.
+    let set = unsafe {
+        libc::setsockopt(fd, libc::SOL_IP, libc::IP_FREEBIND, (&raw const yes).cast(), size_of_val(&yes) as u32)
+    };
+    assert_eq!(set, 0);
+    rustix::net::bind(&socket, &address).unwrap();
+    socket.into()
 }

@@ -2,15 +2,19 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use libtest_mimic::Trial;
-use sandbox::microvm::MicrovmEngine;
+use sandbox::microvm::{MicrovmConfig, MicrovmEngine};
+use sandbox::process::{Egress, Network};
 use sandbox::{ExitStatus, Listener, SandboxEngine, SandboxError, SandboxEvent, Signal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::network::{self, devices, is_filtered, pool};
 use crate::support::{
     Guest, Host, PATIENCE, build_root, command, config, eventually, processes, read_all, read_now, spec, test,
+    test_with,
 };
 
 /// First argument of the program as a server that will be killed.
@@ -24,7 +28,7 @@ pub fn tests() -> Vec<Trial> {
         test("microvm_is_paused_and_resumed", is_paused_and_resumed),
         test("microvm_limits_hold", limits_hold),
         test("microvm_that_dies_is_gone", dies),
-        test("microvm_leaves_nothing_when_the_server_is_killed", leaves_nothing),
+        test_with(network::PROGRAMS, "microvm_leaves_nothing_when_the_server_is_killed", leaves_nothing),
     ]
 }
 
@@ -70,16 +74,17 @@ async fn runs_processes() {
     host.engine.stop().await;
 }
 
-/// The path of the VM's directory, which its processes have among their arguments or as their place.
-fn directory(host: &Host) -> std::path::PathBuf {
-    let vms = host.directory.path().join("state/vms");
-    fs::read_dir(vms).unwrap().next().unwrap().unwrap().path()
+/// The processes of VMs below this directory: one of them is mounted for each of these.
+pub fn machines(below: &Path) -> Vec<i32> {
+    let all = processes("qemu-system").into_iter().chain(processes("vhost-device-vsock"));
+    all.filter(|pid| has_mount(*pid, below, "/vms/")).collect()
 }
 
-/// The processes of VMs below this directory.
-fn machines(below: &std::path::Path) -> Vec<i32> {
-    let all = processes("qemu-system").into_iter().chain(processes("vhost-device-vsock"));
-    all.filter(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(below))).collect()
+/// Whether a process has a mount of something below this directory, with this word in its path.
+fn has_mount(pid: i32, below: &Path, word: &str) -> bool {
+    let name = below.file_name().unwrap().to_str().unwrap();
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    mounts.lines().any(|line| line.contains(name) && line.contains(word))
 }
 
 async fn carries_connections() {
@@ -92,14 +97,17 @@ async fn carries_connections() {
         let argv = [crate::support::PROGRAM, crate::inside::PART, "talk", "question"];
         let (process, output) = guest.spawn(&argv).await.unwrap();
         let (mut stream, _) = tokio::time::timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
-        let mut text = [0; 8];
+        let mut text = [0; 12];
         stream.read_exact(&mut text).await.unwrap();
-        assert_eq!(&text, b"question");
+        assert_eq!(&text, b"\0\0\0\x08question");
         assert_eq!(read_now(&output), "before\n", "round {round}: what was said before has come before");
         assert!(guest.sandbox.memory_peak() > 1 << 20);
         stream.write_all(b"answer").await.unwrap();
         assert_eq!(guest.exit_of(process).await.0, ExitStatus::Code(0));
         assert_eq!(read_all(output).await, "answer\n");
+        let mut text = [1; 4];
+        tokio::time::timeout(PATIENCE, stream.read_exact(&mut text)).await.unwrap().unwrap();
+        assert_eq!(text, [0; 4], "it has said all that it had to say");
     }
     assert_eq!(guest.inside(&["vsock"]).await.0, "denied\n", "only the agent speaks to the host");
     host.engine.stop().await;
@@ -108,7 +116,7 @@ async fn carries_connections() {
 async fn is_paused_and_resumed() {
     let host = Host::start().await;
     let mut guest = host.guest().await;
-    let qemu = machines(&directory(&host)).into_iter().find(|pid| processes("qemu-system").contains(pid)).unwrap();
+    let qemu = machines(host.directory.path()).into_iter().find(|pid| processes("qemu-system").contains(pid)).unwrap();
     let state = || {
         let stat = fs::read_to_string(format!("/proc/{qemu}/stat")).unwrap();
         stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
@@ -152,7 +160,7 @@ async fn dies() {
     let host = Host::start().await;
     for victim in ["qemu-system", "vhost-device-vsock"] {
         let mut guest = host.guest().await;
-        let pid = machines(&directory(&host)).into_iter().find(|pid| processes(victim).contains(pid)).unwrap();
+        let pid = machines(host.directory.path()).into_iter().find(|pid| processes(victim).contains(pid)).unwrap();
         rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL)
             .unwrap();
         assert_eq!(tokio::time::timeout(PATIENCE, guest.events.recv()).await.unwrap(), Some(SandboxEvent::Gone));
@@ -165,11 +173,17 @@ async fn dies() {
     host.engine.stop().await;
 }
 
+/// With the network of a pool of its own, which the other tests here do not use.
+fn connected(directory: &Path) -> MicrovmConfig {
+    let network = Network::Egress(Egress { pool: pool(1), ..Egress::default() });
+    MicrovmConfig { network, ..config(directory) }
+}
+
 /// As a server: a sandbox, and the word that it is there; then nothing, until it is killed.
 pub fn run_server(directory: &str) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let engine = MicrovmEngine::start(config(directory.as_ref())).await.unwrap();
+        let engine = MicrovmEngine::start(connected(directory.as_ref())).await.unwrap();
         let _sandbox = engine.create(spec(directory.as_ref())).await.unwrap();
         println!("ready");
         std::future::pending::<()>().await;
@@ -188,12 +202,21 @@ async fn leaves_nothing() {
     BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "ready\n");
     assert_eq!(machines(directory.path()).len(), 2);
+    assert_eq!((devices(1).len(), is_filtered(1)), (1, true));
+    let launchers = processes("emberbox-microvm").into_iter();
+    assert_eq!(launchers.filter(|pid| has_mount(*pid, directory.path(), "/trees/")).count(), 1);
     server.kill().unwrap();
     server.wait().unwrap();
     eventually("its processes are gone", || machines(directory.path()).is_empty()).await;
+    // The launcher, by the places where it has mounted the programs.
+    let launcher = || processes("emberbox-microvm").into_iter().any(|pid| has_mount(pid, directory.path(), "/trees/"));
+    eventually("and the launcher", || !launcher()).await;
     let vms = directory.path().join("state/vms");
     assert_eq!(fs::read_dir(&vms).unwrap().count(), 1, "a directory has a name, and stays");
+    eventually("its network is gone", || devices(1).is_empty()).await;
+    assert!(is_filtered(1), "rules have a name, and stay");
     let engine = MicrovmEngine::start(config(directory.path())).await.unwrap();
     assert_eq!(fs::read_dir(&vms).unwrap().count(), 0, "until the next start");
+    assert!(!is_filtered(1));
     engine.stop().await;
 }

@@ -2,17 +2,24 @@
 //!
 //! This program plays four parts: the tests, the program that runs in the VMs, and a server with either engine that is killed.
 
+mod confinement;
 mod firecracker;
 #[path = "../common/guest.rs"]
 mod guest;
 mod inside;
 mod lifecycle;
+mod network;
 mod support;
 
 use libtest_mimic::{Arguments, Trial};
 
 fn main() {
+    sandbox::process::maybe_run_helper();
     let arguments: Vec<String> = std::env::args().collect();
+    // Started in the place of a vsock device.
+    if arguments.get(1).is_some_and(|argument| argument == confinement::DEVICE) {
+        return confinement::run();
+    }
     if let [_, part, rest @ ..] = arguments.as_slice() {
         match part.as_str() {
             inside::PART => return inside::run(rest),
@@ -21,6 +28,9 @@ fn main() {
             _ => {}
         }
     }
-    let trials: Vec<Trial> = [lifecycle::tests(), firecracker::tests()].into_iter().flatten().collect();
+    let trials: Vec<Trial> = [lifecycle::tests(), network::tests(), confinement::tests(), firecracker::tests()]
+        .into_iter()
+        .flatten()
+        .collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use libtest_mimic::Trial;
 use sandbox::microvm::{Accel, MicrovmConfig, MicrovmEngine};
+use sandbox::process::Network;
 use sandbox::{Command, ExitStatus, Mount, SandboxEngine, SandboxSpec};
 
 pub use crate::guest::{Guest, eventually, read_all};
@@ -37,8 +38,8 @@ fn vsock_device() -> Option<PathBuf> {
     installed.exists().then_some(installed)
 }
 
-/// What this host lacks, if anything.
-fn missing() -> Option<String> {
+/// What this host lacks, if anything. `more`: further programs.
+fn missing(more: &[&str]) -> Option<String> {
     if !kernel().exists() {
         return Some(format!("a guest kernel at {} or in EMBERBOX_TEST_KERNEL", kernel().display()));
     }
@@ -46,6 +47,7 @@ fn missing() -> Option<String> {
         return Some("root".to_owned());
     }
     missing_programs(&["qemu-system-x86_64", "vhost-device-vsock", "mksquashfs", "mkfs.ext4"])
+        .or_else(|| missing_programs(more))
 }
 
 /// The first of these that this host lacks.
@@ -60,13 +62,22 @@ pub fn missing_programs(programs: &[&str]) -> Option<String> {
 
 /// A test that takes a guest kernel, root, and some programs.
 pub fn test<F: Future<Output = ()>>(name: &'static str, body: impl FnOnce() -> F + Send + 'static) -> Trial {
-    trial(name, missing, || true, body)
+    test_with(&[], name, body)
+}
+
+/// One that takes these programs as well.
+pub fn test_with<F: Future<Output = ()>>(
+    programs: &'static [&'static str],
+    name: &'static str,
+    body: impl FnOnce() -> F + Send + 'static,
+) -> Trial {
+    trial(name, || missing(programs), || true, body)
 }
 
 /// A test that takes what `missing` looks for; it may be required where `possible` says so.
 pub fn trial<F: Future<Output = ()>>(
     name: &'static str,
-    missing: fn() -> Option<String>,
+    missing: impl FnOnce() -> Option<String> + Send + 'static,
     possible: fn() -> bool,
     body: impl FnOnce() -> F + Send + 'static,
 ) -> Trial {
@@ -87,9 +98,14 @@ pub fn trial<F: Future<Output = ()>>(
 
 impl Host {
     pub async fn start() -> Self {
+        Self::start_with(Network::None).await
+    }
+
+    pub async fn start_with(network: Network) -> Self {
         let directory = tempfile::tempdir().unwrap();
         build_root(directory.path());
-        let engine = MicrovmEngine::start(config(directory.path())).await.unwrap();
+        let config = MicrovmConfig { network, ..config(directory.path()) };
+        let engine = MicrovmEngine::start(config).await.unwrap();
         Self { engine, directory }
     }
 

@@ -44,20 +44,10 @@ impl Context {
             Ok((body, _)) => body,
             Err(_) => return refusal("InvalidRequestFormat", "The body is too large or was cut off"),
         };
-        let wanted: Wanted = match serde_json::from_slice(&body) {
-            Ok(wanted) => wanted,
-            Err(cause) => return refusal("InvalidRequestFormat", &cause.to_string()),
+        let registration = match registration(name, &body) {
+            Ok(registration) => registration,
+            Err(refused) => return *refused,
         };
-        let mut registration = Registration { name, invoke: false, shutdown: false };
-        for event in &wanted.events {
-            match event.as_str() {
-                "INVOKE" => registration.invoke = true,
-                "SHUTDOWN" => registration.shutdown = true,
-                other => {
-                    return refusal("Extension.InvalidEventType", &format!("{other}: event type not supported"));
-                }
-            }
-        }
         let id = match self.slot.extension_register(registration) {
             Ok(id) => id,
             Err(refused) => return refused.into(),
@@ -116,7 +106,25 @@ impl Context {
     }
 }
 
-fn identifier(headers: &http::HeaderMap) -> Result<Uuid, Box<Reply>> {
+/// What an extension asks for.
+pub(super) fn registration(name: String, body: &[u8]) -> Result<Registration, Box<Reply>> {
+    let wanted: Wanted =
+        serde_json::from_slice(body).map_err(|cause| Box::new(refusal("InvalidRequestFormat", &cause.to_string())))?;
+    let mut registration = Registration { name, invoke: false, shutdown: false };
+    for event in &wanted.events {
+        match event.as_str() {
+            "INVOKE" => registration.invoke = true,
+            "SHUTDOWN" => registration.shutdown = true,
+            other => {
+                let message = format!("{other}: event type not supported");
+                return Err(Box::new(refusal("Extension.InvalidEventType", &message)));
+            }
+        }
+    }
+    Ok(registration)
+}
+
+pub(super) fn identifier(headers: &http::HeaderMap) -> Result<Uuid, Box<Reply>> {
     let Some(text) = header_text(headers, IDENTIFIER) else {
         let message = "Missing Lambda-Extension-Identifier header";
         return Err(Box::new(refusal("Extension.MissingExtensionIdentifier", message)));

@@ -142,7 +142,7 @@ fn truncated() -> Reply {
 }
 
 /// The error object and type of an error report. The X-Ray cause that some runtimes send with it is not the caller's.
-fn error_object(headers: &HeaderMap, body: Bytes) -> (Bytes, String) {
+pub(super) fn error_object(headers: &HeaderMap, body: Bytes) -> (Bytes, String) {
     let kind = runtime_error_type(header_text(headers, ERROR_TYPE));
     if body.is_empty() {
         let payload = json!({ "errorMessage": "", "errorType": kind }).to_string();
@@ -158,7 +158,7 @@ fn error_object(headers: &HeaderMap, body: Bytes) -> (Bytes, String) {
 }
 
 /// The error that a streaming runtime put into the trailers of its response.
-fn stream_error(trailers: &HeaderMap) -> Option<Answer> {
+pub(super) fn stream_error(trailers: &HeaderMap) -> Option<Answer> {
     let kind = header_text(trailers, ERROR_TYPE)?;
     let payload = header_text(trailers, ERROR_BODY).and_then(|body| BASE64.decode(body).ok()).unwrap_or_default();
     Some(Answer::Failure { payload: payload.into(), kind: runtime_error_type(Some(kind)) })

@@ -9,7 +9,7 @@ use sandbox::SandboxEngine;
 use sandbox::microvm::{self, EngineKind, MicrovmConfig, MicrovmEngine};
 
 use super::Verdict;
-use crate::config::{Accel, Config, Network, VmEngine};
+use crate::config::{Accel, Config, VmEngine};
 use crate::serve::settings;
 
 /// Ten times what a boot takes where the processor runs the guest.
@@ -17,7 +17,6 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// Starts the engine that the operator asked for. `engine = "auto"` is decided by [`verdict`].
 pub async fn engine(config: &Config, dir: &Path) -> Result<Arc<dyn SandboxEngine>> {
-    check(config)?;
     let accel = config.microvm.accel;
     let kind = match candidates(config.microvm.engine, accel) {
         [only] => *only,
@@ -38,7 +37,6 @@ async fn start(config: &Config, dir: &Path, kind: EngineKind, accel: Accel) -> R
 /// Whether microVMs work here, and by what: found out by booting one, within seconds, and never by software emulation.
 pub async fn verdict(config: &Config, dir: &Path) -> Result<Verdict> {
     let (engine, words) = decide(config, dir).await?;
-    check(config)?;
     Ok(Verdict { engine, words })
 }
 
@@ -84,17 +82,6 @@ fn name(kind: EngineKind) -> &'static str {
         EngineKind::Firecracker => "Firecracker",
         EngineKind::Qemu => "QEMU",
     }
-}
-
-/// MicroVMs lack something that this configuration asks for.
-fn check(config: &Config) -> Result<()> {
-    if config.sandbox.network != Network::None {
-        bail!(
-            "functions in microVMs have no network yet; set `network = \"none\"` in [sandbox] if they need none, \
-             or `isolation = \"process\"`"
-        );
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ::firecracker::Client;
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::*;
@@ -114,7 +115,7 @@ impl Host {
             machine::Drive { file: File::open(&image).unwrap(), writable: false },
             machine::Drive { file: scratch, writable: true },
         ];
-        Vm { id, directory, user: Some((OWNER, OWNER)), group, memory_mb: 64, vcpus: 1, drives }
+        Vm { id, directory, user: Some((OWNER, OWNER)), group, memory_mb: 64, vcpus: 1, tap: None, drives }
     }
 
     async fn boot(&self, number: u128) -> Running {

@@ -108,7 +108,8 @@ fn targets(mounts: &[(PathBuf, String)]) -> Vec<String> {
     mounts.iter().map(|(_, target)| target.clone()).collect()
 }
 
-fn resolv_conf(dns: &[IpAddr]) -> String {
+/// Contents of `/etc/resolv.conf`.
+pub fn resolv_conf(dns: &[IpAddr]) -> String {
     dns.iter().fold(String::new(), |text, server| text + &format!("nameserver {server}\n"))
 }
 
