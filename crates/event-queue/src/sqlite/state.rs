@@ -142,13 +142,13 @@ impl State {
     }
 
     /// Does all of it or nothing; one answer per request, in their order. `more` adds requests to the transaction, and says
-    /// when to commit.
+    /// which event is the last on disk, or that it is time to commit.
     pub(super) fn transaction(
         &mut self,
         connection: &mut Connection,
         ops: &mut Vec<Op>,
         now: i64,
-        more: &mut dyn FnMut(&mut Vec<Op>) -> bool,
+        more: &mut dyn FnMut(&mut Vec<Op>) -> Option<i64>,
     ) -> rusqlite::Result<Vec<Answer>> {
         let transaction = sql::begin(connection)?;
         self.end_leases(&transaction, now)?;
@@ -157,8 +157,9 @@ impl State {
             for op in &ops[answers.len()..] {
                 answers.push(self.apply(&transaction, op, now)?);
             }
-            if !more(ops) {
-                break;
+            match more(ops) {
+                Some(last_seq) => self.show(last_seq, now),
+                None => break,
             }
         }
         transaction.commit()?;

@@ -192,9 +192,10 @@ impl Writer {
                 () = self.syncer.news() => {}
                 () = async { match tick { Some(tick) => tick.await, None => std::future::pending().await } } => {}
             }
-            self.state.show(self.syncer.last_seq(), millis(self.clock.wall()));
             let mut group = Group::default();
             inbox.take(&mut group.ops, &mut group.waiting);
+            // Only now: whoever was answered and asks for what it put in shall find it.
+            self.state.show(self.syncer.last_seq(), millis(self.clock.wall()));
             let unclaimed = self.serve(group, &mut inbox);
             if !unclaimed.is_empty() {
                 self.give_back(unclaimed);
@@ -317,10 +318,10 @@ impl Writer {
             let mut idle = false;
             let mut more = |ops: &mut Vec<Op>| {
                 let inbox = inbox.as_deref_mut().filter(|_| !idle && ops.iter().any(Op::durable));
-                let Some(inbox) = inbox else { return false };
+                let inbox = inbox?;
                 idle = syncer.wait(LOOK);
                 inbox.take(ops, waiting);
-                true
+                Some(syncer.last_seq())
             };
             match self.state.transaction(&mut connection, &mut group.ops, now, &mut more) {
                 Ok(answers) => {
