@@ -171,8 +171,8 @@ fn runtimes(local: &Local) -> Result<Vec<Finding>> {
 /// Whether functions can run in virtual machines here: one is booted, which takes seconds at most.
 fn microvm(config: &Config, dir: &Path) -> Result<Vec<Finding>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let remedy = "needed for isolation = \"microvm\" only. What is missing is named above, with where it comes from; if it is \
-                  all there, KVM cannot run a guest on this host: switch virtualisation on in its firmware, or, if it is a \
+    let remedy = "needed for isolation = \"microvm\" only. One engine is enough. What it lacks is named above, with where that comes \
+                  from; if it lacks nothing and yet does not boot, KVM cannot run a guest on this host: switch virtualisation on in its firmware, or, if it is a \
                   virtual machine itself, take one with nested virtualisation. accel = \"tcg\" in [microvm] needs no KVM, and \
                   is slow: for tests";
     let trial = match runtime.block_on(isolation::verdict(config, dir)) {

@@ -211,14 +211,18 @@ impl MicrovmEngine {
         let (sender, events) = mpsc::unbounded_channel();
         let begun = tokio::select! {
             begun = tokio::time::timeout(self.config.boot_limit, self.begin(&spec, uplink, control, sender.clone())) => {
-                begun.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+                let late = || io::Error::new(io::ErrorKind::TimedOut, format!("timed out after {:?}", self.config.boot_limit));
+                begun.unwrap_or_else(|_| Err(late()))
             }
             () = end.cancelled() => Err(io::Error::other("it ended")),
         };
         let control = match begun {
             Ok(control) => Arc::new(control),
             Err(error) => {
-                let text = format!("{error}; its console: {}", machine.console());
+                let text = match machine.console() {
+                    console if console.is_empty() => format!("{error}; its console has nothing"),
+                    console => format!("{error}; its console: {console}"),
+                };
                 drop(ending);
                 gone.cancelled().await;
                 return Err(host("boot a microVM")(io::Error::new(error.kind(), text)));

@@ -27,15 +27,13 @@ use ::firecracker::api::{
 use ::firecracker::{CgroupVersion, CpuConfig, Error, Jail, JailSpec, Jailer, JailerConfig, Place, Vmm};
 use async_trait::async_trait;
 use domain::SandboxId;
-use guest::protocol::During;
 use rustix::fs::StatVfsMountFlags;
 
 use super::config::{Accel, MicrovmConfig, Rate};
 use super::machine::{Engine, Machine, VSOCK, Vm};
 use super::network::{self, TAP};
-use super::qemu::{check_kernel, find};
+use super::qemu::{USE_KVM, check_kernel, find};
 use crate::SandboxError;
-use crate::process::error_of;
 
 /// The address of every guest; each has a vsock device, and so a world, of its own.
 const GUEST: u32 = 3;
@@ -104,17 +102,11 @@ impl Firecracker {
         let program = find("firecracker", own.program.as_deref(), REMEDY)?;
         let jailer = find("jailer", own.jailer.as_deref(), REMEDY)?;
         check_kernel(&config.kernel)?;
-        File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")
-            .during("use /dev/kvm (load the module kvm, or take a host with virtualisation)")
-            .map_err(error_of)?;
+        File::options().read(true).write(true).open("/dev/kvm").map_err(during(USE_KVM))?;
         let cpu = own.cpu_template.as_deref().map(cpu_template).transpose()?;
         fs::create_dir_all(&config.state_dir)
             .and_then(|()| check_mount(rustix::fs::statvfs(&config.state_dir)?.f_flag))
-            .during(format!("make jails in {}", config.state_dir.display()))
-            .map_err(error_of)?;
+            .map_err(during(format!("make jails in {}", config.state_dir.display())))?;
         let config_of_jailer = JailerConfig {
             firecracker: program,
             jailer,
@@ -130,7 +122,7 @@ impl Firecracker {
             tracing::info!("removed {jails} jails of a server that was killed, and {processes} processes in them");
         }
         let path = config.state_dir.join("initramfs.cpio");
-        write_anew(&path, initramfs).during(format!("write {}", path.display())).map_err(error_of)?;
+        write_anew(&path, initramfs).map_err(during(format!("write {}", path.display())))?;
         Ok(Self {
             jailer,
             kernel: config.kernel.clone(),
@@ -362,6 +354,11 @@ impl Machine for FirecrackerMachine {
     }
 }
 
+fn during(operation: impl Into<String>) -> impl FnOnce(io::Error) -> SandboxError {
+    let operation = operation.into();
+    |source| SandboxError::Host { operation, source }
+}
+
 fn failed(operation: String, error: Error) -> SandboxError {
     SandboxError::Host { operation, source: io::Error::other(error) }
 }
@@ -418,7 +415,7 @@ fn check_mount(flags: StatVfsMountFlags) -> io::Result<()> {
 
 fn cpu_template(path: &Path) -> Result<CpuConfig, SandboxError> {
     let read = || -> io::Result<CpuConfig> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
-    read().during(format!("read the CPU template {}", path.display())).map_err(error_of)
+    read().map_err(during(format!("read the CPU template {}", path.display())))
 }
 
 /// Writes a file that all can read, and nobody write.

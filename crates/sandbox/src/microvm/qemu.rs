@@ -30,6 +30,7 @@ use super::tsc::Counter;
 use crate::SandboxError;
 use crate::process::error_of;
 
+pub(super) const USE_KVM: &str = "use /dev/kvm (load the module kvm, or take a host with virtualisation)";
 /// Of the vsock device's own protocol with QEMU, in the VM's directory.
 const VHOST: &str = "vhost";
 /// The address of every guest; each has a device, and so a world, of its own.
@@ -77,9 +78,8 @@ impl Qemu {
         let version = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
         let kvm_group = match config.accel {
             Accel::Tcg => None,
-            Accel::Kvm => Some(kvm().during("use /dev/kvm (load the module kvm, or take a host with virtualisation)"))
-                .transpose()
-                .map_err(error_of)?,
+            // Not by `during`, which keeps the kernel's errors only.
+            Accel::Kvm => Some(kvm().map_err(|source| SandboxError::Host { operation: USE_KVM.to_owned(), source })?),
         };
         let initramfs = memory_file(initramfs).during("make the initramfs").map_err(error_of)?;
         let trees = [Tree::of_qemu(&program), Tree::of(&device, Path::new(DEVICE))];

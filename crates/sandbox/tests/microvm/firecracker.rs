@@ -354,9 +354,9 @@ async fn whole(mut guest: Guest, pid: i32) {
     let listener = tokio::net::UnixListener::from_std(listener).unwrap();
     let (process, output) = guest.spawn(&[support::PROGRAM, crate::inside::PART, "talk", "question"]).await.unwrap();
     let (mut stream, _) = tokio::time::timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
-    let mut question = [0; 8];
+    let mut question = [0; 12];
     stream.read_exact(&mut question).await.unwrap();
-    assert_eq!((&question, read_now(&output).as_str()), (b"question", "before\n"));
+    assert_eq!((&question, read_now(&output).as_str()), (b"\0\0\0\x08question", "before\n"));
     stream.write_all(b"answer").await.unwrap();
     assert_eq!(guest.exit_of(process).await.0, ExitStatus::Code(0));
     assert_eq!(read_all(output).await, "answer\n");

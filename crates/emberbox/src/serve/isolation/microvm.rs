@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use sandbox::SandboxEngine;
 use sandbox::microvm::{self, EngineKind, MicrovmConfig, MicrovmEngine};
 
@@ -20,7 +20,7 @@ pub async fn engine(config: &Config, dir: &Path) -> Result<Arc<dyn SandboxEngine
     let accel = config.microvm.accel;
     let kind = match candidates(config.microvm.engine, accel) {
         [only] => *only,
-        _ => decide(config, dir).await.context("microVMs do not work here")?.0,
+        _ => decide(config, dir).await.context("start microVMs")?.0,
     };
     start(config, dir, kind, accel).await
 }
@@ -46,14 +46,14 @@ async fn decide(config: &Config, dir: &Path) -> Result<(EngineKind, String)> {
         match attempt(config, dir, kind).await {
             Ok(words) if failures.is_empty() => return Ok((kind, words)),
             Ok(words) => {
-                let words = format!("{words}; not by {}", failures.join("; "));
+                let words = format!("{words}; not by {}", failures.join(". "));
                 tracing::info!("microVMs: {words}");
                 return Ok((kind, words));
             }
             Err(error) => failures.push(format!("{}: {error:#}", name(kind))),
         }
     }
-    bail!("no microVM boots with KVM: {}", failures.join("; "))
+    bail!("none boots with KVM. {}", failures.join(". "))
 }
 
 async fn attempt(config: &Config, dir: &Path, kind: EngineKind) -> Result<String> {
@@ -64,7 +64,8 @@ async fn attempt(config: &Config, dir: &Path, kind: EngineKind) -> Result<String
         boot_limit: LIMIT,
         ..settings::microvm(config, dir, kind, Accel::Kvm)
     };
-    let trial = microvm::trial(settings).await?;
+    // It tells its cause itself.
+    let trial = microvm::trial(settings).await.map_err(|error| anyhow!("{error}"))?;
     Ok(format!("one booted in {} ms ({})", trial.took.as_millis(), trial.notes.first().cloned().unwrap_or_default()))
 }
 

@@ -386,7 +386,7 @@ async fn what_it_cannot_work_with_is_named() {
     let mut template = good();
     template.firecracker.cpu_template = Some(template.kernel.clone());
     let text = error(template).await;
-    assert!(text.contains("read the CPU template"), "{text}");
+    assert!(text.contains("read the CPU template") && text.contains("line 1"), "{text}");
     for (flag, name) in [(StatVfsMountFlags::NODEV, "nodev"), (StatVfsMountFlags::NOEXEC, "noexec")] {
         let text = check_mount(flag | StatVfsMountFlags::NOSUID).unwrap_err().to_string();
         assert!(text.contains(&format!("mounted with {name}")), "{text}");
