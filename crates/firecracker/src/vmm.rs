@@ -119,7 +119,7 @@ impl Vmm {
     }
 
     /// Ends it at once and removes all that belongs to it; without effect if that was done. A guest that should notice is
-    /// to be told before.
+    /// to be told before. (The lock on the directory of all jails is let go of with the last value that has one.)
     ///
     /// # Errors
     /// [`Error::Io`]: something is left; the next [`crate::Jailer::open`] tries again.
