@@ -87,6 +87,11 @@ impl Leases {
         self.held.get(&ticket.seq).copied().filter(|held| held.end > now && ticket.deliveries == held.deliveries as u16)
     }
 
+    /// Whether nothing is handed out.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
     /// The lease that is over the longest.
     pub fn over(&self, now: i64) -> Option<(i64, Held)> {
         let (end, seq) = *self.ends.first()?;

@@ -106,6 +106,16 @@ impl State {
         queues.into_iter().for_each(|queue| self.note(queue, now));
     }
 
+    /// Whether a lease is over, and so its event ready.
+    pub(super) fn any_over(&self, now: i64) -> bool {
+        self.lasting.present.lock().leases.over(now).is_some()
+    }
+
+    /// Whether time alone can make something ready.
+    pub(super) fn awaits(&self) -> bool {
+        self.rotation.next_due().is_some() || !self.lasting.present.lock().leases.is_empty()
+    }
+
     /// For the next state, after a group has failed: what it changed is undone.
     pub(super) fn roll_back(&self) -> Lasting {
         self.lasting.present.lock().leases.roll_back();
@@ -203,7 +213,6 @@ impl State {
                 for id in leases {
                     if let Some((seq, held)) = self.held(*id, now) {
                         self.lasting.present.lock().leases.set(seq, Some(Held { end, ..held }));
-                        self.note(held.queue, end);
                         answer.extended.push(*id);
                     }
                 }
@@ -290,7 +299,6 @@ impl State {
                 if event.at_once {
                     self.handed_out.insert(number, event.seq);
                 }
-                self.note(number, end);
                 let ticket = Ticket { queue: number, seq: event.seq, deliveries: deliveries as u16 };
                 answer.push(Lease {
                     id: ticket.id(self.lasting.epoch),

@@ -186,7 +186,7 @@ impl Writer {
         let mut inbox = Inbox { requests, batch: Vec::with_capacity(GROUP), close: None };
         while inbox.close.is_none() {
             // A fixed step while anything sleeps: the clock need not be the host's.
-            let tick = self.state.rotation.next_due().map(|_| tokio::time::sleep(TICK));
+            let tick = self.state.awaits().then(|| tokio::time::sleep(TICK));
             tokio::select! {
                 received = inbox.wait() => if !received { break },
                 () = self.syncer.news() => {}
@@ -222,7 +222,8 @@ impl Writer {
         let now = millis(self.clock.wall());
         self.state.rotation.wake(now);
         // Polling an empty queue costs no transaction.
-        if !self.state.rotation.any_ready() && group.ops.iter().all(|op| matches!(op, Op::Lease { .. })) {
+        let ready = self.state.rotation.any_ready() || self.state.any_over(now);
+        if !ready && group.ops.iter().all(|op| matches!(op, Op::Lease { .. })) {
             for done in group.waiting {
                 let _ = done.send(Ok(Answer::default()));
             }
