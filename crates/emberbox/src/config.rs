@@ -15,9 +15,9 @@ use domain::AccountId;
 use sandbox::process::Destination;
 use serde::Deserialize;
 
-#[cfg(feature = "microvm")]
-pub use microvm::Accel;
 pub use microvm::Microvm;
+#[cfg(feature = "microvm")]
+pub use microvm::{Accel, VmEngine};
 pub use registries::Registry;
 pub use values::{EventEngine, Isolation, Network};
 

@@ -2,11 +2,13 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::ErrorKind;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, CWD};
 use rustix::mount::MountFlags;
 
 use crate::api::LogLevel;
@@ -100,7 +102,8 @@ pub struct Jail {
     directory: PathBuf,
     /// Of Firecracker, once it runs.
     pub(crate) process: Option<Arc<OwnedFd>>,
-    removed: bool,
+    /// Held while it is removed.
+    removed: Mutex<bool>,
 }
 
 impl Jail {
@@ -110,7 +113,7 @@ impl Jail {
         fs::create_dir_all(directory.parent().unwrap_or_else(|| Path::new("/"))).doing(doing)?;
         // Fails if it is there: the id is in use.
         fs::DirBuilder::new().mode(0o700).create(&directory).doing(doing)?;
-        let jail = Self { jailer, spec, directory, process: None, removed: false };
+        let jail = Self { jailer, spec, directory, process: None, removed: Mutex::new(false) };
         // The jailer gives it to the user.
         fs::DirBuilder::new()
             .mode(0o700)
@@ -171,6 +174,23 @@ impl Jail {
                 std::io::copy(&mut from, &mut to).map(drop).doing(doing)
             }
         }
+    }
+
+    /// Brings an open file of the host in, as `/name`, by a hard link: one with a name, or one made with `O_TMPFILE`, which
+    /// has its only name there then. Owner and rights stay.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the jail's user could not read it. [`Error::Io`], also if it is on another file system, or
+    /// has lost its last name.
+    pub fn add_file(&self, file: &File, name: &str) -> Result<()> {
+        let target = self.path(name)?;
+        let doing = || format!("linking an open file into the jail as {}", target.display());
+        if !self.may_read(&file.metadata().doing(doing)?) {
+            let why = "the jail's user has no right to read it: make the file readable";
+            return Err(Error::Invalid { what: "file", value: name.to_owned(), why });
+        }
+        let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+        rustix::fs::linkat(CWD, source, CWD, &target, AtFlags::SYMLINK_FOLLOW).doing(doing)
     }
 
     /// Makes a file of `bytes` zeroes that the jail's user can write: a scratch disk, a file for metrics. Takes no space
@@ -253,12 +273,13 @@ impl Jail {
         Ok(file)
     }
 
-    /// Ends what runs in it and removes it. Blocks. Without effect the second time.
-    pub(crate) fn remove(&mut self) -> Result<()> {
-        if !self.removed {
+    /// Ends what runs in it and removes it. Blocks, also while another does it. Without effect once it is done.
+    pub(crate) fn remove(&self) -> Result<()> {
+        let mut removed = self.removed.lock();
+        if !*removed {
             let parent = &self.jailer.config().parent_cgroup;
             leftovers::remove(&self.directory, &self.spec.id, parent, self.process.as_deref())?;
-            self.removed = true;
+            *removed = true;
         }
         Ok(())
     }

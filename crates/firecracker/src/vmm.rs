@@ -5,6 +5,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::process::Command;
@@ -19,6 +20,9 @@ use crate::process;
 /// From the jailer's start to the API's first answer. Both take milliseconds.
 const START: Duration = Duration::from_secs(20);
 
+/// For what is still in the console's pipe when all who write to it have ended: no time at all.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// A Firecracker in its jail. Dropping it ends it and removes the jail, which blocks for some milliseconds;
 /// [`Vmm::stop`] does not.
 #[derive(Debug)]
@@ -28,7 +32,7 @@ pub struct Vmm {
     pid: i32,
     exit: AsyncFd<Arc<OwnedFd>>,
     /// Last: it is removed when the rest is gone.
-    jail: Jail,
+    jail: Arc<Jail>,
 }
 
 impl Vmm {
@@ -37,15 +41,15 @@ impl Vmm {
         let (command, console) = command(&jail)?;
         let started = tokio::time::timeout(START, start(command, &mut jail, &client));
         let failure = match started.await {
-            Ok(Ok((pid, exit))) => return Ok(Self { client, console, pid, exit, jail }),
+            Ok(Ok((pid, exit))) => return Ok(Self { client, console, pid, exit, jail: Arc::new(jail) }),
             Ok(Err(How::Io(error))) => return Err(error),
             Ok(Err(How::Ended(how))) => how,
             Err(_) => format!("it did not answer within {START:?}"),
         };
         let id = jail.id().to_owned();
         // With it all ends that writes to the console.
-        remove(jail).await?;
-        console.ended(Duration::from_secs(1)).await;
+        remove(Arc::new(jail)).await?;
+        console.ended(LAST_WORDS).await;
         Err(Error::NotStarted { id, how: failure, output: console.text().trim().to_owned() })
     }
 
@@ -69,11 +73,44 @@ impl Vmm {
         self.pid
     }
 
-    /// Waits until Firecracker has ended by itself: its guest has shut down or rebooted, or something went wrong, which the
-    /// console tells.
+    /// Waits until Firecracker has ended, killed or by itself: its guest has shut down or rebooted, or something went
+    /// wrong, which the console tells; all of it is there then.
     pub async fn ended(&self) {
         // The only error is that the runtime shuts down.
         let _ = self.exit.readable().await;
+        self.console.ended(LAST_WORDS).await;
+    }
+
+    /// Stops the process from running, by SIGSTOP: the VM stands still with it, and nothing answers. For its guest, time
+    /// goes on meanwhile, as it does for a process. ([`Client::pause`] takes the API, and leaves that working.)
+    ///
+    /// # Errors
+    /// Of the kernel; none if it has ended.
+    pub fn freeze(&self) -> std::io::Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it run again, by SIGCONT. Without effect on one that does.
+    ///
+    /// # Errors
+    /// Of the kernel; none if it has ended.
+    pub fn thaw(&self) -> std::io::Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    /// Kills it, frozen or not; returns before it has ended, and leaves the jail.
+    ///
+    /// # Errors
+    /// Of the kernel; none if it has ended.
+    pub fn kill(&self) -> std::io::Result<()> {
+        self.signal(Signal::KILL)
+    }
+
+    fn signal(&self, signal: Signal) -> std::io::Result<()> {
+        match pidfd_send_signal(self.exit.get_ref(), signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Whether it still runs.
@@ -81,17 +118,17 @@ impl Vmm {
         !process::has_ended(self.exit.get_ref())
     }
 
-    /// Ends it at once and removes all that belongs to it. A guest that should notice is to be told before.
+    /// Ends it at once and removes all that belongs to it; without effect if that was done. A guest that should notice is
+    /// to be told before. (The lock on the directory of all jails is let go of with the last value that has one.)
     ///
     /// # Errors
     /// [`Error::Io`]: something is left; the next [`crate::Jailer::open`] tries again.
-    pub async fn stop(self) -> Result<()> {
-        let Self { jail, .. } = self;
-        remove(jail).await
+    pub async fn stop(&self) -> Result<()> {
+        remove(self.jail.clone()).await
     }
 }
 
-async fn remove(mut jail: Jail) -> Result<()> {
+async fn remove(jail: Arc<Jail>) -> Result<()> {
     let removed = tokio::task::spawn_blocking(move || jail.remove()).await;
     removed.doing(|| "removing a jail".to_owned())?
 }

@@ -7,6 +7,8 @@
 //!    └── control, output, Runtime API ◄─ Unix sockets in the VM's directory ◄──┘
 //! ```
 //!
+//! The other engine is Firecracker ([`firecracker`]), which has its vsock device itself.
+//!
 //! A VM is booted for each sandbox, from files: the guest kernel, an initramfs with nothing but the agent (which is part
 //! of this program), a read-only squashfs of every directory that the sandbox sees ([`images`]), and a sized ext4 for
 //! `/tmp`. Inside, the agent makes the same sandbox that [`crate::process`] makes on a host, so a function sees no
@@ -18,14 +20,16 @@
 //!
 //! Everything that comes from a VM is hostile: it is bounded in size, in time and in meaning ([`control`]), and what does
 //! not fit ends the VM. Nothing outlives the server: the kernel kills its children with it, and what has a name (cgroups,
-//! the directory) the next start removes.
+//! the directory) the next start removes. (A Firecracker ends with its guest, which notices, or at the next start.)
 //!
-//! Not yet: snapshots, a pool of booted VMs, giving idle memory back.
+//! Not yet: sandboxes from snapshots, which an engine can take and restore ([`machine`]); a pool of booted VMs; giving idle
+//! memory back.
 
 mod config;
 mod confine;
 mod control;
 mod engine;
+mod firecracker;
 mod images;
 mod initramfs;
 pub(crate) mod launcher;
@@ -41,7 +45,7 @@ mod tree;
 mod trial;
 mod tsc;
 
-pub use config::{Accel, MicrovmConfig};
+pub use config::{Accel, EngineKind, FirecrackerConfig, MicrovmConfig, Rate};
 #[cfg(fuzzing)]
 pub use control::hear_anything;
 pub use engine::MicrovmEngine;

@@ -1,6 +1,6 @@
 //! `emberbox doctor`: what this host can do, what is missing, how to get it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -171,29 +171,44 @@ fn runtimes(local: &Local) -> Result<Vec<Finding>> {
 /// Whether functions can run in virtual machines here: one is booted, which takes seconds at most.
 fn microvm(config: &Config, dir: &Path) -> Result<Vec<Finding>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let remedy = "needed for isolation = \"microvm\" only; see [microvm] in emberbox.example.toml";
+    let remedy = "needed for isolation = \"microvm\" only. One engine is enough. What it lacks is named above, with where that comes \
+                  from; if it lacks nothing and yet does not boot, KVM cannot run a guest on this host: switch virtualisation on in its firmware, or, if it is a \
+                  virtual machine itself, take one with nested virtualisation. accel = \"tcg\" in [microvm] needs no KVM, and \
+                  is slow: for tests";
     let trial = match runtime.block_on(isolation::verdict(config, dir)) {
-        Ok(words) => Finding::ok("MicroVM", "trial boot", words),
+        Ok(verdict) => Finding::ok("MicroVM", "trial boot", verdict.words),
         Err(error) => Finding::not("MicroVM", "trial boot", Status::Optional, format!("{error:#}"), remedy),
     };
-    let programs = ["firecracker", "jailer"].map(|program| runtime.block_on(firecracker(program)));
+    let programs = [("firecracker", &config.microvm.firecracker), ("jailer", &config.microvm.jailer)];
+    let programs = programs.map(|(program, given)| runtime.block_on(firecracker(program, given.clone())));
     Ok([trial].into_iter().chain(programs).collect())
 }
 
 /// One of Firecracker's two programs.
 #[cfg(feature = "microvm")]
-async fn firecracker(program: &str) -> Finding {
+async fn firecracker(program: &str, given: Option<PathBuf>) -> Finding {
     use firecracker::Version;
 
     let remedy = format!(
-        "microVMs run on QEMU so far, and need it not. Firecracker {} or newer, for {}, is one archive with both programs: \
-         https://github.com/firecracker-microvm/firecracker/releases; unpack them into /usr/local/bin as firecracker and jailer",
+        "what microVMs run on best; without it they run on QEMU. Firecracker {} or newer, for {}, is one archive with both \
+         programs: https://github.com/firecracker-microvm/firecracker/releases; unpack them into /usr/local/bin as firecracker \
+         and jailer",
         Version::MINIMUM,
         std::env::consts::ARCH,
     );
     let not = |detail: String| Finding::not("MicroVM", program, Status::Optional, detail, remedy.clone());
-    let Some(path) = crate::host::find(program) else { return not("not installed".to_owned()) };
+    let Some(path) = given.or_else(|| crate::host::find(program)) else { return not("not installed".to_owned()) };
     match Version::of(&path).await {
+        Ok(version) if !crate::host::is_root() => {
+            let detail = format!("{version} ({}), which takes root, and this is not root", path.display());
+            Finding::not(
+                "MicroVM",
+                program,
+                Status::Optional,
+                detail,
+                "run Emberbox as root; or leave microVMs to QEMU",
+            )
+        }
         Ok(version) => Finding::ok("MicroVM", program, format!("{version} ({})", path.display())),
         Err(error) => not(error.to_string()),
     }
@@ -201,7 +216,7 @@ async fn firecracker(program: &str) -> Finding {
 
 /// As above, in a build without microVMs.
 #[cfg(not(feature = "microvm"))]
-async fn firecracker(program: &str) -> Finding {
+async fn firecracker(program: &str, _: Option<PathBuf>) -> Finding {
     let remedy = "build Emberbox with the cargo feature `microvm`";
     Finding::not("MicroVM", program, Status::Optional, "this build of Emberbox has no microVMs", remedy)
 }

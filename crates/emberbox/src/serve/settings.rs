@@ -35,14 +35,27 @@ fn network(config: &Config) -> Network {
 
 /// For the engine of microVMs.
 #[cfg(feature = "microvm")]
-pub fn microvm(config: &Config, dir: &Path) -> sandbox::microvm::MicrovmConfig {
-    use sandbox::microvm::{Accel, MicrovmConfig};
+pub fn microvm(
+    config: &Config,
+    dir: &Path,
+    engine: sandbox::microvm::EngineKind,
+    accel: config::Accel,
+) -> sandbox::microvm::MicrovmConfig {
+    use sandbox::microvm::{Accel, FirecrackerConfig, MicrovmConfig};
 
-    let accel = match config.microvm.accel {
+    let accel = match accel {
         config::Accel::Kvm => Accel::Kvm,
         config::Accel::Tcg => Accel::Tcg,
     };
     MicrovmConfig {
+        engine,
+        firecracker: FirecrackerConfig {
+            program: config.microvm.firecracker.clone(),
+            jailer: config.microvm.jailer.clone(),
+            cpu_template: config.microvm.cpu_template.clone(),
+            ..FirecrackerConfig::default()
+        },
+        kernel_args: config.microvm.kernel_args.clone(),
         qemu: config.microvm.qemu.clone(),
         vsock_device: config.microvm.vsock_device.clone(),
         network: network(config),

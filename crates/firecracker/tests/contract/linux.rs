@@ -84,7 +84,7 @@ async fn a_kernel_boots_and_outlives_a_snapshot() {
         let last = text.lines().rfind(|line| line.starts_with('[')).unwrap_or_default();
         eprintln!("NOT SHOWN HERE: the end of a kernel's boot under Firecracker; it came to: {last}");
     }
-    eprintln!("NOT SHOWN by any test: user space and an invoke under Firecracker, which is no engine of `sandbox` yet");
+    // User space is for the tests of the crate `sandbox` (`firecracker_runs_sandboxes`).
     copy.stop().await.unwrap();
 }
 

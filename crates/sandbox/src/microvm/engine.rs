@@ -18,8 +18,9 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::config::{Accel, MicrovmConfig};
+use super::config::{Accel, EngineKind, MicrovmConfig};
 use super::control::Control;
+use super::firecracker::Firecracker;
 use super::images::Images;
 use super::initramfs;
 use super::machine::{Drive, Engine, Machine, Vm};
@@ -77,7 +78,11 @@ impl MicrovmEngine {
             let source = io::Error::other("this build of Emberbox has no agent for them: its build said why");
             return Err(SandboxError::Host { operation: "start microVMs".to_owned(), source });
         }
-        let engine: Box<dyn Engine> = Box::new(Qemu::new(&config, &initramfs::archive(initramfs::AGENT))?);
+        let initramfs = initramfs::archive(initramfs::AGENT);
+        let engine: Box<dyn Engine> = match config.engine {
+            EngineKind::Qemu => Box::new(Qemu::new(&config, &initramfs)?),
+            EngineKind::Firecracker => Box::new(Firecracker::new(&config, &initramfs).await?),
+        };
         Self::with(engine, config)
     }
 
@@ -206,14 +211,18 @@ impl MicrovmEngine {
         let (sender, events) = mpsc::unbounded_channel();
         let begun = tokio::select! {
             begun = tokio::time::timeout(self.config.boot_limit, self.begin(&spec, uplink, control, sender.clone())) => {
-                begun.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+                let late = || io::Error::new(io::ErrorKind::TimedOut, format!("timed out after {:?}", self.config.boot_limit));
+                begun.unwrap_or_else(|_| Err(late()))
             }
             () = end.cancelled() => Err(io::Error::other("it ended")),
         };
         let control = match begun {
             Ok(control) => Arc::new(control),
             Err(error) => {
-                let text = format!("{error}; its console: {}", machine.console());
+                let text = match machine.console() {
+                    console if console.is_empty() => format!("{error}; its console has nothing"),
+                    console => format!("{error}; its console: {console}"),
+                };
                 drop(ending);
                 gone.cancelled().await;
                 return Err(host("boot a microVM")(io::Error::new(error.kind(), text)));

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use domain::SandboxId;
@@ -50,10 +50,23 @@ pub struct Drive {
 pub trait Engine: Send + Sync + 'static {
     /// Starts one; it boots when this returns. On error nothing is left of it but its directory.
     async fn boot(&self, vm: Vm) -> Result<Box<dyn Machine>, SandboxError>;
+    /// Starts one that goes on where another was when [`Machine::snapshot`] was taken of it. `vm` is as that one was: as many
+    /// drives with the same contents, the same sockets. What the guest had open by vsock is closed for it. On error nothing
+    /// is left of it but its directory.
+    #[cfg_attr(not(test), expect(dead_code, reason = "what uses it, pools and SnapStart, is not there yet"))]
+    async fn restore(&self, vm: Vm, snapshot: &Path) -> Result<Box<dyn Machine>, SandboxError>;
     /// How the guest knows the drive of this number.
     fn drive(&self, number: usize) -> String;
     /// What it is, for the operator.
     fn describe(&self) -> String;
+}
+
+/// What an engine answers that cannot keep machines as snapshots.
+pub fn no_snapshots(engine: &str, id: SandboxId) -> SandboxError {
+    SandboxError::Host {
+        operation: format!("take or restore a snapshot of sandbox {id}"),
+        source: io::Error::new(io::ErrorKind::Unsupported, format!("{engine} cannot snapshot here; Firecracker can")),
+    }
 }
 
 /// A machine. Dropping it kills it.
@@ -63,6 +76,11 @@ pub trait Machine: Send + Sync + 'static {
     fn pause(&self) -> io::Result<()>;
     /// Lets it run again. Quick. No error if it runs.
     fn resume(&self) -> io::Result<()>;
+    /// Writes its memory, processors and devices, but not its drives, into a directory that has no snapshot yet: on the file
+    /// system of the engine's own, closed to all but root, since it has all that the guest knows. The machine stands still
+    /// meanwhile, and runs afterwards, whatever comes of it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "what uses it, pools and SnapStart, is not there yet"))]
+    async fn snapshot(&self, directory: &Path) -> Result<(), SandboxError>;
     /// Kills it at once.
     fn kill(&self);
     /// Returns when its guest runs no more, by itself or killed.

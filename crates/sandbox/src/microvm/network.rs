@@ -137,6 +137,11 @@ impl Drop for Link {
     }
 }
 
+/// A namespace without any device but a loopback that is down.
+pub fn nothing() -> io::Result<OwnedFd> {
+    inside(None, new_namespace)
+}
+
 /// Does something in a network namespace, by a thread that ends there.
 fn inside<T: Send>(namespace: Option<BorrowedFd<'_>>, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| {

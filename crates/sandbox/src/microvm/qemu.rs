@@ -23,13 +23,14 @@ use rustix::process::Signal;
 use super::config::{Accel, MicrovmConfig};
 use super::confine::{DIRECTORY, FIRST_KEPT};
 use super::launcher::Launch;
-use super::machine::{Engine, Machine, VSOCK, Vm};
+use super::machine::{Engine, Machine, VSOCK, Vm, no_snapshots};
 use super::spawner::{Program, Running, Spawner};
 use super::tree::Tree;
 use super::tsc::Counter;
 use crate::SandboxError;
 use crate::process::error_of;
 
+pub(super) const USE_KVM: &str = "use /dev/kvm (load the module kvm, or take a host with virtualisation)";
 /// Of the vsock device's own protocol with QEMU, in the VM's directory.
 const VHOST: &str = "vhost";
 /// The address of every guest; each has a device, and so a world, of its own.
@@ -55,6 +56,7 @@ pub struct Qemu {
     spawner: Spawner,
     version: String,
     kvm_group: Option<u32>,
+    kernel_args: String,
     counter: Option<Counter>,
 }
 
@@ -76,9 +78,8 @@ impl Qemu {
         let version = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
         let kvm_group = match config.accel {
             Accel::Tcg => None,
-            Accel::Kvm => Some(kvm().during("use /dev/kvm (load the module kvm, or take a host with virtualisation)"))
-                .transpose()
-                .map_err(error_of)?,
+            // Not by `during`, which keeps the kernel's errors only.
+            Accel::Kvm => Some(kvm().map_err(|source| SandboxError::Host { operation: USE_KVM.to_owned(), source })?),
         };
         let initramfs = memory_file(initramfs).during("make the initramfs").map_err(error_of)?;
         let trees = [Tree::of_qemu(&program), Tree::of(&device, Path::new(DEVICE))];
@@ -91,8 +92,10 @@ impl Qemu {
         let trees = trees.into_iter().enumerate().map(place).collect::<Result<_, _>>().map_err(error_of)?;
         let spawner = Spawner::start(config.helper.clone(), trees)?;
         let kernel = config.kernel.clone();
+        let kernel_args = config.kernel_args.clone();
         let counter = (config.accel == Accel::Tcg).then(Counter::start).flatten();
-        Ok(Self { accel: config.accel, program, kernel, initramfs, spawner, version, kvm_group, counter })
+        let accel = config.accel;
+        Ok(Self { accel, program, kernel, initramfs, spawner, version, kvm_group, kernel_args, counter })
     }
 
     /// What starts QEMU with this VM. The open files that it gets are, in this order: kernel, initramfs, drives, tap.
@@ -117,7 +120,7 @@ impl Qemu {
             "-initrd",
             path(1).as_str(),
             "-append",
-            &format!("{KERNEL}{clock}"),
+            format!("{KERNEL}{clock} {}", self.kernel_args).trim_end(),
         ]);
         for (number, drive) in vm.drives.iter().enumerate() {
             let read_only = if drive.writable { "off" } else { "on" };
@@ -200,6 +203,10 @@ impl Engine for Qemu {
         Ok(Box::new(QemuMachine { id: vm.id, qemu, device }))
     }
 
+    async fn restore(&self, vm: Vm, _: &Path) -> Result<Box<dyn Machine>, SandboxError> {
+        Err(no_snapshots(&self.version, vm.id))
+    }
+
     fn drive(&self, number: usize) -> String {
         format!("drive{number}")
     }
@@ -229,6 +236,11 @@ impl Machine for QemuMachine {
 
     fn resume(&self) -> io::Result<()> {
         self.qemu.signal(Signal::CONT)
+    }
+
+    async fn snapshot(&self, _: &Path) -> Result<(), SandboxError> {
+        // Its memory is a shared file, its vsock device another process: neither is in a state that QEMU could save.
+        Err(no_snapshots("QEMU", self.id))
     }
 
     fn kill(&self) {
@@ -275,7 +287,7 @@ async fn wait_for_socket(device: &Running, path: &Path) -> io::Result<()> {
 }
 
 /// Where a program really is, since QEMU looks for its firmware from there; the error says where it comes from.
-fn find(name: &str, given: Option<&Path>, remedy: &str) -> Result<PathBuf, SandboxError> {
+pub(super) fn find(name: &str, given: Option<&Path>, remedy: &str) -> Result<PathBuf, SandboxError> {
     let missing = |operation: String| SandboxError::Host { operation, source: io::ErrorKind::NotFound.into() };
     if let Some(given) = given {
         let found = given.canonicalize().ok().filter(|found| found.is_file());
@@ -290,7 +302,7 @@ fn find(name: &str, given: Option<&Path>, remedy: &str) -> Result<PathBuf, Sandb
         .ok_or_else(|| missing(format!("find {name}, which microVMs need ({remedy})")))
 }
 
-fn check_kernel(kernel: &Path) -> Result<(), SandboxError> {
+pub(super) fn check_kernel(kernel: &Path) -> Result<(), SandboxError> {
     let mut magic = [0; 4];
     let read = File::open(kernel).and_then(|mut file| io::Read::read_exact(&mut file, &mut magic));
     read.and_then(|()| {

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,7 +12,7 @@ use guest::protocol::{Reply, Status};
 use guest::vm::protocol::{self, CONTROL_PORT, LONGEST_ORDER, OUTPUT_PORT, Order, Used, VERSION, Word};
 use tokio_util::sync::CancellationToken;
 
-use super::machine::{Engine, Machine, VSOCK, Vm};
+use super::machine::{Engine, Machine, VSOCK, Vm, no_snapshots};
 use super::{Accel, MicrovmConfig, MicrovmEngine};
 use crate::api::{Command, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec};
 
@@ -34,6 +34,10 @@ impl Engine for Hostile {
         Ok(Box::new(Thread(CancellationToken::new())))
     }
 
+    async fn restore(&self, vm: Vm, _: &Path) -> Result<Box<dyn Machine>, SandboxError> {
+        Err(no_snapshots("a hostile one", vm.id))
+    }
+
     fn drive(&self, number: usize) -> String {
         number.to_string()
     }
@@ -53,6 +57,10 @@ impl Machine for Thread {
         Ok(())
     }
 
+    async fn snapshot(&self, _: &Path) -> Result<(), SandboxError> {
+        Ok(())
+    }
+
     fn kill(&self) {
         self.0.cancel();
     }
@@ -66,7 +74,7 @@ impl Machine for Thread {
     }
 }
 
-fn connect(directory: &std::path::Path, port: u32) -> UnixStream {
+fn connect(directory: &Path, port: u32) -> UnixStream {
     UnixStream::connect(directory.join(format!("{VSOCK}_{port}"))).unwrap()
 }
 

@@ -1,8 +1,9 @@
-//! MicroVM sandboxes through the public API: real guests, under QEMU.
+//! MicroVM sandboxes through the public API: real guests, under QEMU and Firecracker.
 //!
-//! This program plays three parts: the tests, the program that runs in the VMs, and a server that is killed.
+//! This program plays four parts: the tests, the program that runs in the VMs, and a server with either engine that is killed.
 
 mod confinement;
+mod firecracker;
 #[path = "../common/guest.rs"]
 mod guest;
 mod inside;
@@ -23,10 +24,13 @@ fn main() {
         match part.as_str() {
             inside::PART => return inside::run(rest),
             lifecycle::SERVER => return lifecycle::run_server(&rest[0]),
+            firecracker::SERVER => return firecracker::run_server(&rest[0]),
             _ => {}
         }
     }
-    let trials: Vec<Trial> =
-        [lifecycle::tests(), network::tests(), confinement::tests()].into_iter().flatten().collect();
+    let trials: Vec<Trial> = [lifecycle::tests(), network::tests(), confinement::tests(), firecracker::tests()]
+        .into_iter()
+        .flatten()
+        .collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }

@@ -27,7 +27,7 @@ pub struct Host {
 }
 
 /// The guest kernel for tests.
-fn kernel() -> PathBuf {
+pub fn kernel() -> PathBuf {
     let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest-kernel/vmlinux");
     std::env::var_os("EMBERBOX_TEST_KERNEL").map_or(built, PathBuf::from)
 }
@@ -46,11 +46,16 @@ fn missing(more: &[&str]) -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("root".to_owned());
     }
+    missing_programs(&["qemu-system-x86_64", "vhost-device-vsock", "mksquashfs", "mkfs.ext4"])
+        .or_else(|| missing_programs(more))
+}
+
+/// The first of these that this host lacks.
+pub fn missing_programs(programs: &[&str]) -> Option<String> {
     let path = std::env::var("PATH").unwrap_or_default();
     let there = |program: &str| path.split(':').any(|place| Path::new(place).join(program).exists());
-    ["qemu-system-x86_64", "vhost-device-vsock", "mksquashfs", "mkfs.ext4"]
+    programs
         .iter()
-        .chain(more)
         .find(|program| !there(program) && (**program != "vhost-device-vsock" || vsock_device().is_none()))
         .map(|program| format!("the program {program}"))
 }
@@ -66,10 +71,20 @@ pub fn test_with<F: Future<Output = ()>>(
     name: &'static str,
     body: impl FnOnce() -> F + Send + 'static,
 ) -> Trial {
+    trial(name, || missing(programs), || true, body)
+}
+
+/// A test that takes what `missing` looks for; it may be required where `possible` says so.
+pub fn trial<F: Future<Output = ()>>(
+    name: &'static str,
+    missing: impl FnOnce() -> Option<String> + Send + 'static,
+    possible: fn() -> bool,
+    body: impl FnOnce() -> F + Send + 'static,
+) -> Trial {
     Trial::test(name, move || {
-        if let Some(missing) = missing(programs) {
+        if let Some(missing) = missing() {
             let missing = format!("SKIPPED {name}: needs {missing}");
-            if std::env::var_os("EMBERBOX_REQUIRE_ALL").is_some_and(|value| value == "1") {
+            if possible() && std::env::var_os("EMBERBOX_REQUIRE_ALL").is_some_and(|value| value == "1") {
                 return Err(missing.into());
             }
             eprintln!("{missing}");
