@@ -11,6 +11,7 @@ mod images;
 mod permissions;
 mod resolving;
 mod support;
+mod snap_start;
 mod tags;
 mod updates;
 mod versions;

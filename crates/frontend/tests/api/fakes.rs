@@ -149,6 +149,7 @@ impl Functions for Parts {
                 group: format!("/aws/lambda/{name}"),
             },
             tracing_active: false,
+            snap_start: false,
         };
         Ok(Target {
             version: Arc::new(version),

@@ -363,6 +363,7 @@ impl Fixture {
                 group: "/aws/lambda/f".into(),
             },
             tracing_active: false,
+            snap_start: false,
         };
         let sandbox = SandboxId(Uuid::new_v4());
         Self { service: service.unwrap(), engine, sandbox, version: version.into(), logs, _dir: dir }
