@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::lines::Lines;
 use crate::logs::LogStore;
-use crate::machine::{Abort, Action, Answer, ApiError, Machine, Refused, Registration, Ticket};
+use crate::machine::{Abort, Action, Answer, ApiError, Held, InitFailure, Machine, Refused, Registration, Ticket};
 use crate::metrics::Metrics;
 use crate::output::Output;
 use crate::slot_log::{LogQueue, QUEUE, SlotLog};
@@ -81,9 +81,12 @@ struct Core {
     armed: Duration,
     state: &'static str,
     runtime: Option<oneshot::Sender<NextEvent>>,
+    /// Waits in `restore/next`.
+    restore: Option<oneshot::Sender<()>>,
     extensions: HashMap<Uuid, Seat>,
     current: Option<Current>,
-    init: Option<oneshot::Sender<Result<(), String>>>,
+    init: Option<oneshot::Sender<Result<(), InitFailure>>>,
+    restored: Option<oneshot::Sender<Result<(), InitFailure>>>,
     outputs: Vec<Arc<Output>>,
     queue: LogQueue,
     /// Set when the runtime process runs for the first time.
@@ -133,9 +136,11 @@ impl Slot {
             armed: Duration::ZERO,
             state,
             runtime: None,
+            restore: None,
             extensions: HashMap::new(),
             current: None,
             init: None,
+            restored: None,
             outputs: Vec::new(),
             queue: LogQueue::default(),
             runtime_started: None,
@@ -155,6 +160,10 @@ impl Slot {
         }
     }
 
+    pub(crate) fn id(&self) -> SandboxId {
+        self.id
+    }
+
     pub(crate) fn version(&self) -> &FunctionVersion {
         &self.version
     }
@@ -170,12 +179,32 @@ impl Slot {
         u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Runs the initial Init; the error is a note on what failed.
-    pub(crate) fn start(&self) -> oneshot::Receiver<Result<(), String>> {
+    /// Runs the initial Init.
+    pub(crate) fn start(&self) -> oneshot::Receiver<Result<(), InitFailure>> {
         let (done, wait) = oneshot::channel();
         let mut core = self.core.lock();
         core.init = Some(done);
         core.machine.start(self.now());
+        self.settle(&mut core);
+        wait
+    }
+
+    /// What to keep beside a snapshot; `None` if none may be taken.
+    pub(crate) fn held(&self) -> Option<Held> {
+        self.core.lock().machine.held()
+    }
+
+    /// Keeps the sandbox in a directory.
+    pub(crate) async fn keep(&self, directory: &std::path::Path) -> Result<(), sandbox::SandboxError> {
+        self.sandbox.keep(directory).await
+    }
+
+    /// The sandbox runs again, where it was held; that had begun at `began`.
+    pub(crate) fn restore(&self, began: Duration) -> oneshot::Receiver<Result<(), InitFailure>> {
+        let (done, wait) = oneshot::channel();
+        let mut core = self.core.lock();
+        core.restored = Some(done);
+        core.machine.restored(self.now(), began);
         self.settle(&mut core);
         wait
     }
@@ -262,6 +291,28 @@ impl Slot {
         }
         self.settle(&mut core);
         Ok(wait)
+    }
+
+    pub(crate) fn runtime_restore_next(&self) -> Result<oneshot::Receiver<()>, ApiError> {
+        let (waiter, wait) = oneshot::channel();
+        let mut core = self.core.lock();
+        self.drain(&mut core);
+        // As with `next`.
+        let before = core.restore.replace(waiter);
+        if let Err(error) = core.machine.runtime_restore_next(self.now()) {
+            core.restore = before;
+            return Err(error);
+        }
+        self.settle(&mut core);
+        Ok(wait)
+    }
+
+    pub(crate) fn runtime_restore_error(&self, kind: String, payload: Bytes) -> Result<(), ApiError> {
+        let mut core = self.core.lock();
+        self.drain(&mut core);
+        let result = core.machine.runtime_restore_error(self.now(), kind, payload);
+        self.settle(&mut core);
+        result
     }
 
     pub(crate) fn may_answer(&self, request: &str, attempt: Option<&str>, to: &'static str) -> Result<(), ApiError> {
@@ -384,6 +435,12 @@ impl Slot {
                 });
                 core.seat(id, event.to_string().into());
             }
+            Action::ReleaseRuntime => {
+                // One that has hung up comes again.
+                if core.restore.take().is_some_and(|waiter| waiter.send(()).is_ok()) {
+                    core.machine.runtime_released();
+                }
+            }
             Action::Thaw => self.host_call("thaw", self.sandbox.thaw()),
             Action::Freeze => self.host_call("freeze", self.sandbox.freeze()),
             Action::Log(line) => self.log(core, line),
@@ -391,6 +448,11 @@ impl Slot {
                 if let Some(init) = core.init.take() {
                     // A caller that went away does not want to know.
                     let _ = init.send(result);
+                }
+            }
+            Action::RestoreDone(result) => {
+                if let Some(restored) = core.restored.take() {
+                    let _ = restored.send(result);
                 }
             }
             Action::Answer(answer) => self.answer(core, answer),
