@@ -22,8 +22,9 @@
 //! not fit ends the VM. Nothing outlives the server: the kernel kills its children with it, and what has a name (cgroups,
 //! the directory) the next start removes. (A Firecracker ends with its guest, which notices, or at the next start.)
 //!
-//! Not yet: sandboxes from snapshots, which an engine can take and restore ([`machine`]); a pool of booted VMs; giving idle
-//! memory back.
+//! A sandbox may be kept in a snapshot and restored from it, as often as wanted ([`kept`]), where the engine can.
+//!
+//! Not yet: a pool of booted VMs; giving idle memory back.
 
 mod config;
 mod confine;
@@ -32,6 +33,7 @@ mod engine;
 mod firecracker;
 mod images;
 mod initramfs;
+mod kept;
 pub(crate) mod launcher;
 mod machine;
 mod network;

@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::protocol::{Failure, Reply, Spawn, Status, Uplink};
 
 /// Changes with the meaning of anything in here. Both sides come from one build; this is for mixed-up files.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The host's address, by virtio-vsock's definition.
 pub const HOST: u32 = 2;
-/// Where the agent connects first, once.
+/// Where the agent connects first: once, and once more when the VM was restored from a snapshot.
 pub const CONTROL_PORT: u32 = 1024;
 /// Where it connects for the output of each process, before that is started.
 pub const OUTPUT_PORT: u32 = 1025;
@@ -44,6 +44,25 @@ pub enum Order {
     },
     /// Kill every process of the sandbox but its PID 1. Answered by [`Reply::Done`] when all are gone.
     KillAll,
+    /// The last before a snapshot. Answered by [`Reply::Done`], and from then on the agent sends nothing: once this
+    /// connection has ended, it makes another, greets, and takes [`Order::Resume`].
+    Hold,
+    /// The first after a restore. Answered by [`Reply::Done`]; before that the output of each of these processes was
+    /// connected, in their order, and every connection that waited for an answer has asked again.
+    Resume(Resume),
+}
+
+/// What has changed for a sandbox that was restored.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Resume {
+    /// Nanoseconds since 1970.
+    pub time: u64,
+    /// Fresh random bytes.
+    pub seed: Vec<u8>,
+    /// What its network card is now to be, if it has one.
+    pub uplink: Option<Uplink>,
+    /// Its processes that run, as given by [`Reply::Spawned`].
+    pub running: Vec<u32>,
 }
 
 /// What the sandbox is made of.

@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use guest::protocol::{During, Uplink};
-use guest::vm::protocol::{CONTROL_PORT, OUTPUT_PORT, Order, Start, VERSION, link_port};
+use guest::vm::protocol::{CONTROL_PORT, OUTPUT_PORT, Order, Resume, Start, VERSION, link_port};
 use parking_lot::Mutex;
 use rustix::rand::GetRandomFlags;
 use tokio::sync::{Semaphore, mpsc};
@@ -22,13 +22,15 @@ use super::config::{Accel, EngineKind, MicrovmConfig};
 use super::control::Control;
 use super::firecracker::Firecracker;
 use super::images::Images;
-use super::initramfs;
+use super::{initramfs, kept};
 use super::machine::{Drive, Engine, Machine, Vm};
 use super::network::Outside;
 use super::qemu::Qemu;
 use super::sandbox::MicrovmSandbox;
 use super::seat::{Seat, supervise};
-use crate::api::{Listener, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec};
+use crate::api::{
+    Listener, Process, ProcessId, Restored, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec,
+};
 use crate::process::cgroup::{Group, Hierarchy};
 use crate::process::instance::Instance;
 use crate::process::{Network, error_of, helper};
@@ -45,6 +47,13 @@ const HOST_MB: u32 = 96;
 const EMULATION_MB: u32 = 192;
 /// Random bytes for a guest.
 const SEED: usize = 64;
+
+/// What a VM begins with.
+enum Origin<'a> {
+    Boot,
+    /// A snapshot, and the processes that ran in it.
+    Snapshot(&'a Path, &'a [ProcessId]),
+}
 
 /// Makes sandboxes in microVMs. See [`super`].
 pub struct MicrovmEngine {
@@ -142,18 +151,29 @@ impl MicrovmEngine {
         Ok(drives)
     }
 
+    async fn kept_drives(
+        &self,
+        spec: &SandboxSpec,
+        owner: Option<(u32, u32)>,
+        snapshot: &Path,
+    ) -> Result<Vec<Drive>, SandboxError> {
+        let scratch = self.images.scratch(spec.ephemeral_mb, owner).await?;
+        let (snapshot, count) = (snapshot.to_owned(), 2 + spec.mounts.len());
+        let opened = tokio::task::spawn_blocking(move || kept::drives(&snapshot, count, scratch)).await;
+        opened.map_err(io::Error::other).and_then(|drives| drives).map_err(|source| SandboxError::Host {
+            operation: format!("open the drives of a snapshot for sandbox {}", spec.id),
+            source,
+        })
+    }
+
     /// What the agent is told; the drives are in the order of [`MicrovmEngine::drives`].
     fn order(&self, spec: &SandboxSpec, uplink: Option<Uplink>) -> Order {
-        let mut seed = vec![0; SEED];
-        // Without it the guest's own entropy has to do.
-        let _ = rustix::rand::getrandom(&mut seed[..], GetRandomFlags::empty());
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let targets = spec.mounts.iter().enumerate();
         Order::Start(Start {
             memory: u64::from(spec.memory_mb) << 20,
             pids: PIDS,
-            time: u64::try_from(now.as_nanos()).unwrap_or(0),
-            seed,
+            time: time(),
+            seed: seed(),
             root: self.engine.drive(0),
             tmp: self.engine.drive(1 + spec.mounts.len()),
             mounts: targets.map(|(n, mount)| (self.engine.drive(1 + n), mount.target.clone())).collect(),
@@ -164,7 +184,8 @@ impl MicrovmEngine {
         })
     }
 
-    async fn boot(&self, spec: SandboxSpec) -> Result<MicrovmSandbox, SandboxError> {
+    /// Makes a sandbox; and, of one that was restored, the output of its processes.
+    async fn make(&self, spec: SandboxSpec, origin: Origin<'_>) -> Result<(MicrovmSandbox, Vec<Process>), SandboxError> {
         let id = spec.id;
         let host = |operation: &str| {
             let operation = format!("{operation} for sandbox {id}");
@@ -172,7 +193,11 @@ impl MicrovmEngine {
         };
         let seat = Seat::take(id, &self.instance, &self.vms, self.group.as_ref(), self.privileged);
         let mut seat = seat.ok_or_else(|| host("find a number")(io::ErrorKind::QuotaExceeded.into()))?;
-        let drives = self.drives(&spec, seat.user).await?;
+        let drives = match origin {
+            Origin::Boot => self.drives(&spec, seat.user).await?,
+            Origin::Snapshot(kept, _) => self.kept_drives(&spec, seat.user, kept).await?,
+        };
+        let kept = drives.iter().map(Drive::try_clone).collect::<io::Result<Vec<_>>>().map_err(host("open the drives"))?;
         let memory_mb = spec.memory_mb + GUEST_MB + spec.memory_mb / GUEST_SHARE;
         let vcpus = (spec.vcpus.ceil() as usize).clamp(1, self.processors) as u32;
         // Held until it has booted.
@@ -202,7 +227,10 @@ impl MicrovmEngine {
         }
         let (directory, group) = (seat.directory.clone(), seat.group.clone());
         let vm = Vm { id, directory, user: seat.user, group: group.clone(), memory_mb, vcpus, tap, drives };
-        let machine: Arc<dyn Machine> = self.engine.boot(vm).await?.into();
+        let machine: Arc<dyn Machine> = match origin {
+            Origin::Boot => self.engine.boot(vm).await?.into(),
+            Origin::Snapshot(kept, _) => self.engine.restore(vm, kept).await?.into(),
+        };
 
         // From here on the task clears up, whatever happens.
         let (end, gone) = (self.end.child_token(), CancellationToken::new());
@@ -210,7 +238,7 @@ impl MicrovmEngine {
         self.tasks.spawn(supervise(Arc::clone(&machine), seat, end.clone(), gone.clone()));
         let (sender, events) = mpsc::unbounded_channel();
         let begun = tokio::select! {
-            begun = tokio::time::timeout(self.config.boot_limit, self.begin(&spec, uplink, control, sender.clone())) => {
+            begun = tokio::time::timeout(self.config.boot_limit, self.begin(&spec, &origin, uplink, control, sender.clone())) => {
                 let late = || io::Error::new(io::ErrorKind::TimedOut, format!("timed out after {:?}", self.config.boot_limit));
                 begun.unwrap_or_else(|_| Err(late()))
             }
@@ -228,11 +256,22 @@ impl MicrovmEngine {
                 return Err(host("boot a microVM")(io::Error::new(error.kind(), text)));
             }
         };
+        // Their connections are there: they were made before the guest said that it goes on.
+        let mut running = Vec::new();
+        if let Origin::Snapshot(_, processes) = origin {
+            for &id in processes {
+                let accepted = tokio::time::timeout(self.config.answer_limit, outputs.accept()).await;
+                let late = || io::ErrorKind::TimedOut.into();
+                let (output, _) = accepted.unwrap_or_else(|_| Err(late())).map_err(host("take the output of processes"))?;
+                let output = output.into_std().map_err(host("take the output of processes"))?;
+                running.push(Process { id, output: output.into() });
+            }
+        }
         if let (Accel::Kvm, Some(group)) = (self.config.accel, &group) {
             group.limit(host_mb, spec.vcpus).map_err(host("limit the CPU"))?;
         }
         self.tasks.spawn(listen_to(id, Arc::clone(&control), sender, end.clone()));
-        Ok(MicrovmSandbox {
+        let sandbox = MicrovmSandbox {
             id,
             machine,
             control,
@@ -240,16 +279,19 @@ impl MicrovmEngine {
             outputs: tokio::sync::Mutex::new(outputs),
             events: Mutex::new(Some(events)),
             frozen: AtomicBool::new(false),
+            drives: kept,
             end: ending.disarm(),
             answer_limit: self.config.answer_limit,
             gone,
-        })
+        };
+        Ok((sandbox, running))
     }
 
     /// From the kernel's first instruction to a sandbox that is ready.
     async fn begin(
         &self,
         spec: &SandboxSpec,
+        origin: &Origin<'_>,
         uplink: Option<Uplink>,
         control: UnixListener,
         events: mpsc::UnboundedSender<SandboxEvent>,
@@ -257,7 +299,14 @@ impl MicrovmEngine {
         // One connection: nobody listens there any more when a function could try.
         let (stream, _) = tokio::net::UnixListener::from_std(control)?.accept().await?;
         let control = Control::greet(stream, VERSION, events).await?;
-        let order = self.order(spec, uplink);
+        let order = match origin {
+            Origin::Boot => self.order(spec, uplink),
+            Origin::Snapshot(_, processes) => {
+                let running: Vec<_> = processes.iter().map(|process| process.0).collect();
+                control.expect(running.iter().copied());
+                Order::Resume(Resume { time: time(), seed: seed(), uplink, running })
+            }
+        };
         let answered = control.ask(&order, self.config.boot_limit);
         let answer = tokio::select! {
             answer = answered => answer?,
@@ -267,6 +316,27 @@ impl MicrovmEngine {
             .map(|_| control)
             .map_err(|failure| io::Error::other(format!("in the guest: {}: {}", failure.operation, failure.source())))
     }
+}
+
+/// Nanoseconds since 1970.
+fn time() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(0)
+}
+
+/// Random bytes for a guest.
+fn seed() -> Vec<u8> {
+    let mut seed = vec![0; SEED];
+    // Without it the guest's own entropy has to do.
+    let _ = rustix::rand::getrandom(&mut seed[..], GetRandomFlags::empty());
+    seed
+}
+
+/// What a snapshot's processors were: one of another kind may lack what the guest uses.
+fn processor() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find(|line| line.starts_with("model name"));
+    name.unwrap_or("an unknown processor").to_owned()
 }
 
 /// Hears the agent until the end; a conversation that ends is the end of the VM.
@@ -291,7 +361,24 @@ async fn listen_to(
 #[async_trait]
 impl SandboxEngine for MicrovmEngine {
     async fn create(&self, spec: SandboxSpec) -> Result<Box<dyn Sandbox>, SandboxError> {
-        Ok(Box::new(self.boot(spec).await?))
+        Ok(Box::new(self.make(spec, Origin::Boot).await?.0))
+    }
+
+    fn keeps(&self) -> Result<String, String> {
+        self.engine.snapshots()?;
+        let resolv_conf = self.outside.as_ref().map(|outside| outside.resolv_conf()).unwrap_or_default();
+        let (engine, group) = (self.engine.describe(), self.group.is_some());
+        Ok(format!("{engine}; agent {VERSION}; {}; groups: {group}; {resolv_conf}", processor()))
+    }
+
+    async fn restore(
+        &self,
+        spec: SandboxSpec,
+        snapshot: &Path,
+        running: &[ProcessId],
+    ) -> Result<Restored, SandboxError> {
+        let (sandbox, running) = self.make(spec, Origin::Snapshot(snapshot, running)).await?;
+        Ok(Restored { sandbox: Box::new(sandbox), running })
     }
 
     fn describe(&self) -> Vec<String> {

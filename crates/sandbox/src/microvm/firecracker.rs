@@ -30,7 +30,7 @@ use domain::SandboxId;
 use rustix::fs::StatVfsMountFlags;
 
 use super::config::{Accel, MicrovmConfig, Rate};
-use super::machine::{Engine, Machine, VSOCK, Vm};
+use super::machine::{Beside, Engine, Machine, VSOCK, Vm};
 use super::network::{self, TAP};
 use super::qemu::{USE_KVM, check_kernel, find};
 use crate::SandboxError;
@@ -259,6 +259,10 @@ impl Engine for Firecracker {
         machine.started("restore", done).await
     }
 
+    fn snapshots(&self) -> Result<(), String> {
+        Ok(())
+    }
+
     fn drive(&self, number: usize) -> String {
         // Firecracker gives a disk a serial number of its own choice.
         device(number)
@@ -303,7 +307,7 @@ impl Machine for FirecrackerMachine {
         self.vmm.thaw()
     }
 
-    async fn snapshot(&self, directory: &Path) -> Result<(), SandboxError> {
+    async fn snapshot(&self, directory: &Path, beside: Beside) -> Result<(), SandboxError> {
         let api = self.vmm.api();
         let taken = async {
             let frozen = |source| Error::Io { doing: "thawing Firecracker".to_owned(), source };
@@ -315,6 +319,8 @@ impl Machine for FirecrackerMachine {
                 mem_file_path: TAKEN[1].0.to_owned(),
             };
             api.create_snapshot(&create).await?;
+            let kept = tokio::task::spawn_blocking(beside).await.map_err(io::Error::other).and_then(|kept| kept);
+            kept.map_err(|source| Error::Io { doing: "keeping the drives".to_owned(), source })?;
             for (taken, name) in TAKEN {
                 let target = directory.join(name);
                 // Renamed, on the same file system.

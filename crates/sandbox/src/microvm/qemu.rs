@@ -23,7 +23,7 @@ use rustix::process::Signal;
 use super::config::{Accel, MicrovmConfig};
 use super::confine::{DIRECTORY, FIRST_KEPT};
 use super::launcher::Launch;
-use super::machine::{Engine, Machine, VSOCK, Vm, no_snapshots};
+use super::machine::{Beside, Engine, Machine, VSOCK, Vm, no_snapshots};
 use super::spawner::{Program, Running, Spawner};
 use super::tree::Tree;
 use super::tsc::Counter;
@@ -207,6 +207,11 @@ impl Engine for Qemu {
         Err(no_snapshots(&self.version, vm.id))
     }
 
+    fn snapshots(&self) -> Result<(), String> {
+        // Its own word for it: the device is "unmigratable", and a snapshot is a migration into a file.
+        Err("QEMU cannot keep a microVM in a snapshot, since its vhost-user-vsock device cannot be migrated; Firecracker can.".to_owned())
+    }
+
     fn drive(&self, number: usize) -> String {
         format!("drive{number}")
     }
@@ -238,7 +243,7 @@ impl Machine for QemuMachine {
         self.qemu.signal(Signal::CONT)
     }
 
-    async fn snapshot(&self, _: &Path) -> Result<(), SandboxError> {
+    async fn snapshot(&self, _: &Path, _: Beside) -> Result<(), SandboxError> {
         // Its memory is a shared file, its vsock device another process: neither is in a state that QEMU could save.
         Err(no_snapshots("QEMU", self.id))
     }

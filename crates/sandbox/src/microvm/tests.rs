@@ -12,7 +12,7 @@ use guest::protocol::{Reply, Status};
 use guest::vm::protocol::{self, CONTROL_PORT, LONGEST_ORDER, OUTPUT_PORT, Order, Used, VERSION, Word};
 use tokio_util::sync::CancellationToken;
 
-use super::machine::{Engine, Machine, VSOCK, Vm, no_snapshots};
+use super::machine::{Beside, Engine, Machine, VSOCK, Vm, no_snapshots};
 use super::{Accel, MicrovmConfig, MicrovmEngine};
 use crate::api::{Command, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec};
 
@@ -38,6 +38,10 @@ impl Engine for Hostile {
         Err(no_snapshots("a hostile one", vm.id))
     }
 
+    fn snapshots(&self) -> Result<(), String> {
+        Err("hostile".to_owned())
+    }
+
     fn drive(&self, number: usize) -> String {
         number.to_string()
     }
@@ -57,7 +61,7 @@ impl Machine for Thread {
         Ok(())
     }
 
-    async fn snapshot(&self, _: &Path) -> Result<(), SandboxError> {
+    async fn snapshot(&self, _: &Path, _: Beside) -> Result<(), SandboxError> {
         Ok(())
     }
 

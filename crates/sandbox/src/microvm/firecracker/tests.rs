@@ -322,9 +322,9 @@ async fn a_snapshot_goes_on_in_machines_that_share_its_memory() {
         origin.goes_on().await;
         // Also of one that is paused.
         origin.machine.pause().unwrap();
-        origin.machine.snapshot(&snapshot).await.unwrap();
+        origin.machine.snapshot(&snapshot, Box::new(|| Ok(()))).await.unwrap();
         origin.goes_on().await;
-        let error = origin.machine.snapshot(&host.directory.path().join("none")).await.unwrap_err().to_string();
+        let error = origin.machine.snapshot(&host.directory.path().join("none"), Box::new(|| Ok(()))).await.unwrap_err().to_string();
         assert!(error.contains("take a snapshot of sandbox"), "{error}");
         origin.goes_on().await;
         origin.machine.kill();
@@ -348,7 +348,7 @@ async fn a_snapshot_goes_on_in_machines_that_share_its_memory() {
         two.goes_on().await;
         let again = host.directory.path().join("state/again");
         fs::DirBuilder::new().mode(0o700).create(&again).unwrap();
-        two.machine.snapshot(&again).await.unwrap();
+        two.machine.snapshot(&again, Box::new(|| Ok(()))).await.unwrap();
         two.machine.kill();
         two.ends().await;
         let three = host.restore(4, &again).await;
