@@ -32,6 +32,8 @@ mod control;
 mod engine;
 mod firecracker;
 mod images;
+#[cfg(feature = "in-place")]
+mod in_place;
 mod initramfs;
 mod kept;
 pub(crate) mod launcher;

@@ -95,6 +95,19 @@ impl MicrovmEngine {
         Self::with(engine, config)
     }
 
+    /// With QEMU's machines, which can be "restored" from their snapshots once: the machine that a snapshot was taken of stands
+    /// still until then, and goes on. For tests.
+    ///
+    /// # Errors
+    /// As [`MicrovmEngine::start`].
+    #[cfg(feature = "in-place")]
+    pub fn start_in_place(config: MicrovmConfig) -> Result<Self, SandboxError> {
+        let initramfs = initramfs::archive(initramfs::AGENT);
+        let qemu = Qemu::new(&config, &initramfs)?;
+        let engine = super::in_place::InPlace::new(qemu, config.state_dir.join("machines"));
+        Self::with(Box::new(engine), config)
+    }
+
     /// With the machines of this engine.
     pub(super) fn with(engine: Box<dyn Engine>, config: MicrovmConfig) -> Result<Self, SandboxError> {
         helper::raise_descriptor_limit();

@@ -20,6 +20,20 @@ pub fn run(arguments: &[String]) {
             let n = stream.read(&mut answer).unwrap();
             println!("{}", String::from_utf8_lossy(&answer[..n]));
         }
+        // Asks the worker for something, and when it has that, says what it finds.
+        "ask" => {
+            println!("asking");
+            let mut stream = TcpStream::connect("169.254.100.1:9001").unwrap();
+            stream.write_all(b"anything new?").unwrap();
+            let mut answer = [0; 64];
+            let n = stream.read(&mut answer).unwrap();
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+            println!("{}; {now}", String::from_utf8_lossy(&answer[..n]));
+            // Of a connection that nothing was said on since.
+            stream.write_all(b"nothing else?").unwrap();
+            let n = stream.read(&mut answer).unwrap();
+            println!("{}", String::from_utf8_lossy(&answer[..n]));
+        }
         "fill-memory" => {
             let mut all = Vec::new();
             loop {
