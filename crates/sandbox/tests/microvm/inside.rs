@@ -29,6 +29,9 @@ pub fn run(arguments: &[String]) {
             let n = stream.read(&mut answer).unwrap();
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
             println!("{}; {now}", String::from_utf8_lossy(&answer[..n]));
+            let mut random = [0; 16];
+            std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut random).unwrap();
+            println!("{}", random.map(|byte| format!("{byte:02x}")).concat());
             // Of a connection that nothing was said on since.
             stream.write_all(b"nothing else?").unwrap();
             let n = stream.read(&mut answer).unwrap();

@@ -9,6 +9,7 @@ mod guest;
 #[cfg(feature = "in-place")]
 mod in_place;
 mod inside;
+mod kept;
 mod lifecycle;
 mod network;
 mod support;
