@@ -97,8 +97,10 @@ pub trait SnapshotCatalog: Send + Sync {
 pub enum SnapshotFault {
     /// Sandboxes of this host cannot be kept; the text says why. The version starts as any other does.
     Unsupported(String),
-    /// The version's Init failed, or the host: the version cannot be used.
+    /// The version's Init failed, or what it needs is not there: the version cannot be used.
     Failed(Failure),
+    /// The server is being stopped: the next start has it taken again.
+    Stopping,
 }
 
 /// Why there is no such image.

@@ -16,6 +16,7 @@ use runtimes::RuntimeImage;
 use sandbox::api::LINK_ADDRESS;
 use sandbox::{Command, Mount, Process, Sandbox, SandboxEngine, SandboxSpec, Standby};
 use time::OffsetDateTime;
+use tokio::sync::Semaphore;
 
 use crate::api_server::{self, ApiServer};
 use crate::config::Config;
@@ -37,6 +38,9 @@ mod snap_start;
 /// The sandboxes are found in one of so many maps, so that invocations of different ones do not meet at a lock.
 const SHARDS: usize = 32;
 
+/// How many snapshots are taken at the same time.
+const SNAPSHOTS_AT_ONCE: usize = 2;
+
 /// One host's sandboxes. Cheap to clone.
 #[derive(Clone)]
 pub struct Service(Arc<Inner>);
@@ -48,6 +52,7 @@ struct Inner {
     endpoint: Option<Endpoint>,
     /// Or why there are none.
     snapshots: Result<Snapshots, String>,
+    snapshotting: Semaphore,
     slots: Slots,
     starting: AtomicU32,
     draining: AtomicBool,
@@ -129,6 +134,7 @@ impl Service {
             sources,
             endpoint,
             snapshots,
+            snapshotting: Semaphore::new(SNAPSHOTS_AT_ONCE),
             slots,
             starting: AtomicU32::new(0),
             draining: AtomicBool::new(false),
@@ -381,12 +387,12 @@ impl Worker for Service {
             return Err(WorkerError::Stopping);
         }
         let id = request.sandbox;
-        let mut timeline = Timeline::default();
         if request.version.snap_start
-            && let Some(done) = inner.restore(&request, &mut timeline).await?
+            && let Some(done) = inner.restore(&request).await?
         {
             return Ok(done);
         }
+        let mut timeline = Timeline::default();
         let slot = inner.create(request, Begin::OnDemand, &mut timeline).await?;
         let result = slot.start().await;
         let now = inner.host.clock.monotonic();

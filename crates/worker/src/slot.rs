@@ -22,13 +22,14 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::lines::Lines;
 use crate::logs::LogStore;
-use crate::machine::{Abort, Action, Answer, ApiError, Held, InitFailure, Machine, Refused, Registration, Ticket};
+use crate::machine::{Abort, Action, Answer, ApiError, InitFailure, Machine, Refused, Registration, Ticket};
 use crate::metrics::Metrics;
 use crate::output::Output;
 use crate::slot_log::{LogQueue, QUEUE, SlotLog};
 
 mod driver;
 mod journal;
+mod restore;
 
 /// What all slots of a worker share.
 pub(crate) struct Host {
@@ -189,26 +190,6 @@ impl Slot {
         wait
     }
 
-    /// What to keep beside a snapshot; `None` if none may be taken.
-    pub(crate) fn held(&self) -> Option<Held> {
-        self.core.lock().machine.held()
-    }
-
-    /// Keeps the sandbox in a directory.
-    pub(crate) async fn keep(&self, directory: &std::path::Path) -> Result<(), sandbox::SandboxError> {
-        self.sandbox.keep(directory).await
-    }
-
-    /// The sandbox runs again, where it was held; that had begun at `began`.
-    pub(crate) fn restore(&self, began: Duration) -> oneshot::Receiver<Result<(), InitFailure>> {
-        let (done, wait) = oneshot::channel();
-        let mut core = self.core.lock();
-        core.restored = Some(done);
-        core.machine.restored(self.now(), began);
-        self.settle(&mut core);
-        wait
-    }
-
     /// When the runtime's process was started.
     pub(crate) fn runtime_started(&self) -> Option<Duration> {
         self.core.lock().runtime_started
@@ -291,28 +272,6 @@ impl Slot {
         }
         self.settle(&mut core);
         Ok(wait)
-    }
-
-    pub(crate) fn runtime_restore_next(&self) -> Result<oneshot::Receiver<()>, ApiError> {
-        let (waiter, wait) = oneshot::channel();
-        let mut core = self.core.lock();
-        self.drain(&mut core);
-        // As with `next`.
-        let before = core.restore.replace(waiter);
-        if let Err(error) = core.machine.runtime_restore_next(self.now()) {
-            core.restore = before;
-            return Err(error);
-        }
-        self.settle(&mut core);
-        Ok(wait)
-    }
-
-    pub(crate) fn runtime_restore_error(&self, kind: String, payload: Bytes) -> Result<(), ApiError> {
-        let mut core = self.core.lock();
-        self.drain(&mut core);
-        let result = core.machine.runtime_restore_error(self.now(), kind, payload);
-        self.settle(&mut core);
-        result
     }
 
     pub(crate) fn may_answer(&self, request: &str, attempt: Option<&str>, to: &'static str) -> Result<(), ApiError> {

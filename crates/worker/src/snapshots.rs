@@ -57,7 +57,7 @@ impl Snapshots {
 
     /// That of a version, if there is one that was made of this.
     pub(crate) fn find(&self, version: &VersionKey, made_of: &Value) -> Option<(PathBuf, Held)> {
-        let directory = self.path(version).ok()?;
+        let directory = path(&self.0, version).ok()?;
         let manifest = fs::read(directory.join(MANIFEST)).ok()?;
         let manifest: Manifest = serde_json::from_slice(&manifest).ok()?;
         (manifest.made_of == *made_of).then_some((directory, manifest.held))
@@ -65,7 +65,7 @@ impl Snapshots {
 
     /// Makes room for one.
     pub(crate) fn begin(&self, version: &VersionKey) -> io::Result<Unfinished> {
-        let finished = self.path(version)?;
+        let finished = path(&self.0, version)?;
         let mut directory = finished.clone().into_os_string();
         directory.push(UNFINISHED);
         let directory = PathBuf::from(directory);
@@ -73,19 +73,19 @@ impl Snapshots {
         Ok(Unfinished { directory, finished })
     }
 
-    /// Removes that of a version, if there is one.
-    pub(crate) fn remove(&self, version: &VersionKey) -> io::Result<()> {
-        remove(&self.path(version)?)
+    /// Removes that of a version from such a directory, if there is one.
+    pub(crate) fn remove(directory: &Path, version: &VersionKey) -> io::Result<()> {
+        remove(&path(directory, version)?)
     }
+}
 
-    /// A key is made of names without slashes, so this only holds off what nobody could have stored.
-    fn path(&self, version: &VersionKey) -> io::Result<PathBuf> {
-        let name = &*version.0;
-        if name.is_empty() || name.starts_with('.') || name.contains('/') || name.ends_with(UNFINISHED) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the version's key is no file name"));
-        }
-        Ok(self.0.join(name))
+/// A key is made of names without slashes, so this only holds off what nobody could have stored.
+fn path(directory: &Path, version: &VersionKey) -> io::Result<PathBuf> {
+    let name = &*version.0;
+    if name.is_empty() || name.starts_with('.') || name.contains('/') || name.ends_with(UNFINISHED) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the version's key is no file name"));
     }
+    Ok(directory.join(name))
 }
 
 impl Unfinished {
@@ -142,13 +142,13 @@ mod tests {
         drop(snapshots.begin(&version).unwrap());
         let left = snapshots.begin(&version).unwrap();
         std::mem::forget(left);
-        let snapshots = Snapshots::open(place.clone()).unwrap();
+        Snapshots::open(place.clone()).unwrap();
         assert_eq!(fs::read_dir(&place).unwrap().count(), 1, "what was not finished is gone");
-        snapshots.remove(&version).unwrap();
-        snapshots.remove(&version).unwrap();
+        Snapshots::remove(&place, &version).unwrap();
+        Snapshots::remove(&place, &version).unwrap();
         assert_eq!(fs::read_dir(&place).unwrap().count(), 0);
         for key in ["", "..", "a/b", "x.unfinished"] {
-            assert!(snapshots.remove(&VersionKey(key.into())).is_err(), "{key}");
+            assert!(Snapshots::remove(&place, &VersionKey(key.into())).is_err(), "{key}");
         }
     }
 }

@@ -53,6 +53,8 @@ impl Inner {
                 tracing::warn!(function, reason, "a version with SnapStart starts without a snapshot");
                 Ok(Some(format!("SnapStart: no snapshot was taken, the version starts as any other does. {reason}")))
             }
+            // It stays among those that are being taken: nothing of it is removed.
+            Err(SnapshotFault::Stopping) => return,
             Err(SnapshotFault::Failed(failure)) => {
                 tracing::warn!(function, reason = failure.reason, "the Init of a version with SnapStart failed");
                 Err(failure)

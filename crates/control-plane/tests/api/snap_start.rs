@@ -201,3 +201,18 @@ async fn what_does_not_go_with_it_is_refused() {
         UpdateFunctionConfigurationRequest { snap_start: off(), ephemeral_storage: large(), ..update() };
     world.plane.update_function_configuration(&me(), request).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_stop_meanwhile_fails_nothing() {
+    let world = World::new().await;
+    world.snapshots.outcome.send_replace(Some(Err(SnapshotFault::Stopping)));
+    create(&world, "f").await;
+    world.publish("f").await;
+    world.plane.wait_idle().await;
+    assert_eq!(json(&world.get("f", Some("1")).await.unwrap())["State"], "Pending");
+    world.snapshots.outcome.send_replace(Some(Ok(())));
+    let world = world.restart().await;
+    world.plane.wait_idle().await;
+    let active = json(&world.get("f", Some("1")).await.unwrap());
+    assert_eq!((&active["State"], &active["SnapStart"]["OptimizationStatus"]), (&j!("Active"), &j!("On")));
+}

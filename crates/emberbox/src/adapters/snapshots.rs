@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use control_plane::{Failure, FailureCode, SnapshotFault};
-use domain::{FunctionVersion, SnapshotError, VersionKey, Worker};
+use domain::{FunctionVersion, SnapshotError, VersionKey, Worker, WorkerError};
 
 /// The worker, for the control plane.
 pub struct Snapshots(pub Arc<dyn Worker>);
@@ -24,6 +24,11 @@ impl control_plane::SnapshotCatalog for Snapshots {
 fn fault(error: SnapshotError) -> SnapshotFault {
     let code = match &error {
         SnapshotError::Unsupported(reason) => return SnapshotFault::Unsupported(reason.clone()),
+        SnapshotError::Worker(WorkerError::Stopping) => return SnapshotFault::Stopping,
+        // Of the host, at this time: the version may work later.
+        SnapshotError::Worker(error @ (WorkerError::Sandbox(_) | WorkerError::Gone(_))) => {
+            return SnapshotFault::Unsupported(format!("This host could not run it: {error}."));
+        }
         SnapshotError::Worker(_) => FailureCode::InternalError,
         SnapshotError::Init { kind, .. } => match kind.as_str() {
             "Sandbox.Timedout" => FailureCode::InitTimeout,

@@ -30,17 +30,14 @@ pub(super) fn open(directory: Option<&Path>, engine: &dyn SandboxEngine) -> Resu
 
 impl Inner {
     /// Makes the sandbox from the snapshot of its version; `None` if there is none that is still good.
-    pub(super) async fn restore(
-        self: &Arc<Self>,
-        request: &InitRequest,
-        timeline: &mut Timeline,
-    ) -> Result<Option<InitDone>, WorkerError> {
+    pub(super) async fn restore(self: &Arc<Self>, request: &InitRequest) -> Result<Option<InitDone>, WorkerError> {
         let (Ok(snapshots), InitRequest { sandbox: id, version }) = (&self.snapshots, request) else {
             return Ok(None);
         };
         let clock = &self.host.clock;
         let began = clock.monotonic();
-        let parts = self.parts(version, timeline).await?;
+        let mut timeline = Timeline::default();
+        let parts = self.parts(version, &mut timeline).await?;
         let Some((directory, held)) = snapshots.find(&version.key, &self.made_of(&parts)) else {
             tracing::warn!(version = %version.key, "a version with SnapStart starts without its snapshot: there is none, or \
                             this server's runtime, engine or credentials have changed since");
@@ -60,7 +57,7 @@ impl Inner {
         let slot = self.assemble(Arc::clone(version), parts, Origin::Kept(held, running), sandbox.into())?;
         self.go_on(&slot, began).await?;
         timeline.mark(Step::InitDone, clock.monotonic());
-        Ok(Some(InitDone { timeline: timeline.clone() }))
+        Ok(Some(InitDone { timeline }))
     }
 
     /// Lets a held sandbox go on, to its first `next`.
@@ -90,7 +87,18 @@ impl Inner {
         }
     }
 
+    /// See [`domain::Worker::snapshot`]. What ends because the worker does is no fault of the version's.
     pub(super) async fn take_snapshot(self: &Arc<Self>, version: Arc<FunctionVersion>) -> Result<(), SnapshotError> {
+        // It is taken in the background; invocations need the host's processors more.
+        let _turn = self.snapshotting.acquire().await.map_err(|_| WorkerError::Stopping)?;
+        let taken = self.hold_and_keep(version).await;
+        match self.draining.load(Ordering::SeqCst) {
+            true => taken.map_err(|_| WorkerError::Stopping.into()),
+            false => taken,
+        }
+    }
+
+    async fn hold_and_keep(self: &Arc<Self>, version: Arc<FunctionVersion>) -> Result<(), SnapshotError> {
         let snapshots = self.snapshots.as_ref().map_err(|reason| SnapshotError::Unsupported(reason.clone()))?;
         let parts = self.parts(&version, &mut Timeline::default()).await?;
         let made_of = self.made_of(&parts);
@@ -110,9 +118,10 @@ impl Inner {
     }
 
     pub(super) async fn forget(&self, version: &VersionKey) -> Result<(), String> {
-        let Ok(snapshots) = &self.snapshots else { return Ok(()) };
-        // Sandboxes that were restored from it have its files open.
-        snapshots.remove(version).map_err(|error| format!("remove the snapshot of {version}: {error}"))
+        // Also where this engine takes none: another may have been configured before. Sandboxes that were restored from it have
+        // its files open.
+        let Some(directory) = &self.host.config.snapshots_dir else { return Ok(()) };
+        Snapshots::remove(directory, version).map_err(|error| format!("remove the snapshot of {version}: {error}"))
     }
 
     /// All that a snapshot holds and that may change while the version does not.
