@@ -237,10 +237,10 @@ class Text(str):
 def test_segfault_of_the_runtime(client, function):
     source = "import ctypes\nctypes.string_at(0)\ndef handler(event, context):\n    pass\n"
     # Recorded with 30 seconds.
-    name = function(source, Timeout=1)
+    name = function(source, Timeout=3)
     with invoked("test_lambda_runtime_exit_segfault") as recorded:
         error = recorded.steps["invocation_error"]["payload"]
-        error["errorMessage"] = error["errorMessage"].replace("30.00", "1.00")
+        error["errorMessage"] = error["errorMessage"].replace("30.00", "3.00")
         recorded.step("invocation_error", client.invoke, FunctionName=name, Payload="{}")
 
 

@@ -3,6 +3,7 @@
 
 mod bench;
 mod codegen;
+mod debian_kernel;
 mod firecracker;
 mod setup;
 mod test;

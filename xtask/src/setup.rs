@@ -10,6 +10,7 @@ use crate::run;
 /// A program that the tests or the product need, the Debian package that brings it, and why.
 const PROGRAMS: &[(&str, &str, &str)] = &[
     ("nft", "nftables", "network rules of the sandboxes"),
+    ("pasta", "passt", "network of the sandboxes without root"),
     ("ip", "iproute2", "the tests look at links and addresses"),
     ("mkfs.ext4", "e2fsprogs", "the sandboxes' /tmp"),
     ("python3", "python3", "Python functions, and the tests' clients"),
@@ -31,6 +32,7 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("bison", "bison", "builds the guest kernel"),
     ("bc", "bc", "builds the guest kernel"),
     ("xz", "xz-utils", "unpacks the guest kernel's source"),
+    ("depmod", "kmod", "a test boots Debian's kernel with its modules"),
 ];
 
 /// The same for what is no program.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::setup::MicroVm;
-use crate::{firecracker, run, setup};
+use crate::{debian_kernel, firecracker, run, setup};
 
 mod programs;
 
@@ -50,6 +50,9 @@ pub fn main(root: &Path, args: &Args) -> Result<()> {
                 if let Some(folder) = &tools.firecracker {
                     test.env("EMBERBOX_TEST_FIRECRACKER", folder);
                 }
+                if let Some(folder) = &tools.debian_kernel {
+                    test.env("EMBERBOX_TEST_DEBIAN_KERNEL", folder);
+                }
                 if args.full {
                     test.env("EVENT_QUEUE_BACKLOG", "1000000");
                 }
@@ -70,13 +73,15 @@ pub fn main(root: &Path, args: &Args) -> Result<()> {
 struct Tools {
     micro_vm: MicroVm,
     firecracker: Option<PathBuf>,
+    debian_kernel: Option<PathBuf>,
 }
 
 impl Tools {
     fn set_up(root: &Path, args: &Args) -> Result<Self> {
         let bin = python(root)?;
         let firecracker = if args.system { None } else { firecracker::programs(root, &bin.join("python"))? };
-        Ok(Self { micro_vm: MicroVm::set_up(root)?, firecracker })
+        let debian_kernel = if args.system { None } else { debian_kernel::set_up(root)? };
+        Ok(Self { micro_vm: MicroVm::set_up(root)?, firecracker, debian_kernel })
     }
 }
 

@@ -81,11 +81,12 @@ impl Hierarchy {
         let unified = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
         let has = |name: &str| unified.split_whitespace().any(|controller| controller == name);
         if has("memory") || has("pids") || has("cpu") {
+            let crowd = crowd(root);
             let (roots, missing) = split(|controller, name| {
                 let built_in = matches!(controller, Controller::CpuAccount | Controller::Freezer);
-                (built_in || has(name)).then(|| root.to_owned())
+                (built_in || (has(name) && crowd == 0)).then(|| root.to_owned())
             });
-            return Some(Self { version: Version::Two, roots, missing, crowd: crowd(root) });
+            return Some(Self { version: Version::Two, roots, missing, crowd });
         }
         let (roots, missing) = split(|_, name| {
             let directory = root.join(name);
@@ -158,6 +159,11 @@ impl Group {
             if self.version == Version::Two {
                 let above: Vec<_> = directory.ancestors().skip(1).take_while(|d| d.starts_with(ROOT)).collect();
                 for parent in above.into_iter().rev() {
+                    // Of one that has processes the kernel would keep the memory, hand the rest down to threads, and take
+                    // no process into the groups below any more.
+                    if crowd(parent) > 0 {
+                        break;
+                    }
                     // One at a time: a controller that is missing must not keep the others away.
                     for controller in ["+memory", "+cpu", "+pids"] {
                         let _ = fs::write(parent.join("cgroup.subtree_control"), controller);
@@ -195,6 +201,10 @@ impl Group {
 
     /// Sets its limits.
     pub fn limit(&self, memory_mb: u32, vcpus: f64) -> io::Result<()> {
+        // Version 1 refuses a limit below what is in use. Version 2 takes it, and kills whoever is inside.
+        if memory_mb == 0 {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a memory limit of 0 MB"));
+        }
         for setting in self.settings(memory_mb, vcpus) {
             match fs::write(&setting.file, &setting.value) {
                 Err(error) if !setting.optional => {
@@ -429,7 +439,9 @@ mod tests {
         assert_eq!(crowd(&[controllers, container, ("cgroup.procs", "")]), 0);
         let handed_down = ("cgroup.subtree_control", "cpu io memory pids\n");
         assert_eq!(crowd(&[controllers, container, processes, handed_down]), 0, "threads, or the kernel knows better");
-        let described = Hierarchy::detect_in(host(&[controllers, container, processes]).path()).unwrap().describe();
+        let crowded = Hierarchy::detect_in(host(&[controllers, container, processes]).path()).unwrap();
+        assert_eq!(values(&crowded.instance(3), 128, 1.0), [], "what is not there cannot be set");
+        let described = crowded.describe();
         assert!(described.contains("2 processes") && described.contains("nothing is limited"), "{described}");
     }
 

@@ -393,7 +393,9 @@ impl Remains {
     /// The cgroups of the instance.
     fn cgroups(&self) -> Vec<PathBuf> {
         let controllers = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path());
-        controllers.map(|path| path.join("emberbox").join(&self.instance)).filter(|path| path.exists()).collect()
+        // Version 2 has one tree for all.
+        let trees = controllers.chain(["/sys/fs/cgroup".into()]);
+        trees.map(|path| path.join("emberbox").join(&self.instance)).filter(|path| path.exists()).collect()
     }
 
     /// How many loop devices have their file below a directory.

@@ -10,6 +10,7 @@ mod lifecycle;
 mod measure;
 mod standby;
 mod support;
+mod unified;
 
 use libtest_mimic::{Arguments, Trial};
 
@@ -25,6 +26,9 @@ fn main() {
         }
     }
     let trials: Vec<Trial> =
-        [lifecycle::tests(), attacks::tests(), standby::tests(), measure::tests()].into_iter().flatten().collect();
+        [lifecycle::tests(), attacks::tests(), standby::tests(), unified::tests(), measure::tests()]
+            .into_iter()
+            .flatten()
+            .collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }
