@@ -36,8 +36,8 @@ mod service;
 mod view;
 
 pub use name::Caller;
+pub use record::{Failure, FailureCode};
 pub use service::{
     Config, ControlPlane, Error, EventSettings, EventSourceCheck, ImageCatalog, ImageFault, ImageFaultKind, Resolved,
     RuntimeCatalog, SnapshotCatalog, SnapshotFault,
 };
-pub use record::{Failure, FailureCode};

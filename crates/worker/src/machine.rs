@@ -59,7 +59,8 @@ pub use api::{ApiError, Registration};
 pub use fault::{Fault, runtime_error_type};
 pub use restore::Held;
 pub use vocabulary::{
-    Abort, Action, Answer, Begin, InitFailure, Line, MAX_EXTENSIONS, Refused, Report, Restored, Settings, StartError, Ticket,
+    Abort, Action, Answer, Begin, InitFailure, Line, MAX_EXTENSIONS, Refused, Report, Restored, Settings, StartError,
+    Ticket,
 };
 
 #[derive(Clone, Debug)]

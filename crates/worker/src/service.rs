@@ -230,12 +230,7 @@ impl Inner {
         Ok(Fetched { image, command: None, directory: "/var/task".into(), task: Some(task), cached, layers })
     }
 
-    fn spec(
-        &self,
-        id: SandboxId,
-        version: &FunctionVersion,
-        Parts { image, mounts, .. }: &Parts,
-    ) -> SandboxSpec {
+    fn spec(&self, id: SandboxId, version: &FunctionVersion, Parts { image, mounts, .. }: &Parts) -> SandboxSpec {
         let name = self.endpoint.as_ref().and_then(Endpoint::host_name);
         SandboxSpec {
             id,

@@ -3,7 +3,8 @@
 
 use lambda_api::ApiError;
 use lambda_api::types::{
-    CreateFunctionRequest, FileSystemConfig, FunctionVersionLatestPublished, UpdateFunctionConfigurationRequest, VpcConfig,
+    CreateFunctionRequest, FileSystemConfig, FunctionVersionLatestPublished, UpdateFunctionConfigurationRequest,
+    VpcConfig,
 };
 
 use crate::rules::invalid;

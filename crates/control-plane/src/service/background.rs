@@ -11,9 +11,7 @@ use super::event_source::EVENT_SOURCE;
 use super::{ControlPlane, Error, Inner, Task};
 use crate::catalog::{Effects, Entry};
 use crate::name::not_found;
-use crate::record::{
-    ACCOUNT, FUNCTION, Failure, FailureCode, IMAGE, PACKAGE, SNAPSHOT, Stored, VERSION, function_key,
-};
+use crate::record::{ACCOUNT, FUNCTION, Failure, FailureCode, IMAGE, PACKAGE, SNAPSHOT, Stored, VERSION, function_key};
 use crate::rules::code;
 
 /// How long a package stays after its last use: an invocation that was resolved to it before must find it still.

@@ -40,13 +40,7 @@ impl Inner {
         });
     }
 
-    async fn snapshot_taken(
-        &self,
-        function: &str,
-        state_id: &str,
-        key: VersionKey,
-        taken: Result<(), SnapshotFault>,
-    ) {
+    async fn snapshot_taken(&self, function: &str, state_id: &str, key: VersionKey, taken: Result<(), SnapshotFault>) {
         let result = match taken {
             Ok(()) => Ok(None),
             Err(SnapshotFault::Unsupported(reason)) => {

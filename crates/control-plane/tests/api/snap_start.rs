@@ -53,7 +53,10 @@ async fn a_version_is_pending_until_its_snapshot_is_there() {
     let updated = world.plane.update_function_configuration(&me(), request).await.unwrap();
     let shown = json(&updated);
     assert_eq!(shown["SnapStart"], j!({"ApplyOn": "None", "OptimizationStatus": "Off"}));
-    assert_eq!((&shown["LastUpdateStatus"], &shown["LastUpdateStatusReasonCode"]), (&j!("InProgress"), &j!("Creating")));
+    assert_eq!(
+        (&shown["LastUpdateStatus"], &shown["LastUpdateStatusReasonCode"]),
+        (&j!("InProgress"), &j!("Creating"))
+    );
 
     world.snapshots.outcome.send_replace(Some(Ok(())));
     world.plane.wait_idle().await;
@@ -190,15 +193,16 @@ async fn what_does_not_go_with_it_is_refused() {
     refused(world.plane.create_function(&me(), request).await, InvalidParameterValueException, words);
 
     create(&world, "f").await;
-    let update =
-        || UpdateFunctionConfigurationRequest { function_name: "f".into(), ..UpdateFunctionConfigurationRequest::default() };
+    let update = || UpdateFunctionConfigurationRequest {
+        function_name: "f".into(),
+        ..UpdateFunctionConfigurationRequest::default()
+    };
     let request = UpdateFunctionConfigurationRequest { ephemeral_storage: large(), ..update() };
     refused(world.plane.update_function_configuration(&me(), request).await, InvalidParameterValueException, words);
     let request = UpdateFunctionConfigurationRequest { runtime: Some(Runtime::Nodejs22X), ..update() };
     let words = "nodejs22.x is not supported for SnapStart enabled functions.";
     refused(world.plane.update_function_configuration(&me(), request).await, InvalidParameterValueException, words);
-    let request =
-        UpdateFunctionConfigurationRequest { snap_start: off(), ephemeral_storage: large(), ..update() };
+    let request = UpdateFunctionConfigurationRequest { snap_start: off(), ephemeral_storage: large(), ..update() };
     world.plane.update_function_configuration(&me(), request).await.unwrap();
 }
 

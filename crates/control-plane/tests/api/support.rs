@@ -8,7 +8,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use control_plane::{
-    Caller, Config, ControlPlane, ImageCatalog, ImageFault, ImageFaultKind, RuntimeCatalog, SnapshotCatalog, SnapshotFault,
+    Caller, Config, ControlPlane, ImageCatalog, ImageFault, ImageFaultKind, RuntimeCatalog, SnapshotCatalog,
+    SnapshotFault,
 };
 use domain::{AccountId, FunctionVersion, ImageRef, SystemClock, VersionKey};
 use lambda_api::types::*;

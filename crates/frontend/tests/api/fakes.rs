@@ -178,7 +178,9 @@ impl WorkerManager for Parts {
             "throttled" => return Err(AssignError::Throttled(ThrottleReason::Reserved)),
             "full" => return Err(AssignError::NoCapacity("4 of 4 slots are busy".into())),
             "damaged" => return Err(AssignError::Worker(WorkerError::Package("checksum".into()))),
-            "unrestored" => return Err(AssignError::Worker(WorkerError::Restore("Runtime.AfterRestoreError: no".into()))),
+            "unrestored" => {
+                return Err(AssignError::Worker(WorkerError::Restore("Runtime.AfterRestoreError: no".into())));
+            }
             "late" => return Err(AssignError::Worker(WorkerError::RestoreTimeout("10 s".into()))),
             _ => {}
         }

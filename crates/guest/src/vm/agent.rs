@@ -189,7 +189,8 @@ fn obey(carrier: &Arc<Carrier>, channel: &Channel, order: Order) -> io::Result<(
         Order::Signal { process, signal } => channel.send(&Request::Signal { process, signal }, &[]),
         Order::KillAll => channel.send(&Request::KillAll, &[]),
         Order::Start(_) | Order::Hold | Order::Resume(_) => {
-            let failure = Failure::host("start a VM twice, or resume one that runs", &io::ErrorKind::InvalidInput.into());
+            let failure =
+                Failure::host("start a VM twice, or resume one that runs", &io::ErrorKind::InvalidInput.into());
             carrier.say(&Word::Reply(Err(failure)))
         }
     }

@@ -22,12 +22,12 @@ use super::config::{Accel, EngineKind, MicrovmConfig};
 use super::control::Control;
 use super::firecracker::Firecracker;
 use super::images::Images;
-use super::{initramfs, kept};
 use super::machine::{Drive, Engine, Machine, Vm};
 use super::network::Outside;
 use super::qemu::Qemu;
 use super::sandbox::MicrovmSandbox;
 use super::seat::{Seat, supervise};
+use super::{initramfs, kept};
 use crate::api::{
     Listener, Process, ProcessId, Restored, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec,
 };
@@ -198,7 +198,11 @@ impl MicrovmEngine {
     }
 
     /// Makes a sandbox; and, of one that was restored, the output of its processes.
-    async fn make(&self, spec: SandboxSpec, origin: Origin<'_>) -> Result<(MicrovmSandbox, Vec<Process>), SandboxError> {
+    async fn make(
+        &self,
+        spec: SandboxSpec,
+        origin: Origin<'_>,
+    ) -> Result<(MicrovmSandbox, Vec<Process>), SandboxError> {
         let id = spec.id;
         let host = |operation: &str| {
             let operation = format!("{operation} for sandbox {id}");
@@ -210,7 +214,8 @@ impl MicrovmEngine {
             Origin::Boot => self.drives(&spec, seat.user).await?,
             Origin::Snapshot(kept, _) => self.kept_drives(&spec, seat.user, kept).await?,
         };
-        let kept = drives.iter().map(Drive::try_clone).collect::<io::Result<Vec<_>>>().map_err(host("open the drives"))?;
+        let kept =
+            drives.iter().map(Drive::try_clone).collect::<io::Result<Vec<_>>>().map_err(host("open the drives"))?;
         let memory_mb = spec.memory_mb + GUEST_MB + spec.memory_mb / GUEST_SHARE;
         let vcpus = (spec.vcpus.ceil() as usize).clamp(1, self.processors) as u32;
         // Held until it has booted.
@@ -275,7 +280,8 @@ impl MicrovmEngine {
             for &id in processes {
                 let accepted = tokio::time::timeout(self.config.answer_limit, outputs.accept()).await;
                 let late = || io::ErrorKind::TimedOut.into();
-                let (output, _) = accepted.unwrap_or_else(|_| Err(late())).map_err(host("take the output of processes"))?;
+                let (output, _) =
+                    accepted.unwrap_or_else(|_| Err(late())).map_err(host("take the output of processes"))?;
                 let output = output.into_std().map_err(host("take the output of processes"))?;
                 running.push(Process { id, output: output.into() });
             }

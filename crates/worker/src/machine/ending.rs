@@ -6,7 +6,8 @@ use domain::RetireReason;
 use sandbox::Signal;
 
 use super::{
-    Abort, Action, Answer, Begin, Fault, InitFailure, Invocation, Line, Machine, Phase, Report, Stage, Starting, Stopping, Then,
+    Abort, Action, Answer, Begin, Fault, InitFailure, Invocation, Line, Machine, Phase, Report, Stage, Starting,
+    Stopping, Then,
 };
 
 impl Machine {

@@ -107,7 +107,9 @@ impl Fault {
             Self::RuntimeExit { status: ExitStatus::Code(0), .. } => "Runtime exited without providing a reason".into(),
             Self::RuntimeExit { status, .. } => format!("Runtime exited with error: {}", describe(*status)),
             Self::Entrypoint(text) | Self::WorkingDirectory(text) => text.clone(),
-            Self::InitError { kind, payload } | Self::RestoreError { kind, payload } => reported_message(payload).unwrap_or_else(|| kind.clone()),
+            Self::InitError { kind, payload } | Self::RestoreError { kind, payload } => {
+                reported_message(payload).unwrap_or_else(|| kind.clone())
+            }
             Self::RestoreTimeout(limit) => {
                 format!("The runtime did not ask for an invocation within {} s of its restore", limit.as_secs_f64())
             }

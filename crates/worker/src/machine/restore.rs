@@ -139,8 +139,7 @@ impl Machine {
         if self.runtime_state != RuntimeState::Ready {
             return;
         }
-        let restored =
-            Restored { duration: now.saturating_sub(began), billed: now.saturating_sub(released) };
+        let restored = Restored { duration: now.saturating_sub(began), billed: now.saturating_sub(released) };
         self.restored = Some(restored);
         self.become_idle(now);
         let line = Line::RestoreReport { duration: restored.duration, fault: None };

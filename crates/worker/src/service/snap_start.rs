@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use domain::{
-    FunctionVersion, InitDone, InitRequest, RetireReason, SandboxId, SnapshotError, Step, Timeline, VersionKey, WorkerError,
+    FunctionVersion, InitDone, InitRequest, RetireReason, SandboxId, SnapshotError, Step, Timeline, VersionKey,
+    WorkerError,
 };
 use sandbox::{Restored, SandboxEngine};
 use serde_json::{Value, json};
@@ -74,7 +75,11 @@ impl Inner {
     }
 
     /// Runs a version's Init in a sandbox of its own, to where it may be kept.
-    async fn hold(self: &Arc<Self>, sandbox: SandboxId, version: Arc<FunctionVersion>) -> Result<Arc<Slot>, SnapshotError> {
+    async fn hold(
+        self: &Arc<Self>,
+        sandbox: SandboxId,
+        version: Arc<FunctionVersion>,
+    ) -> Result<Arc<Slot>, SnapshotError> {
         let request = InitRequest { sandbox, version };
         let slot = self.create(request, Begin::Snapshot, &mut Timeline::default()).await?;
         match slot.start().await {

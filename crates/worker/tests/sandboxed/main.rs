@@ -11,7 +11,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use domain::{
     AccountId, CodeRef, FunctionArn, FunctionVersion, InitDone, InitRequest, InvokeOutcome, InvokeRequest, LogFormat,
-    LogType, LoggingSettings, RequestId, RetireReason, SandboxId, SnapshotError, SystemClock, VersionKey, Worker as _, WorkerError,
+    LogType, LoggingSettings, RequestId, RetireReason, SandboxId, SnapshotError, SystemClock, VersionKey, Worker as _,
+    WorkerError,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 use sandbox::SandboxEngine as _;
@@ -229,7 +230,8 @@ async fn snap_start(f: Fixture) {
     assert!(tail.contains("\tRestore Duration: ") && tail.contains(" ms\tBilled Restore Duration: "), "{tail}");
     assert!(!tail.contains("Init Duration"), "{tail}");
     let log = f.log().await;
-    let at = |text: &str| log.iter().position(|line| line.starts_with(text)).unwrap_or_else(|| panic!("{text}: {log:?}"));
+    let at =
+        |text: &str| log.iter().position(|line| line.starts_with(text)).unwrap_or_else(|| panic!("{text}: {log:?}"));
     let order = [
         "INIT_START Runtime Version: ",
         "before the snapshot",

@@ -191,8 +191,7 @@ async fn kept_and_restored() {
         restore_limit: slow,
         ..Config::default()
     };
-    let sources =
-        Sources { packages: Arc::new(Task(task)), runtimes: Arc::new(runtimes), images: Arc::new(NoImages) };
+    let sources = Sources { packages: Arc::new(Task(task)), runtimes: Arc::new(runtimes), images: Arc::new(NoImages) };
     let clock = Arc::new(SystemClock::default());
     let service = Service::new(config, engine.clone(), sources, clock, Metrics::default(), logs.clone()).unwrap();
     let f = Fixture { service, logs };
@@ -224,11 +223,12 @@ async fn kept_and_restored() {
     f.service.forget(&version().key).await.unwrap();
     assert_eq!(std::fs::read_dir(&snapshots).unwrap().count(), 0);
     f.logs.flush().await;
-    let group =
-        GroupId { account: AccountId::local(), region: "us-east-1".into(), group: "/aws/lambda/f".into() };
+    let group = GroupId { account: AccountId::local(), region: "us-east-1".into(), group: "/aws/lambda/f".into() };
     let log: Vec<String> =
         f.logs.events(&group, Default::default()).await.unwrap().events.into_iter().map(|e| e.message).collect();
-    for text in ["before the snapshot", "INIT_REPORT Init Duration: ", "RESTORE_START ", "RESTORE_REPORT Restore Duration: "] {
+    for text in
+        ["before the snapshot", "INIT_REPORT Init Duration: ", "RESTORE_START ", "RESTORE_REPORT Restore Duration: "]
+    {
         assert_eq!(log.iter().filter(|line| line.starts_with(text)).count(), 1, "{text}: {log:?}");
     }
     engine.stop().await;

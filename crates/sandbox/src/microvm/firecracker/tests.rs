@@ -324,7 +324,12 @@ async fn a_snapshot_goes_on_in_machines_that_share_its_memory() {
         origin.machine.pause().unwrap();
         origin.machine.snapshot(&snapshot, Box::new(|| Ok(()))).await.unwrap();
         origin.goes_on().await;
-        let error = origin.machine.snapshot(&host.directory.path().join("none"), Box::new(|| Ok(()))).await.unwrap_err().to_string();
+        let error = origin
+            .machine
+            .snapshot(&host.directory.path().join("none"), Box::new(|| Ok(())))
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("take a snapshot of sandbox"), "{error}");
         origin.goes_on().await;
         origin.machine.kill();
