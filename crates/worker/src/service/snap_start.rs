@@ -115,7 +115,7 @@ impl Inner {
             place.finish(made_of, held).map_err(|error| format!("name its directory: {error}"))
         };
         let kept = kept.await;
-        slot.shutdown(RetireReason::Spindown).await;
+        slot.discard().await;
         kept.map_err(|error| {
             tracing::error!(version = %version.key, error, "cannot keep a snapshot");
             SnapshotError::Unsupported(format!("This host could not keep it: {error}."))

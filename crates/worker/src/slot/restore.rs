@@ -20,6 +20,17 @@ impl Slot {
         self.sandbox.keep(directory).await
     }
 
+    /// Removes the sandbox without a word to what is in it, which was told to be silent when it was kept; returns when nothing is
+    /// left of it.
+    pub(crate) async fn discard(&self) {
+        {
+            let mut core = self.core.lock();
+            core.machine.gone(self.now());
+            self.settle(&mut core);
+        }
+        self.wait_gone().await;
+    }
+
     /// The sandbox runs again, where it was held; that had begun at `began`.
     pub(crate) fn restore(&self, began: Duration) -> oneshot::Receiver<Result<(), InitFailure>> {
         let (done, wait) = oneshot::channel();

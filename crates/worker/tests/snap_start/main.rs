@@ -56,7 +56,7 @@ fn main() {
             return Ok(());
         }
         let runtime = tokio::runtime::Runtime::new()?;
-        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(400), kept_and_restored()).await })?;
+        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(900), kept_and_restored()).await })?;
         Ok(())
     });
     libtest_mimic::run(&Arguments::from_args(), vec![trial]).exit()
@@ -188,6 +188,7 @@ async fn kept_and_restored() {
         layers_dir: directory.path().join("layers"),
         snapshots_dir: Some(snapshots.clone()),
         init_limit: slow,
+        snapshot_init_limit: 2 * slow,
         restore_limit: slow,
         ..Config::default()
     };
