@@ -22,9 +22,12 @@
 //! not fit ends the VM. Nothing outlives the server: the kernel kills its children with it, and what has a name (cgroups,
 //! the directory) the next start removes. (A Firecracker ends with its guest, which notices, or at the next start.)
 //!
-//! Not yet: sandboxes from snapshots, which an engine can take and restore ([`machine`]); a pool of booted VMs; giving idle
-//! memory back.
+//! Booted VMs wait for a function, if the configuration wants it ([`waiting`]): they have disks without contents, in whose
+//! place the function's come.
+//!
+//! Not yet: sandboxes from snapshots, which an engine can take and restore ([`machine`]); giving idle memory back.
 
+mod boot;
 mod config;
 mod confine;
 mod control;
@@ -35,7 +38,9 @@ mod initramfs;
 pub(crate) mod launcher;
 mod machine;
 mod network;
+mod pool;
 mod qemu;
+mod qmp;
 mod sandbox;
 mod seat;
 mod spawner;
@@ -44,9 +49,11 @@ mod tests;
 mod tree;
 mod trial;
 mod tsc;
+mod waiting;
 
 pub use config::{Accel, EngineKind, FirecrackerConfig, MicrovmConfig, Rate};
 #[cfg(fuzzing)]
 pub use control::hear_anything;
 pub use engine::MicrovmEngine;
+pub use pool::POOL_KINDS;
 pub use trial::{Trial, trial};

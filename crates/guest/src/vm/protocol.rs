@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::protocol::{Failure, Reply, Spawn, Status, Uplink};
 
 /// Changes with the meaning of anything in here. Both sides come from one build; this is for mixed-up files.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The host's address, by virtio-vsock's definition.
 pub const HOST: u32 = 2;
 /// Where the agent connects first, once.
@@ -31,7 +31,12 @@ pub fn link_port(tcp: u16) -> u32 {
 /// From the worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Order {
-    /// The first, once.
+    /// Before [`Order::Start`], in a VM that waits for somebody to need it. Answered by [`Reply::Done`].
+    Wait {
+        /// Let go of the drives until then: they become others, and this machine does not tell its guest.
+        detach: bool,
+    },
+    /// The first, once; or the second, after [`Order::Wait`].
     Start(Start),
     /// Answered by [`Reply::Spawned`]. The output's connection was made before, also if this fails.
     Spawn(Spawn),
@@ -63,6 +68,8 @@ pub struct Start {
     pub tmp: String,
     /// Further drives, and where their contents go.
     pub mounts: Vec<(String, String)>,
+    /// Drives that became others since the VM has booted, and their sizes in bytes, by which that is seen.
+    pub exchanged: Vec<(String, u64)>,
     /// What becomes of the VM's network card, if it has one.
     pub uplink: Option<Uplink>,
     /// Contents of `/etc/hosts`.

@@ -21,7 +21,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use ::firecracker::api::{
-    Action, BootSource, CacheType, Drive, HugePages, IoEngine, LogLevel, MachineConfig, MemoryBackend,
+    Action, BootSource, CacheType, Drive, DriveUpdate, HugePages, IoEngine, LogLevel, MachineConfig, MemoryBackend,
     MemoryBackendType, NetworkInterface, RateLimiter, SnapshotCreate, SnapshotLoad, SnapshotType, TokenBucket, Vsock,
 };
 use ::firecracker::{CgroupVersion, CpuConfig, Error, Jail, JailSpec, Jailer, JailerConfig, Place, Vmm};
@@ -30,7 +30,7 @@ use domain::SandboxId;
 use rustix::fs::StatVfsMountFlags;
 
 use super::config::{Accel, MicrovmConfig, Rate};
-use super::machine::{Engine, Machine, VSOCK, Vm};
+use super::machine::{self, Engine, Machine, VSOCK, Vm};
 use super::network::{self, TAP};
 use super::qemu::{USE_KVM, check_kernel, find};
 use crate::SandboxError;
@@ -259,6 +259,10 @@ impl Engine for Firecracker {
         machine.started("restore", done).await
     }
 
+    fn exchanges_silently(&self) -> bool {
+        false
+    }
+
     fn drive(&self, number: usize) -> String {
         // Firecracker gives a disk a serial number of its own choice.
         device(number)
@@ -301,6 +305,27 @@ impl Machine for FirecrackerMachine {
 
     fn resume(&self) -> io::Result<()> {
         self.vmm.thaw()
+    }
+
+    async fn exchange(&self, drives: Vec<machine::Drive>, directory: &Path) -> Result<(), SandboxError> {
+        let exchanged = async {
+            let jail = self.vmm.jail();
+            for name in
+                sockets(directory).map_err(|source| Error::Io { doing: "looking for sockets".to_owned(), source })?
+            {
+                if !jail.path(&name)?.exists() {
+                    jail.add(&directory.join(&name), &name, Place::Link)?;
+                }
+            }
+            for (number, drive) in drives.iter().enumerate() {
+                let file = format!("{}.new", drive_id(number));
+                jail.add_file(&drive.file, &file)?;
+                let update = DriveUpdate { drive_id: drive_id(number), path_on_host: Some(file), rate_limiter: None };
+                self.vmm.api().patch_drive(&update).await?;
+            }
+            Ok(())
+        };
+        exchanged.await.map_err(|error| failed(format!("give VM {} the drives of a function", self.id), error))
     }
 
     async fn snapshot(&self, directory: &Path) -> Result<(), SandboxError> {

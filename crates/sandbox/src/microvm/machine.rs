@@ -34,6 +34,8 @@ pub struct Vm {
     pub tap: Option<Tap>,
     /// Its disks. The guest finds each by the name that [`Engine::drive`] gives it.
     pub drives: Vec<Drive>,
+    /// Its drives are for [`Machine::exchange`].
+    pub blank: bool,
 }
 
 /// A disk.
@@ -55,6 +57,8 @@ pub trait Engine: Send + Sync + 'static {
     /// is left of it but its directory.
     #[cfg_attr(not(test), expect(dead_code, reason = "what uses it, pools and SnapStart, is not there yet"))]
     async fn restore(&self, vm: Vm, snapshot: &Path) -> Result<Box<dyn Machine>, SandboxError>;
+    /// Whether a guest must let go of its drives before [`Machine::exchange`], since it is not told of it.
+    fn exchanges_silently(&self) -> bool;
     /// How the guest knows the drive of this number.
     fn drive(&self, number: usize) -> String;
     /// What it is, for the operator.
@@ -76,6 +80,10 @@ pub trait Machine: Send + Sync + 'static {
     fn pause(&self) -> io::Result<()>;
     /// Lets it run again. Quick. No error if it runs.
     fn resume(&self) -> io::Result<()>;
+    /// Puts other contents, of any size, in the place of those of its drives, which nobody in the guest may have used; all of
+    /// them, as many, writable where those were. To be called once, of a [`Vm::blank`]. Sockets that were added to its
+    /// directory since the start are there for the guest afterwards. After an error it is of no use.
+    async fn exchange(&self, drives: Vec<Drive>, directory: &Path) -> Result<(), SandboxError>;
     /// Writes its memory, processors and devices, but not its drives, into a directory that has no snapshot yet: on the file
     /// system of the engine's own, closed to all but root, since it has all that the guest knows. The machine stands still
     /// meanwhile, and runs afterwards, whatever comes of it.

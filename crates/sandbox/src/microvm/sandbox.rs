@@ -30,6 +30,8 @@ pub struct MicrovmSandbox {
     pub outputs: tokio::sync::Mutex<UnixListener>,
     pub events: Mutex<Option<mpsc::UnboundedReceiver<SandboxEvent>>>,
     pub frozen: AtomicBool,
+    /// Its VM had booted before anybody asked for it.
+    pub waited: bool,
     pub answer_limit: Duration,
     /// Kills it.
     pub end: CancellationToken,
@@ -70,6 +72,10 @@ impl MicrovmSandbox {
 impl Sandbox for MicrovmSandbox {
     fn id(&self) -> SandboxId {
         self.id
+    }
+
+    fn from_pool(&self) -> bool {
+        self.waited
     }
 
     fn take_listener(&self, port: u16) -> Option<Listener> {

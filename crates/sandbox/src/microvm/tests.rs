@@ -12,7 +12,7 @@ use guest::protocol::{Reply, Status};
 use guest::vm::protocol::{self, CONTROL_PORT, LONGEST_ORDER, OUTPUT_PORT, Order, Used, VERSION, Word};
 use tokio_util::sync::CancellationToken;
 
-use super::machine::{Engine, Machine, VSOCK, Vm, no_snapshots};
+use super::machine::{Drive, Engine, Machine, VSOCK, Vm, no_snapshots};
 use super::{Accel, MicrovmConfig, MicrovmEngine};
 use crate::api::{Command, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec};
 
@@ -38,6 +38,10 @@ impl Engine for Hostile {
         Err(no_snapshots("a hostile one", vm.id))
     }
 
+    fn exchanges_silently(&self) -> bool {
+        true
+    }
+
     fn drive(&self, number: usize) -> String {
         number.to_string()
     }
@@ -54,6 +58,10 @@ impl Machine for Thread {
     }
 
     fn resume(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    async fn exchange(&self, _: Vec<Drive>, _: &Path) -> Result<(), SandboxError> {
         Ok(())
     }
 

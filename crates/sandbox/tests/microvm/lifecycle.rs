@@ -177,15 +177,16 @@ async fn dies() {
 /// With the network of a pool of its own, which the other tests here do not use.
 fn connected(directory: &Path) -> MicrovmConfig {
     let network = Network::Egress(Egress { pool: pool(1), ..Egress::default() });
-    MicrovmConfig { network, ..config(directory) }
+    MicrovmConfig { network, pool: 1, ..config(directory) }
 }
 
-/// As a server: a sandbox, and the word that it is there; then nothing, until it is killed.
+/// As a server: a sandbox, a VM that waits, and the word that they are there; then nothing, until it is killed.
 pub fn run_server(directory: &str) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let engine = MicrovmEngine::start(connected(directory.as_ref())).await.unwrap();
         let _sandbox = engine.create(spec(directory.as_ref())).await.unwrap();
+        eventually("another waits", || engine.waiting() == 1).await;
         println!("ready");
         std::future::pending::<()>().await;
     });
@@ -202,8 +203,8 @@ async fn leaves_nothing() {
     let mut line = String::new();
     BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "ready\n");
-    assert_eq!(machines(directory.path()).len(), 2);
-    assert_eq!((devices(1).len(), is_filtered(1)), (1, true));
+    assert_eq!(machines(directory.path()).len(), 4);
+    assert_eq!((devices(1).len(), is_filtered(1)), (2, true));
     let launchers = processes("emberbox-microvm").into_iter();
     assert_eq!(launchers.filter(|pid| has_mount(*pid, directory.path(), "/trees/")).count(), 1);
     server.kill().unwrap();
@@ -213,7 +214,7 @@ async fn leaves_nothing() {
     let launcher = || processes("emberbox-microvm").into_iter().any(|pid| has_mount(pid, directory.path(), "/trees/"));
     eventually("and the launcher", || !launcher()).await;
     let vms = directory.path().join("state/vms");
-    assert_eq!(fs::read_dir(&vms).unwrap().count(), 1, "a directory has a name, and stays");
+    assert_eq!(fs::read_dir(&vms).unwrap().count(), 2, "a directory has a name, and stays");
     eventually("its network is gone", || devices(1).is_empty()).await;
     assert!(is_filtered(1), "rules have a name, and stay");
     let engine = MicrovmEngine::start(config(directory.path())).await.unwrap();

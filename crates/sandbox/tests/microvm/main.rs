@@ -9,6 +9,7 @@ mod guest;
 mod inside;
 mod lifecycle;
 mod network;
+mod pool;
 mod support;
 
 use libtest_mimic::{Arguments, Trial};
@@ -28,9 +29,10 @@ fn main() {
             _ => {}
         }
     }
-    let trials: Vec<Trial> = [lifecycle::tests(), network::tests(), confinement::tests(), firecracker::tests()]
-        .into_iter()
-        .flatten()
-        .collect();
+    let trials: Vec<Trial> =
+        [lifecycle::tests(), pool::tests(), network::tests(), confinement::tests(), firecracker::tests()]
+            .into_iter()
+            .flatten()
+            .collect();
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }

@@ -15,7 +15,6 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::*;
 use crate::microvm::EngineKind;
-use crate::microvm::machine;
 use crate::process::cgroup::{Group, Hierarchy};
 
 /// Nothing here takes longer, on a busy machine.
@@ -115,7 +114,17 @@ impl Host {
             machine::Drive { file: File::open(&image).unwrap(), writable: false },
             machine::Drive { file: scratch, writable: true },
         ];
-        Vm { id, directory, user: Some((OWNER, OWNER)), group, memory_mb: 64, vcpus: 1, tap: None, drives }
+        Vm {
+            id,
+            directory,
+            user: Some((OWNER, OWNER)),
+            group,
+            memory_mb: 64,
+            vcpus: 1,
+            tap: None,
+            drives,
+            blank: false,
+        }
     }
 
     async fn boot(&self, number: u128) -> Running {
