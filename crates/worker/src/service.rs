@@ -164,7 +164,12 @@ impl Inner {
             .await
             .map_err(|error| WorkerError::Sandbox(error.to_string()))?
             .into();
-        timeline.mark(Step::SandboxCreated, clock.monotonic());
+        if sandbox.from_pool() {
+            self.host.metrics.from_pool();
+            timeline.note(Step::SandboxCreated, clock.monotonic(), "pool");
+        } else {
+            timeline.mark(Step::SandboxCreated, clock.monotonic());
+        }
         let slot = self.assemble(Arc::clone(&version), image, command, directory, &mounts, sandbox).await?;
         Ok(slot)
     }

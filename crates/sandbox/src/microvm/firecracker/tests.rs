@@ -257,6 +257,47 @@ async fn a_machine_runs_in_its_jail() {
 }
 
 #[tokio::test]
+async fn a_machine_is_given_other_drives_and_more_sockets() {
+    on_host("firecracker_exchange", guest_code::LETTERS, async |host| {
+        let blank = Vm { blank: true, ..host.vm(1) };
+        let directory = blank.directory.clone();
+        let (id, group) = (blank.id, blank.group.clone());
+        let vm = host.running(host.engine.boot(blank).await.unwrap(), id, group);
+        vm.goes_on().await;
+        let drives = host.vm(2).drives;
+        drives[1].file.set_len(3 << 20).unwrap();
+        let inodes: Vec<_> = drives.iter().map(|drive| drive.file.metadata().unwrap().ino()).collect();
+        let socket = directory.join(format!("{VSOCK}_74537"));
+        drop(UnixListener::bind(&socket).unwrap());
+        chown(&socket, Some(OWNER), Some(OWNER)).unwrap();
+        vm.machine.exchange(drives, &directory).await.unwrap();
+
+        let api = Client::new(&vm.root, "api.sock").unwrap();
+        let made = api.vm_config().await.unwrap();
+        let seen: Vec<_> = made.drives.iter().map(|drive| (&*drive.path_on_host, drive.is_read_only)).collect();
+        assert_eq!(seen, [("drive0.new", true), ("drive1.new", false)]);
+        assert!(made.drives.iter().all(|drive| drive.rate_limiter == Some(host.engine.disk)), "as before");
+        let opened: Vec<_> = fs::read_dir(format!("/proc/{}/fd", vm.pid))
+            .unwrap()
+            .filter_map(|entry| Some(fs::metadata(entry.ok()?.path()).ok()?.ino()))
+            .collect();
+        assert!(inodes.iter().all(|inode| opened.contains(inode)), "it has them open");
+        assert_eq!(
+            fs::metadata(vm.root.join(format!("{VSOCK}_74537"))).unwrap().ino(),
+            socket.metadata().unwrap().ino()
+        );
+        vm.goes_on().await;
+
+        // The names are taken: it is done once.
+        let error = vm.machine.exchange(host.vm(3).drives, &directory).await.unwrap_err().to_string();
+        assert!(error.contains("the drives of a function"), "{error}");
+        vm.machine.kill();
+        vm.ends().await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_machine_is_paused_and_resumed_at_once() {
     on_host("firecracker_pause", guest_code::LETTERS, async |host| {
         let vm = host.boot(1).await;
