@@ -4,6 +4,7 @@
 //!  enqueue, lease, ack, … ──► requests ──► writer thread: BEGIN, all that wait, COMMIT ──► answers
 //!                                                      └──► syncer thread: one fdatasync of the log ──► answers
 //!                                                           (of what is promised to be durable)
+//!                                                      └──► log thread: brings the log into the file
 //!  depth, queues ──► a read-only connection; never wait for the writer
 //! ```
 //!
@@ -37,6 +38,7 @@ use crate::api::{Content, Depth, Entry, EventQueue, Lease, LeaseId, QueueError, 
 use crate::check_sizes;
 use crate::time::millis;
 
+mod checkpoints;
 mod format;
 mod present;
 mod reader;

@@ -16,6 +16,7 @@ use sqlite_file::SqliteFile;
 use tokio::sync::{Notify, mpsc, oneshot};
 use uuid::Uuid;
 
+use super::checkpoints::{self, Checkpoints};
 use super::present::Present;
 use super::state::{Lasting, State};
 use super::statements as sql;
@@ -133,6 +134,7 @@ pub(super) struct Writer {
     /// The log that was written to last; nothing before the first commit of a connection.
     log: Option<Arc<File>>,
     syncer: Syncer,
+    checkpoints: Checkpoints,
     state: State,
     /// Held until the last group is done; the system releases it however the process ends.
     _lock: File,
@@ -172,13 +174,16 @@ impl Writer {
         lock: File,
     ) -> Result<Self, QueueError> {
         let failed = |error| file.sql_failed("open", &error);
-        sync_apart(&connection).map_err(failed)?;
+        prepare(&connection).map_err(failed)?;
         present.lock().events = sql::count(&connection).map_err(failed)?.into_iter().collect();
         let lasting = Lasting::new(Uuid::new_v4().as_fields().0, present);
         sql::forget_empty(&connection).map_err(failed)?;
         let state = State::load(&connection, lasting, millis(clock.wall())).map_err(failed)?;
-        let syncer = Syncer::start().map_err(|error| file.io_failed("start a thread to sync", &error))?;
-        Ok(Self { file, clock, ready, connection: Some(connection), log: None, syncer, state, _lock: lock })
+        let threads = |error| file.io_failed("start a thread for", &error);
+        let syncer = Syncer::start().map_err(threads)?;
+        let beside = file.reconnect().map_err(failed)?;
+        let checkpoints = Checkpoints::start(file.clone(), beside).map_err(threads)?;
+        Ok(Self { file, clock, ready, connection: Some(connection), log: None, syncer, checkpoints, state, _lock: lock })
     }
 
     /// Serves until asked to close, or until the queue is dropped.
@@ -207,6 +212,8 @@ impl Writer {
         }
         // What was committed is synced and answered before the file is closed.
         drop(self.syncer);
+        // The last connection to be closed takes the log with it.
+        drop(self.checkpoints);
         if let Some(Err((_, error))) = self.connection.take().map(Connection::close) {
             tracing::warn!(path = %self.file.path().display(), %error, "close event queue");
         }
@@ -249,6 +256,9 @@ impl Writer {
             }
         }
         self.sync(synced);
+        if let Some(connection) = &self.connection {
+            self.checkpoints.committed(&self.file, connection);
+        }
         unclaimed
     }
 
@@ -309,7 +319,7 @@ impl Writer {
                 None => {
                     self.log = None;
                     let connection = self.file.reconnect()?;
-                    sync_apart(&connection)?;
+                    prepare(&connection)?;
                     self.state = State::load(&connection, self.state.roll_back(), now)?;
                     connection
                 }
@@ -329,7 +339,7 @@ impl Writer {
                     self.connection = Some(connection);
                     if self.log.is_none() {
                         // There is one as soon as something was committed. It stays the right one when the connection is
-                        // dropped: that brings all of it into the file.
+                        // dropped: another keeps it.
                         let log = File::open(self.file.log());
                         let log = log.inspect_err(|error| tracing::error!(%error, "open the log of the event queue"));
                         self.log = log.ok().map(Arc::new);
@@ -344,8 +354,9 @@ impl Writer {
     }
 }
 
-/// Only what is promised is synced, and not by SQLite.
-fn sync_apart(connection: &Connection) -> rusqlite::Result<()> {
+/// Only what is promised is synced, and not by SQLite; nor does a commit wait for a checkpoint.
+fn prepare(connection: &Connection) -> rusqlite::Result<()> {
+    checkpoints::leave_to_us(connection);
     connection.pragma_update(None, "synchronous", "NORMAL")
 }
 

@@ -59,15 +59,15 @@ pub struct Link(String);
 impl Outside {
     /// Sets the filter up, for instance `instance`. Takes root.
     pub fn start(egress: &Egress, instance: u32) -> Result<Self, Failure> {
+        // Once without a VM, so that a host on which it cannot work says so now.
+        let trial = inside(None, || new_namespace().and_then(|_| connect_tap(None, None)));
+        trial.during("make a tap device and a bridge (kernel modules tun and bridge)")?;
         let dns = helper::name_servers(egress);
         let firewall = Firewall::of(instance);
         firewall
             .install(egress, &dns, &device_prefix(instance))
             .during("set up the packet filter with nft (package nftables)")?;
         firewall::enable_forwarding().during("enable IP forwarding (net.ipv4.ip_forward)")?;
-        // Once without a VM, so that a host on which it cannot work says so now.
-        let trial = inside(None, || new_namespace().and_then(|_| connect_tap(None, None)));
-        trial.during("make a tap device and a bridge (kernel modules tun and bridge)")?;
         Ok(Self { instance, pool: egress.pool, firewall, dns })
     }
 
