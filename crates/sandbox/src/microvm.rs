@@ -41,6 +41,7 @@ mod network;
 mod pool;
 mod qemu;
 mod qmp;
+mod rest;
 mod sandbox;
 mod seat;
 mod spawner;

@@ -80,9 +80,16 @@ fn run() -> Result<(), Failure> {
         }
     })
     .during("start a thread")?;
+    let mut at_rest = false;
     loop {
         match protocol::read(&mut control, LONGEST_ORDER) {
-            Ok(order) => obey(&carrier, &channel, order).during("carry an order")?,
+            Ok(order) => {
+                let rest = matches!(order, Order::Rest);
+                if std::mem::replace(&mut at_rest, rest) != rest {
+                    boot::hold(rest)?;
+                }
+                obey(&carrier, &channel, order).during("carry an order")?;
+            }
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Err(error) => return Err(error).during("listen to the host"),
         }
@@ -193,6 +200,7 @@ fn obey(carrier: &Arc<Carrier>, channel: &Channel, order: Order) -> io::Result<(
         Order::Spawn(spawn) => start_process(carrier, channel, spawn),
         Order::Signal { process, signal } => channel.send(&Request::Signal { process, signal }, &[]),
         Order::KillAll => channel.send(&Request::KillAll, &[]),
+        Order::Rest | Order::Wake => carrier.say(&Word::Reply(Ok(Reply::Done))),
         Order::Start(_) | Order::Wait { .. } => {
             let failure = Failure::host("start a VM twice", &io::ErrorKind::InvalidInput.into());
             carrier.say(&Word::Reply(Err(failure)))

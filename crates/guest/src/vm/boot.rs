@@ -76,6 +76,11 @@ pub fn limit(pid: i32) -> Result<(), Failure> {
     fs::write(format!("{GROUP}/cgroup.procs"), pid.to_string()).during("put the sandbox into its cgroup")
 }
 
+/// Lets no process of that cgroup run, or all again.
+pub fn hold(held: bool) -> Result<(), Failure> {
+    fs::write(format!("{GROUP}/cgroup.freeze"), if held { "1" } else { "0" }).during("hold the sandbox")
+}
+
 /// What the sandbox has used; zero where the kernel does not say.
 pub fn used() -> Used {
     let read = |file: &str| fs::read_to_string(format!("{GROUP}/{file}")).unwrap_or_default();

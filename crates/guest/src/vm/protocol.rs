@@ -49,6 +49,11 @@ pub enum Order {
     },
     /// Kill every process of the sandbox but its PID 1. Answered by [`Reply::Done`] when all are gone.
     KillAll,
+    /// Let no process of the sandbox run until the next order, while the kernel runs to give free memory back to the host.
+    /// Answered by [`Reply::Done`].
+    Rest,
+    /// Let them run again. Answered by [`Reply::Done`]. Every other order but [`Order::Rest`] does the same first.
+    Wake,
 }
 
 /// What the sandbox is made of.

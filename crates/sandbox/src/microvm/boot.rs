@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use domain::SandboxId;
@@ -23,6 +23,7 @@ use super::images::Images;
 use super::machine::{Drive, Engine, Machine, Vm};
 use super::network::Outside;
 use super::pool::Kind;
+use super::rest::Rest;
 use super::sandbox::MicrovmSandbox;
 use super::seat::{self, Claim, Seat, supervise};
 use crate::api::{Listener, SandboxError, SandboxEvent, SandboxSpec};
@@ -291,14 +292,15 @@ impl Core {
             group.limit(host_mb, spec.vcpus).map_err(host("limit the CPU", spec.id))?;
         }
         self.tasks.spawn(listen_to(spec.id, Arc::clone(&control), sender, end.clone()));
+        let rest = Rest::new(machine, Arc::clone(&control), self.config.answer_limit);
+        self.tasks.spawn(Arc::clone(&rest).keep(spec.id, self.config.rest_after, end.clone()));
         Ok(MicrovmSandbox {
             id: spec.id,
-            machine,
             control,
             listeners: Mutex::new(listeners),
             outputs: tokio::sync::Mutex::new(outputs),
             events: Mutex::new(Some(events)),
-            frozen: AtomicBool::new(false),
+            rest,
             waited,
             end: ending.disarm(),
             answer_limit: self.config.answer_limit,

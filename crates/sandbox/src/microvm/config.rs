@@ -93,6 +93,8 @@ pub struct MicrovmConfig {
     pub memory_mb: Option<u64>,
     /// How long a VM may take from its start until its sandbox is made. One that takes longer is killed.
     pub boot_limit: Duration,
+    /// A VM that was frozen for so long gives back what memory it does not use.
+    pub rest_after: Duration,
     /// How long its agent may take to answer. One that takes longer is killed.
     pub answer_limit: Duration,
 }
@@ -119,6 +121,7 @@ impl MicrovmConfig {
                 Accel::Kvm => Duration::from_secs(20),
                 Accel::Tcg => Duration::from_secs(120),
             },
+            rest_after: Duration::from_secs(10),
             // Within milliseconds; emulated, on a busy host, seconds. Less than the worker waits.
             answer_limit: Duration::from_secs(9),
         }

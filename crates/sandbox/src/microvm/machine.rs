@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use domain::SandboxId;
@@ -89,6 +90,9 @@ pub trait Machine: Send + Sync + 'static {
     /// meanwhile, and runs afterwards, whatever comes of it.
     #[cfg_attr(not(test), expect(dead_code, reason = "what uses it, pools and SnapStart, is not there yet"))]
     async fn snapshot(&self, directory: &Path) -> Result<(), SandboxError>;
+    /// For how long a guest in which nothing else runs has to run until memory that it does not use is the host's again;
+    /// `None`: it has no way to give any back.
+    fn gives_back(&self) -> Option<Duration>;
     /// Kills it at once.
     fn kill(&self);
     /// Returns when its guest runs no more, by itself or killed.

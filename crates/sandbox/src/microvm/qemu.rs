@@ -50,6 +50,11 @@ const DEVICE: &str = "/vhost-device-vsock";
 /// way to restart that needs no device.
 const KERNEL: &str = "console=ttyS0 quiet loglevel=3 panic=-1 reboot=t random.trust_cpu=on rdinit=/init";
 
+/// Devices that a machine has room for: it has an interrupt for each, and no more of them without ACPI.
+const DEVICES: usize = 8;
+/// The guest's kernel gathers free memory for two seconds before it reports a part of it, a sixteenth of it at least.
+const REPORT: Duration = Duration::from_secs(35);
+
 /// Starts VMs with QEMU.
 #[derive(Debug)]
 pub struct Qemu {
@@ -152,6 +157,10 @@ impl Qemu {
             command.arg("-chardev").arg(format!("socket,id=monitor,fd={fd}"));
             command.args(["-mon", "chardev=monitor,mode=control"]);
         }
+        if has_balloon(vm) {
+            // Never inflated: by it the guest reports which memory is free, and that is the host's again.
+            command.args(["-device", "virtio-balloon-device,free-page-reporting=on,deflate-on-oom=on"]);
+        }
         command.arg("-chardev").arg(format!("socket,id=vsock,path={VHOST}"));
         command.args(["-device", "vhost-user-vsock-device,chardev=vsock"]);
         command.0
@@ -222,7 +231,7 @@ impl Engine for Qemu {
         };
         let qemu = self.spawner.spawn(self.program(&vm, QEMU, self.arguments(&vm, &clock), keep)).await?;
         enter(&vm, &qemu).map_err(host("put QEMU into its cgroup"))?;
-        Ok(Box::new(QemuMachine { id: vm.id, qemu, device, monitor: Mutex::new(monitor) }))
+        Ok(Box::new(QemuMachine { id: vm.id, qemu, device, monitor: Mutex::new(monitor), balloon: has_balloon(&vm) }))
     }
 
     async fn restore(&self, vm: Vm, _: &Path) -> Result<Box<dyn Machine>, SandboxError> {
@@ -254,6 +263,7 @@ struct QemuMachine {
     device: Running,
     /// Until its drives were exchanged.
     monitor: Mutex<Option<Monitor>>,
+    balloon: bool,
 }
 
 #[async_trait]
@@ -283,6 +293,10 @@ impl Machine for QemuMachine {
         Err(no_snapshots("QEMU", self.id))
     }
 
+    fn gives_back(&self) -> Option<Duration> {
+        self.balloon.then_some(REPORT)
+    }
+
     fn kill(&self) {
         for running in [&self.qemu, &self.device] {
             if let Err(error) = running.signal(Signal::KILL) {
@@ -305,6 +319,11 @@ impl Machine for QemuMachine {
         let (qemu, device) = (self.qemu.console(), self.device.console());
         format!("{}\n{}", qemu.trim(), device.trim()).trim().to_owned()
     }
+}
+
+/// Whether there is room for one beside drives, card and vsock.
+fn has_balloon(vm: &Vm) -> bool {
+    vm.drives.len() + usize::from(vm.tap.is_some()) + 1 < DEVICES
 }
 
 fn enter(vm: &Vm, running: &Running) -> io::Result<()> {

@@ -70,6 +70,10 @@ impl Machine for Thread {
         Ok(())
     }
 
+    fn gives_back(&self) -> Option<Duration> {
+        None
+    }
+
     fn kill(&self) {
         self.0.cancel();
     }

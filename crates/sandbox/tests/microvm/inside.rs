@@ -22,6 +22,17 @@ pub fn run(arguments: &[String]) {
         }
         // Nanoseconds since 1970.
         "clock" => println!("{}", SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()),
+        // Writes to so many MB of memory, and ends.
+        "use-memory" => {
+            let size: usize = arguments[1].parse().unwrap();
+            let used: Vec<_> = (0..size).map(|_| std::hint::black_box(vec![1_u8; 1 << 20])).collect();
+            println!("used {}", used.len());
+        }
+        // Says something, again and again.
+        "tick" => loop {
+            println!("tick");
+            std::thread::sleep(Duration::from_millis(20));
+        },
         // Of a file system, in bytes.
         "size" => {
             let size = rustix::fs::statvfs(&arguments[1]).unwrap();
