@@ -25,7 +25,9 @@
 //! Booted VMs wait for a function, if the configuration wants it ([`waiting`]): they have disks without contents, in whose
 //! place the function's come.
 //!
-//! Not yet: sandboxes from snapshots, which an engine can take and restore ([`machine`]); giving idle memory back.
+//! One that was idle for a while gives back what memory its kernel has free ([`rest`]); under Firecracker not yet.
+//!
+//! Not yet: sandboxes from snapshots, which an engine can take and restore ([`machine`]).
 
 mod boot;
 mod config;
