@@ -75,6 +75,8 @@ pub(crate) struct Effects {
     pub dropped: Vec<Stored>,
     /// Functions whose background step has to be taken.
     pub settling: Vec<Arc<Entry>>,
+    /// Versions whose snapshots have to be taken, each with the key of its function.
+    pub snapshots: Vec<(String, Arc<Published>)>,
 }
 
 /// A record that cannot be read.
@@ -221,6 +223,8 @@ impl Catalog {
                 if new.function.is_settling() {
                     effects.settling.push(Arc::clone(&new));
                 }
+                let due = new.function.due_snapshots();
+                effects.snapshots.extend(due.map(|version| (key.to_owned(), Arc::clone(version))));
                 entries.insert(key.to_owned(), new);
             }
             None => drop(entries.remove(key)),

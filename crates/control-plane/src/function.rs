@@ -9,7 +9,7 @@ use lambda_api::{ApiError, ErrorCode};
 
 use crate::name::{is_alias, not_found, version_number};
 use crate::record::{
-    Alias, Failure, FunctionRecord, LATEST, Policy, Publication, Settings, State, Stored, Update, Version,
+    Alias, Failure, FunctionRecord, LATEST, Policy, Publication, Settings, Snapshot, State, Stored, Update, Version,
 };
 
 /// What a rule must not make up itself.
@@ -70,6 +70,7 @@ impl Function {
             settings: new.settings,
             state: State::Pending,
             update: Update::None,
+            snapshot: Snapshot::None,
         };
         let record = FunctionRecord {
             latest,
@@ -107,6 +108,7 @@ impl Function {
             settings,
             state,
             update,
+            snapshot: Snapshot::None,
         };
         let old = std::mem::replace(&mut record.latest, latest);
         if record.serving.is_none() && old.state == State::Active {
@@ -114,8 +116,8 @@ impl Function {
         }
     }
 
-    /// PublishVersion, or `Publish` of a create or update, whose version is Pending as `$LATEST` is. Returns the version;
-    /// the last one again if nothing changed since.
+    /// PublishVersion, or `Publish` of a create or update, whose version is Pending as `$LATEST` is; with SnapStart every
+    /// version is, until its snapshot was taken. Returns the version; the last one again if nothing changed since.
     pub fn publish(&mut self, description: Option<String>, stamp: &mut Stamp<'_>) -> Arc<Published> {
         let latest = &self.record.latest;
         if let Some(last) = &self.record.published
@@ -126,13 +128,16 @@ impl Function {
         }
         let number = self.record.next_version;
         let ready = latest.update == Update::Successful;
+        let snap_start = latest.settings.snap_start;
+        let active = ready && !snap_start;
         let mut version = Version {
             number: Some(number),
             revision_id: stamp.id(),
             last_modified: stamp.now.to_owned(),
             state_id: stamp.id(),
-            state: if ready { State::Active } else { State::Pending },
-            update: if ready { Update::Successful } else { Update::None },
+            state: if active { State::Active } else { State::Pending },
+            update: if active { Update::Successful } else { Update::None },
+            snapshot: if ready && snap_start { Snapshot::Due } else { Snapshot::None },
             ..latest.clone()
         };
         if let Some(description) = description {
@@ -163,15 +168,42 @@ impl Function {
             Err(Failure { reason, code }) => latest.update = Update::Failed { reason: reason.clone(), code: *code },
         }
         self.record.latest.revision_id = stamp.id();
-        for published in self.versions.values_mut().filter(|p| p.version.state == State::Pending) {
+        let waits = |version: &Version| version.state == State::Pending && version.snapshot == Snapshot::None;
+        for published in self.versions.values_mut().filter(|p| waits(&p.version)) {
             let mut version = published.version.clone();
             match result {
+                Ok(()) if version.settings.snap_start => version.snapshot = Snapshot::Due,
                 Ok(()) => (version.state, version.update) = (State::Active, Update::Successful),
                 Err(failure) => version.state = failed(failure),
             }
             *published = Published::new(&self.arn, version);
         }
         true
+    }
+
+    /// The snapshot of a version was taken, or this host takes none (and why), or the version's Init failed. `false` if the
+    /// version is no longer there or waits for none.
+    pub fn settle_snapshot(&mut self, state_id: &str, result: &Result<Option<String>, Failure>) -> bool {
+        let waits = |version: &Version| version.state_id == state_id && version.snapshot == Snapshot::Due;
+        let Some(published) = self.versions.values_mut().find(|p| waits(&p.version)) else { return false };
+        let mut version = published.version.clone();
+        match result {
+            Ok(missing) => {
+                version.snapshot = missing.clone().map_or(Snapshot::Taken, Snapshot::Missing);
+                (version.state, version.update) = (State::Active, Update::Successful);
+            }
+            Err(failure) => {
+                version.snapshot = Snapshot::None;
+                version.state = failed(failure);
+            }
+        }
+        *published = Arc::new(Published { version, runnable: Arc::clone(&published.runnable) });
+        true
+    }
+
+    /// Versions whose snapshot has still to be taken.
+    pub fn due_snapshots(&self) -> impl Iterator<Item = &Arc<Published>> {
+        self.versions.values().filter(|p| p.version.snapshot == Snapshot::Due)
     }
 
     /// DeleteFunction with a version's number; deleting one that is not there is no error.
@@ -281,9 +313,11 @@ impl Function {
         std::iter::once(&self.record.latest).chain(self.versions.values().map(|p| &p.version))
     }
 
-    /// Every package and image that the function needs, also for what serves during an update.
+    /// Every package and image that the function needs, also for what serves during an update, and its snapshots.
     pub fn stored(&self) -> impl Iterator<Item = Stored> {
-        self.all_versions().chain(&self.record.serving).map(|version| Stored::of(&version.code))
+        let code = self.all_versions().chain(&self.record.serving).map(|version| Stored::of(&version.code));
+        let kept = |p: &&Arc<Published>| matches!(p.version.snapshot, Snapshot::Due | Snapshot::Taken);
+        code.chain(self.versions.values().filter(kept).map(|p| Stored::Snapshot(p.runnable.key.0.to_string())))
     }
 
     /// What invocations of `$LATEST` run.
@@ -340,6 +374,7 @@ pub(crate) fn runnable(arn: &FunctionArn, version: &Version) -> FunctionVersion 
         environment: settings.environment.clone().unwrap_or_default(),
         logging: settings.logging.clone(),
         tracing_active: settings.tracing_active,
+        snap_start: settings.snap_start && version.number.is_some(),
     }
 }
 
@@ -356,19 +391,21 @@ pub(crate) mod tests {
 
     #[derive(Clone, Debug)]
     enum Step {
-        Update { code: u8, memory: u32, publish: bool },
+        Update { code: u8, memory: u32, snap_start: bool, publish: bool },
         Publish,
         Settle(bool),
+        SettleSnapshot(Result<Option<()>, ()>),
         DeleteVersion(u64),
         Alias(u8, u64),
     }
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            3 => (0..3u8, 128..130u32, any::<bool>())
-                .prop_map(|(code, memory, publish)| Step::Update { code, memory, publish }),
+            3 => (0..3u8, 128..130u32, any::<bool>(), any::<bool>())
+                .prop_map(|(code, memory, snap_start, publish)| Step::Update { code, memory, snap_start, publish }),
             2 => Just(Step::Publish),
             4 => any::<bool>().prop_map(Step::Settle),
+            2 => any::<Result<Option<()>, ()>>().prop_map(Step::SettleSnapshot),
             1 => (1..8u64).prop_map(Step::DeleteVersion),
             1 => (0..2u8, 1..8u64).prop_map(|(name, version)| Step::Alias(name, version)),
         ]
@@ -397,6 +434,7 @@ pub(crate) mod tests {
             architecture: "x86_64".into(),
             dead_letter: None,
             image_config: None,
+            snap_start: false,
         };
         New { arn, settings, code: code(0), tags: BTreeMap::new(), next_version: 1 }
     }
@@ -416,8 +454,8 @@ pub(crate) mod tests {
             for step in steps {
                 let before = function.clone();
                 match step {
-                    Step::Update { code: n, memory, publish } if function.check_settled().is_ok() => {
-                        let settings = Settings { memory, ..function.record.latest.settings.clone() };
+                    Step::Update { code: n, memory, snap_start, publish } if function.check_settled().is_ok() => {
+                        let settings = Settings { memory, snap_start, ..function.record.latest.settings.clone() };
                         function.update(code(n), settings, stamp);
                         prop_assert_eq!(function.serving().state == State::Active, before.serving().state == State::Active);
                         if before.serving().state == State::Active {
@@ -442,6 +480,21 @@ pub(crate) mod tests {
                         prop_assert_eq!(settled, before.is_settling());
                         prop_assert!(!function.is_settling());
                     }
+                    Step::SettleSnapshot(result) => {
+                        let due = function.due_snapshots().next().map(|p| p.version.clone());
+                        let state_id = due.as_ref().map_or("none", |version| &version.state_id);
+                        let failure = |()| Failure { reason: "why".to_owned(), code: FailureCode::InitTimeout };
+                        let result = result.map(|missing| missing.map(|()| "because".to_owned())).map_err(failure);
+                        prop_assert_eq!(function.settle_snapshot(state_id, &result), due.is_some());
+                        prop_assert!(!function.settle_snapshot(state_id, &result), "once");
+                        if let Some(version) = due {
+                            let settled = function.version(Some(&version.name())).unwrap();
+                            prop_assert_eq!(settled.state == State::Active, result.is_ok());
+                            let kept = function.stored().filter(|s| matches!(s, Stored::Snapshot(_))).count();
+                            let before = before.stored().filter(|s| matches!(s, Stored::Snapshot(_))).count();
+                            prop_assert_eq!(kept, before - usize::from(result != Ok(None)));
+                        }
+                    }
                     Step::DeleteVersion(number) => {
                         if function.delete_version(number).is_ok() {
                             published.remove(&number);
@@ -463,7 +516,9 @@ pub(crate) mod tests {
                         prop_assert!(keys.insert(version.runnable.key.clone()), "a state of its own");
                         published.insert(*number, FunctionVersion::clone(&version.runnable));
                     }
-                    prop_assert!(version.version.state != State::Pending || function.is_settling());
+                    let due = version.version.snapshot == Snapshot::Due;
+                    prop_assert!(version.version.state != State::Pending || function.is_settling() || due);
+                    prop_assert!(!due || version.version.state == State::Pending && version.runnable.snap_start);
                 }
                 prop_assert_eq!(function.versions.len(), published.len());
                 for alias in function.record.aliases.values() {

@@ -17,6 +17,13 @@
 //!  create ─► Pending ──ready──► Active ──update──► Active, InProgress ──ready──► Active, Successful
 //!               └─failed─► Failed ──update──► Pending      └─failed─► Active, Failed (the old code serves on)
 //! ```
+//!
+//! Of a published version with SnapStart:
+//!
+//! ```text
+//!  publish ─► Pending ──snapshot taken, or the host takes none──► Active
+//!                └─its Init failed─► Failed
+//! ```
 #![forbid(unsafe_code)]
 
 mod catalog;
@@ -29,7 +36,8 @@ mod service;
 mod view;
 
 pub use name::Caller;
+pub use record::{Failure, FailureCode};
 pub use service::{
     Config, ControlPlane, Error, EventSettings, EventSourceCheck, ImageCatalog, ImageFault, ImageFaultKind, Resolved,
-    RuntimeCatalog,
+    RuntimeCatalog, SnapshotCatalog, SnapshotFault,
 };

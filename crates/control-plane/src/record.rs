@@ -21,6 +21,9 @@ pub(crate) const PACKAGE: &str = "package";
 /// The same of container images; key: its digest.
 pub(crate) const IMAGE: &str = "image";
 
+/// The same of snapshots, and written before one is taken; key: the `VersionKey` of the version.
+pub(crate) const SNAPSHOT: &str = "snapshot";
+
 /// The version that can change.
 pub(crate) const LATEST: &str = "$LATEST";
 
@@ -113,6 +116,23 @@ pub(crate) struct Version {
     pub settings: Settings,
     pub state: State,
     pub update: Update,
+    /// Of a published version with SnapStart.
+    #[serde(default)]
+    pub snapshot: Snapshot,
+}
+
+/// How far SnapStart has come with a version.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub(crate) enum Snapshot {
+    /// It is not wanted, or the runtime is not ready yet, or failed.
+    #[default]
+    None,
+    /// It is being taken: the version is Pending.
+    Due,
+    /// It was taken. Whether the host still has it is known there.
+    Taken,
+    /// This host cannot take one, for this reason: the version starts as any other does.
+    Missing(String),
 }
 
 impl Version {
@@ -150,6 +170,9 @@ pub(crate) struct Settings {
     /// `None` when the user gave none, and of a zip.
     #[serde(default)]
     pub image_config: Option<ImageConfig>,
+    /// `SnapStart.ApplyOn` is `PublishedVersions`.
+    #[serde(default)]
+    pub snap_start: bool,
 }
 
 /// Whether a version can run.
@@ -178,6 +201,18 @@ pub enum FailureCode {
     ImageAccessDenied,
     /// The registry or this host failed.
     InternalError,
+    /// Init, before a snapshot: out of time.
+    InitTimeout,
+    /// The runtime reported an error, or ended.
+    RuntimeInitError,
+    /// An extension did.
+    ExtensionInitError,
+    /// There is nothing to start.
+    InvalidEntryPoint,
+    /// Or nowhere to.
+    InvalidWorkingDirectory,
+    /// Out of memory.
+    InitResourceExhausted,
 }
 
 /// Why a background step failed.
@@ -196,6 +231,8 @@ pub(crate) enum Stored {
     Package(String),
     /// By digest.
     Image(String),
+    /// By `VersionKey`.
+    Snapshot(String),
 }
 
 impl Stored {
@@ -211,6 +248,7 @@ impl Stored {
         match self {
             Self::Package(sha256) => (PACKAGE, sha256),
             Self::Image(digest) => (IMAGE, digest),
+            Self::Snapshot(key) => (SNAPSHOT, key),
         }
     }
 }

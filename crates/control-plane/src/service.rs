@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use domain::{Clock, ImageRef, VersionKey};
+use domain::{Clock, FunctionVersion, ImageRef, VersionKey};
 use lambda_api::{ApiError, ErrorCode};
 use packages::Packages;
 use parking_lot::Mutex;
@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use crate::catalog::{BadRecord, Catalog, Entry};
 use crate::function::{Function, Stamp};
-use crate::record::{FUNCTION, Stored, VERSION, function_key, to_bytes, version_key};
+use crate::record::{FUNCTION, Failure, Stored, VERSION, function_key, to_bytes, version_key};
 
 mod background;
 mod event_invoke;
@@ -25,6 +25,7 @@ mod functions;
 mod invoke;
 mod limits;
 mod policies;
+mod snapshots;
 mod versions;
 
 pub use event_invoke::EventSettings;
@@ -81,6 +82,27 @@ pub trait ImageCatalog: Send + Sync {
     async fn remove(&self, digest: &str) -> Result<(), String>;
 }
 
+/// Where versions with SnapStart are initialised once, and kept.
+#[async_trait]
+pub trait SnapshotCatalog: Send + Sync {
+    /// Runs the Init of a version and keeps what is there then, for all of its sandboxes to start from. May take as long as
+    /// the version's Init may: 15 minutes. In place of one that is kept already.
+    async fn take(&self, version: Arc<FunctionVersion>) -> Result<(), SnapshotFault>;
+    /// Removes what is kept of a version, if anything is.
+    async fn remove(&self, version: &VersionKey) -> Result<(), String>;
+}
+
+/// Why there is no snapshot of a version.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SnapshotFault {
+    /// Sandboxes of this host cannot be kept; the text says why. The version starts as any other does.
+    Unsupported(String),
+    /// The version's Init failed, or what it needs is not there: the version cannot be used.
+    Failed(Failure),
+    /// The server is being stopped: the next start has it taken again.
+    Stopping,
+}
+
 /// Why there is no such image.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ImageFault {
@@ -129,6 +151,7 @@ struct Inner {
     packages: Packages,
     runtimes: Arc<dyn RuntimeCatalog>,
     images: Arc<dyn ImageCatalog>,
+    snapshots: Arc<dyn SnapshotCatalog>,
     clock: Arc<dyn Clock>,
     catalog: Catalog,
     event_sources: EventSources,
@@ -145,6 +168,8 @@ struct Inner {
     dropped: Mutex<BTreeMap<Stored, Duration>>,
     /// States whose background step is under way.
     settling: Mutex<HashSet<(String, String)>>,
+    /// Versions whose snapshots are being taken.
+    taking: Mutex<HashSet<VersionKey>>,
     /// How many background steps are under way.
     busy: watch::Sender<usize>,
     tasks: Mutex<Vec<Task>>,
@@ -167,6 +192,7 @@ impl ControlPlane {
         packages: Packages,
         runtimes: Arc<dyn RuntimeCatalog>,
         images: Arc<dyn ImageCatalog>,
+        snapshots: Arc<dyn SnapshotCatalog>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Error> {
         let inner = Arc::new(Inner {
@@ -175,6 +201,7 @@ impl ControlPlane {
             packages,
             runtimes,
             images,
+            snapshots,
             clock,
             catalog: Catalog::new(),
             event_sources: EventSources::default(),
@@ -186,6 +213,7 @@ impl ControlPlane {
             package_gate: RwLock::default(),
             dropped: Mutex::default(),
             settling: Mutex::default(),
+            taking: Mutex::default(),
             busy: watch::Sender::new(0),
             tasks: Mutex::default(),
         });

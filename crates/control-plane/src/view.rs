@@ -9,7 +9,7 @@ use lambda_api::types::{
     TracingMode,
 };
 
-use crate::record::{FailureCode, State, Update, Version};
+use crate::record::{FailureCode, Snapshot, State, Update, Version};
 
 /// AWS's reason while a version is made, and while it is updated.
 const CREATING: &str = "The function is being created.";
@@ -25,7 +25,11 @@ pub(crate) fn configuration(arn: &FunctionArn, qualifier: Option<&str>, version:
     }
     let (state, reason, code) = match &version.state {
         State::Pending => (WireState::Pending, Some(CREATING), Some(StateReasonCode::Creating)),
-        State::Active => (WireState::Active, None, None),
+        // AWS has none; there, SnapStart never does without.
+        State::Active => match &version.snapshot {
+            Snapshot::Missing(reason) => (WireState::Active, Some(reason.as_str()), None),
+            _ => (WireState::Active, None, None),
+        },
         State::Failed { reason, code } => (WireState::Failed, Some(reason.as_str()), Some(state_code(*code))),
     };
     view.state = Some(state);
@@ -58,6 +62,12 @@ fn state_code(code: FailureCode) -> StateReasonCode {
         FailureCode::ImageDeleted => StateReasonCode::ImageDeleted,
         FailureCode::ImageAccessDenied => StateReasonCode::ImageAccessDenied,
         FailureCode::InternalError => StateReasonCode::InternalError,
+        FailureCode::InitTimeout => StateReasonCode::FunctionErrorInitTimeout,
+        FailureCode::RuntimeInitError => StateReasonCode::FunctionErrorRuntimeInitError,
+        FailureCode::ExtensionInitError => StateReasonCode::FunctionErrorExtensionInitError,
+        FailureCode::InvalidEntryPoint => StateReasonCode::FunctionErrorInvalidEntryPoint,
+        FailureCode::InvalidWorkingDirectory => StateReasonCode::FunctionErrorInvalidWorkingDirectory,
+        FailureCode::InitResourceExhausted => StateReasonCode::FunctionErrorInitResourceExhausted,
     }
 }
 
@@ -92,8 +102,14 @@ pub(crate) fn listed(arn: &FunctionArn, qualifier: Option<&str>, version: &Versi
         architectures: Some(vec![Architecture::from(settings.architecture.as_str())]),
         ephemeral_storage: i32::try_from(settings.ephemeral).ok().map(|size| EphemeralStorage { size }),
         snap_start: Some(SnapStartResponse {
-            apply_on: Some(SnapStartApplyOn::None),
-            optimization_status: Some(SnapStartOptimizationStatus::Off),
+            apply_on: Some(match settings.snap_start {
+                true => SnapStartApplyOn::PublishedVersions,
+                false => SnapStartApplyOn::None,
+            }),
+            optimization_status: Some(match version.snapshot {
+                Snapshot::Taken => SnapStartOptimizationStatus::On,
+                _ => SnapStartOptimizationStatus::Off,
+            }),
         }),
         logging_config: Some(LoggingConfig {
             log_format: Some(match settings.logging.format {

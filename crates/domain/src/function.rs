@@ -123,6 +123,9 @@ pub struct FunctionVersion {
     pub logging: LoggingSettings,
     /// `TracingConfig.Mode` is `Active`.
     pub tracing_active: bool,
+    /// It is to start from a snapshot, where there is one: a published version with SnapStart.
+    #[serde(default)]
+    pub snap_start: bool,
 }
 
 impl FunctionVersion {

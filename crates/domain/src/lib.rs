@@ -22,6 +22,6 @@ pub use ids::{AccountId, RequestId, SandboxId, WorkerId};
 pub use invoke::{InvokeOutcome, InvokeRequest, LogType};
 pub use ports::{
     AssignError, AssignRequest, ConcurrencyLimits, InitDone, InitRequest, Lease, RetireReason, SlotEvents,
-    ThrottleReason, Worker, WorkerError, WorkerManager, WorkerReport,
+    SnapshotError, ThrottleReason, Worker, WorkerError, WorkerManager, WorkerReport,
 };
 pub use timeline::{Step, Timeline};

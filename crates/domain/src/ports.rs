@@ -151,6 +151,12 @@ pub enum WorkerError {
     /// The sandbox is gone (it died before the payload reached it): safe to retry on another.
     #[error("sandbox {0} is gone")]
     Gone(SandboxId),
+    /// What the runtime does after it was restored from a snapshot failed: `SnapStartException`.
+    #[error("{0}")]
+    Restore(String),
+    /// It took too long: `SnapStartTimeoutException`.
+    #[error("{0}")]
+    RestoreTimeout(String),
     /// The worker is stopping.
     #[error("worker is stopping")]
     Stopping,
@@ -161,6 +167,25 @@ impl WorkerError {
     pub fn retryable(&self) -> bool {
         matches!(self, Self::Gone(_) | Self::Stopping)
     }
+}
+
+/// Why there is no snapshot of a version.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SnapshotError {
+    /// Sandboxes of this worker cannot be kept, or this one could not; the version starts without a snapshot.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The version's Init failed.
+    #[error("{kind}: {message}")]
+    Init {
+        /// e.g. `Runtime.ExitError`.
+        kind: String,
+        /// In words.
+        message: String,
+    },
+    /// The platform failed before that.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
 }
 
 /// One host's sandboxes.
@@ -174,6 +199,15 @@ pub trait Worker: Send + Sync + 'static {
     /// Runs one invocation in an idle sandbox. Answers as soon as the runtime has answered (with
     /// [`crate::LogType::Tail`]: when the invocation is over); the slot stays busy until [`SlotEvents::idle`].
     async fn invoke(&self, sandbox: SandboxId, request: InvokeRequest) -> Result<InvokeOutcome, WorkerError>;
+    /// Runs the Init of a version with SnapStart in a sandbox of its own, and keeps that for later ones to be restored from:
+    /// [`Worker::init`] does so from then on. In place of one that is kept already.
+    async fn snapshot(&self, _version: Arc<FunctionVersion>) -> Result<(), SnapshotError> {
+        Err(SnapshotError::Unsupported("This worker keeps no snapshots.".to_owned()))
+    }
+    /// Removes what is kept of a version, if anything is; the text says why it could not.
+    async fn forget(&self, _version: &VersionKey) -> Result<(), String> {
+        Ok(())
+    }
     /// Takes a sandbox down, with the shutdown phases that its extensions are due. Returns when nothing is left of it.
     async fn shutdown(&self, sandbox: SandboxId, reason: RetireReason);
     /// Whether an invocation runs in the sandbox. Asked only about a lease older than [`LEASE_LIMIT`], to tell a long

@@ -9,6 +9,7 @@ mod images;
 mod logs;
 mod packages;
 mod runtimes;
+mod snapshots;
 mod sqs;
 
 pub use direct::Direct;
@@ -19,4 +20,5 @@ pub use images::Images;
 pub use logs::Logs;
 pub use packages::Code;
 pub use runtimes::{Catalog, Logged};
+pub use snapshots::Snapshots;
 pub use sqs::{OwnQueues, Sqs};

@@ -89,19 +89,6 @@ impl Emberbox {
         let runtimes = Arc::new(Runtimes::open(settings::runtimes(&config, dir))?);
         let logs = worker::logs::LogStore::open(settings::logs(&config, dir))?;
 
-        let store = Arc::new(store::SqliteStore::open(dir.join("metadata.sqlite")).await?);
-        let control_plane = control_plane::ControlPlane::open(
-            settings::control_plane(&config),
-            store.clone(),
-            packages.clone(),
-            Arc::new(adapters::Catalog(runtimes.clone())),
-            Arc::new(images.clone()),
-            Arc::clone(&clock),
-        )
-        .await?;
-
-        let manager = worker_manager::Manager::new(Arc::clone(&clock), settings::manager(&config), Vec::new());
-
         let worker_metrics = worker::metrics::Metrics::default();
         worker_metrics.register(&mut registry);
         let worker = worker::Service::new(
@@ -110,12 +97,27 @@ impl Emberbox {
             worker::sources::Sources {
                 packages: Arc::new(packages.clone()),
                 runtimes: runtimes.clone(),
-                images: Arc::new(images),
+                images: Arc::new(images.clone()),
             },
             Arc::clone(&clock),
             worker_metrics,
             logs.clone(),
         )?;
+
+        let store = Arc::new(store::SqliteStore::open(dir.join("metadata.sqlite")).await?);
+        let control_plane = control_plane::ControlPlane::open(
+            settings::control_plane(&config),
+            store.clone(),
+            packages.clone(),
+            Arc::new(adapters::Catalog(runtimes.clone())),
+            Arc::new(images),
+            Arc::new(adapters::Snapshots(Arc::new(worker.clone()))),
+            Arc::clone(&clock),
+        )
+        .await?;
+
+        let manager = worker_manager::Manager::new(Arc::clone(&clock), settings::manager(&config), Vec::new());
+
         worker.connect(Arc::new(manager.clone()));
         manager.add_worker(Arc::new(worker.clone()));
 

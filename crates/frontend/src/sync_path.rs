@@ -151,6 +151,8 @@ impl Failure {
                 let code = match error {
                     WorkerError::Package(_) => ErrorCode::InvalidZipFileException,
                     WorkerError::Runtime(_) => ErrorCode::InvalidRuntimeException,
+                    WorkerError::Restore(_) => ErrorCode::SnapStartException,
+                    WorkerError::RestoreTimeout(_) => ErrorCode::SnapStartTimeoutException,
                     WorkerError::Image(_) | WorkerError::Sandbox(_) | WorkerError::Gone(_) | WorkerError::Stopping => {
                         ErrorCode::ServiceException
                     }

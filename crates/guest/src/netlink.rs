@@ -125,6 +125,15 @@ impl Netlink {
         self.ask(request).map(drop)
     }
 
+    /// Takes the (first) address of a device away, and with the last one its routes.
+    pub fn remove_address(&self, device: Device) -> io::Result<()> {
+        let mut request = Request::new(libc::RTM_DELADDR, 0);
+        // struct ifaddrmsg, as above; one without attributes means whichever comes first
+        request.put(&[libc::AF_INET as u8, 0, 0, 0]);
+        request.put(&device.0.to_ne_bytes());
+        self.ask(request).map(drop)
+    }
+
     /// Sends all that has no better route to `gateway`.
     pub fn add_default_route(&self, gateway: Ipv4Addr) -> io::Result<()> {
         let mut request = Request::new(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_EXCL);

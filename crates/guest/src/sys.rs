@@ -195,9 +195,10 @@ pub fn vsock_connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Adds random bytes to the kernel's entropy, counting every bit. Takes the privilege of PID 1 of a VM.
+/// Adds random bytes to the kernel's entropy, counting every bit, and makes its generator anew from that. Takes the privilege of PID 1 of a VM.
 pub fn add_entropy(bytes: &[u8]) -> io::Result<()> {
     const RNDADDENTROPY: c_ulong = 0x4008_5203;
+    const RNDRESEEDCRNG: c_ulong = 0x5207;
     const MOST: usize = 256;
     #[repr(C)]
     struct PoolInfo {
@@ -210,5 +211,7 @@ pub fn add_entropy(bytes: &[u8]) -> io::Result<()> {
     info.bytes[..bytes.len()].copy_from_slice(bytes);
     let device = std::fs::File::options().write(true).open("/dev/urandom")?;
     // SAFETY: the kernel reads the two numbers and `size` bytes behind them, which are there, and outlive the call.
-    check(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY as _, &raw const info) })
+    check(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY as _, &raw const info) })?;
+    // SAFETY: this request has no argument, and touches no memory of ours.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG as _) })
 }

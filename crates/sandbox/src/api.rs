@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -64,10 +64,41 @@ pub struct Standby {
 pub trait SandboxEngine: Send + Sync + 'static {
     /// Makes one. On error nothing is left of it.
     async fn create(&self, spec: SandboxSpec) -> Result<Box<dyn Sandbox>, SandboxError>;
+    /// Whether sandboxes can be kept in snapshots: what must be the same, beside the [`SandboxSpec`], for one to be restored
+    /// from such a snapshot later; or in words, why they cannot.
+    fn keeps(&self) -> Result<String, String> {
+        Err("Process sandboxes cannot be kept in snapshots; microVMs on Firecracker can.".to_owned())
+    }
+    /// Makes one that goes on where another was when [`Sandbox::keep`] was called on it, with fresh entropy, the time of now
+    /// and a network of its own. The spec is as that one's was, but for the id. `running`: the processes that ran then. Whatever
+    /// they had said to a listener and had no answer to, they say again. On error nothing is left of it.
+    async fn restore(
+        &self,
+        spec: SandboxSpec,
+        _snapshot: &Path,
+        _running: &[ProcessId],
+    ) -> Result<Restored, SandboxError> {
+        Err(cannot_keep(spec.id))
+    }
     /// What is and what is not enforced on this host, in words, for logs and `emberbox doctor`.
     fn describe(&self) -> Vec<String>;
     /// Removes every sandbox and all that belongs to the engine (helper process, cgroups, network).
     async fn stop(&self);
+}
+
+/// A sandbox that was restored.
+pub struct Restored {
+    /// Itself.
+    pub sandbox: Box<dyn Sandbox>,
+    /// The processes in it.
+    pub running: Vec<Process>,
+}
+
+fn cannot_keep(id: SandboxId) -> SandboxError {
+    SandboxError::Host {
+        operation: format!("keep or restore sandbox {id}"),
+        source: std::io::ErrorKind::Unsupported.into(),
+    }
 }
 
 /// One sandbox. Dropping it destroys it in the background; [`Sandbox::destroy`] waits for that.
@@ -93,6 +124,11 @@ pub trait Sandbox: Send + Sync + 'static {
     fn freeze(&self) -> Result<(), SandboxError>;
     /// Lets them run again. Quick, may be called from the invoke path. No error if it is not frozen.
     fn thaw(&self) -> Result<(), SandboxError>;
+    /// Writes all that is in it, `/tmp` as well, into an empty directory: of the engine's file system, and closed to all but
+    /// root. It may be destroyed afterwards, and is of no other use.
+    async fn keep(&self, _directory: &Path) -> Result<(), SandboxError> {
+        Err(cannot_keep(self.id()))
+    }
     /// Memory and CPU so far.
     fn usage(&self) -> Usage;
     /// [`Usage::memory_peak`] alone: asked after every invocation.

@@ -11,6 +11,6 @@ pub mod priority;
 pub mod process;
 
 pub use api::{
-    Command, ExitStatus, Listener, Mount, Process, ProcessId, Sandbox, SandboxEngine, SandboxError, SandboxEvent,
-    SandboxSpec, Signal, Standby, Usage,
+    Command, ExitStatus, Listener, Mount, Process, ProcessId, Restored, Sandbox, SandboxEngine, SandboxError,
+    SandboxEvent, SandboxSpec, Signal, Standby, Usage,
 };

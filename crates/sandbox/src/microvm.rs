@@ -27,7 +27,7 @@
 //!
 //! One that was idle for a while gives back what memory its kernel has free ([`rest`]); under Firecracker not yet.
 //!
-//! Not yet: sandboxes from snapshots, which an engine can take and restore ([`machine`]).
+//! A sandbox may be kept in a snapshot and restored from it, as often as wanted ([`kept`]), where the engine can.
 
 mod boot;
 mod config;
@@ -36,7 +36,10 @@ mod control;
 mod engine;
 mod firecracker;
 mod images;
+#[cfg(feature = "in-place")]
+mod in_place;
 mod initramfs;
+mod kept;
 pub(crate) mod launcher;
 mod machine;
 mod network;

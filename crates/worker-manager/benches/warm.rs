@@ -93,6 +93,7 @@ fn request(number: usize) -> AssignRequest {
             group: String::new(),
         },
         tracing_active: false,
+        snap_start: false,
     };
     AssignRequest { version: Arc::new(version), limits: ConcurrencyLimits { unreserved: 10_000, reserved: None } }
 }

@@ -16,6 +16,12 @@ pub struct Config {
     pub slots: u32,
     /// Limit of Init.
     pub init_limit: Duration,
+    /// Limit of the Init before a snapshot, unless the function's timeout is longer.
+    pub snapshot_init_limit: Duration,
+    /// Limit of what a runtime does after it was restored.
+    pub restore_limit: Duration,
+    /// Where snapshots of versions are kept: on the file system of the engine's VMs. `None`: nowhere.
+    pub snapshots_dir: Option<PathBuf>,
     /// How long an idle sandbox runs on before it is frozen, so that a back-to-back caller never pays for a thaw.
     pub freeze_after: Duration,
     /// Shutdown budget with internal extensions only.
@@ -37,6 +43,9 @@ impl Default for Config {
             memory_mb: 4096,
             slots: 1000,
             init_limit: Duration::from_secs(10),
+            snapshot_init_limit: Duration::from_secs(130),
+            restore_limit: Duration::from_secs(10),
+            snapshots_dir: None,
             freeze_after: Duration::from_millis(20),
             internal_extension_budget: Duration::from_millis(500),
             external_extension_budget: Duration::from_secs(2),

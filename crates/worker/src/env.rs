@@ -21,12 +21,19 @@ pub(crate) struct Inputs<'a> {
     pub api: SocketAddr,
     pub log_stream: &'a str,
     pub endpoint_url: Option<&'a str>,
+    /// It begins with a snapshot.
+    pub snap_start: bool,
+}
+
+/// `AWS_LAMBDA_INITIALIZATION_TYPE`.
+pub(crate) fn initialization(snap_start: bool) -> &'static str {
+    if snap_start { "snap-start" } else { "on-demand" }
 }
 
 /// The runtime's environment. A later source wins: customer, platform defaults for what the customer left out,
 /// credentials, runtime, platform.
 pub(crate) fn runtime(inputs: &Inputs<'_>) -> Vec<(String, String)> {
-    let Inputs { version, image, command, credentials, api, log_stream, endpoint_url } = inputs;
+    let Inputs { version, image, command, credentials, api, log_stream, endpoint_url, snap_start } = inputs;
     let mut env: BTreeMap<String, String> = version.environment.clone();
     let is_container = version.code.image.is_some();
     add_defaults(&mut env, image, is_container);
@@ -57,9 +64,12 @@ pub(crate) fn runtime(inputs: &Inputs<'_>) -> Vec<(String, String)> {
     set("AWS_LAMBDA_FUNCTION_NAME", &version.name);
     set("AWS_LAMBDA_FUNCTION_VERSION", &version.version);
     set("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", &version.memory_mb.to_string());
-    set("AWS_LAMBDA_INITIALIZATION_TYPE", "on-demand");
-    set("AWS_LAMBDA_LOG_GROUP_NAME", &version.logging.group);
-    set("AWS_LAMBDA_LOG_STREAM_NAME", log_stream);
+    set("AWS_LAMBDA_INITIALIZATION_TYPE", initialization(*snap_start));
+    // Of a snapshot, every sandbox would have the same.
+    if !snap_start {
+        set("AWS_LAMBDA_LOG_GROUP_NAME", &version.logging.group);
+        set("AWS_LAMBDA_LOG_STREAM_NAME", log_stream);
+    }
     set("_AWS_XRAY_DAEMON_ADDRESS", "169.254.100.1");
     set("_AWS_XRAY_DAEMON_PORT", "2000");
     if version.logging.format == LogFormat::Json {

@@ -31,6 +31,7 @@ mod relay;
 mod service;
 mod slot;
 mod slot_log;
+mod snapshots;
 pub mod sources;
 
 #[cfg(fuzzing)]

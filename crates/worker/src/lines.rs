@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 
-use crate::machine::{Line, Report};
+use crate::machine::{Line, Report, Restored};
 
 /// What the lines of one sandbox have in common.
 pub(crate) struct Lines {
@@ -19,6 +19,8 @@ pub(crate) struct Lines {
     memory_mb: u32,
     runtime_version: String,
     runtime_arn: String,
+    /// `initializationType`, as `AWS_LAMBDA_INITIALIZATION_TYPE` has it.
+    initialization: &'static str,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,12 +47,13 @@ fn rounded(d: Duration) -> f64 {
 }
 
 fn billed(report: &Report) -> u128 {
-    let nanos = report.duration.as_nanos() + report.init.unwrap_or_default().as_nanos();
+    let restored = report.restored.map(|restored| restored.billed).unwrap_or_default();
+    let nanos = report.duration.as_nanos() + report.init.unwrap_or_default().as_nanos() + restored.as_nanos();
     nanos.div_ceil(1_000_000)
 }
 
 impl Lines {
-    pub(crate) fn new(version: &FunctionVersion, image: &RuntimeImage) -> Self {
+    pub(crate) fn new(version: &FunctionVersion, image: &RuntimeImage, initialization: &'static str) -> Self {
         let level = match version.logging.system_level.as_deref() {
             Some("DEBUG") => Level::Debug,
             Some("WARN") => Level::Warn,
@@ -63,6 +66,7 @@ impl Lines {
             memory_mb: version.memory_mb,
             runtime_version: image.version.clone(),
             runtime_arn: format!("arn:aws:lambda:{}::runtime:{}", version.region, image.version_arn_hash),
+            initialization,
         }
     }
 
@@ -96,6 +100,19 @@ impl Lines {
                 }
                 vec![text]
             }
+            Line::Initialized(duration) => vec![format!("INIT_REPORT Init Duration: {}", millis(*duration))],
+            Line::RestoreStart => vec![format!(
+                "RESTORE_START Runtime Version: {}\tRuntime Version ARN: {}",
+                self.runtime_version, self.runtime_arn
+            )],
+            Line::RestoreReport { duration, fault } => {
+                let mut text = format!("RESTORE_REPORT Restore Duration: {}", millis(*duration));
+                if let Some(fault) = fault {
+                    let status = if fault.is_timeout() { "timeout" } else { "error" };
+                    text.push_str(&format!("\tStatus: {status}\tError Type: {}", fault.error_type()));
+                }
+                vec![text]
+            }
             Line::Start(request) => vec![format!("START RequestId: {request} Version: {}", self.version)],
             Line::End(report) => {
                 let request = report.request;
@@ -114,6 +131,13 @@ impl Lines {
                 );
                 if let Some(init) = report.init {
                     text.push_str(&format!("Init Duration: {}\t", millis(init)));
+                }
+                if let Some(Restored { duration, billed }) = report.restored {
+                    text.push_str(&format!(
+                        "Restore Duration: {}\tBilled Restore Duration: {} ms\t",
+                        millis(duration),
+                        billed.as_nanos().div_ceil(1_000_000)
+                    ));
                 }
                 match (&report.timeout, &report.error) {
                     (Some(_), _) => text.push_str("Status: timeout\t"),
@@ -143,7 +167,7 @@ impl Lines {
                 Level::Info,
                 "initStart",
                 json!({
-                    "initializationType": "on-demand",
+                    "initializationType": self.initialization,
                     "phase": "init",
                     "runtimeVersion": self.runtime_version,
                     "runtimeVersionArn": self.runtime_arn,
@@ -153,13 +177,44 @@ impl Lines {
             Line::InitReport { duration, suppressed, fault } => {
                 let status = if fault.is_timeout() { "timeout" } else { "error" };
                 let record = json!({
-                    "initializationType": "on-demand",
+                    "initializationType": self.initialization,
                     "phase": if *suppressed { "invoke" } else { "init" },
                     "status": status,
                     "errorType": fault.error_type(),
                     "metrics": { "durationMs": rounded(*duration) },
                 });
                 event(Level::Warn, "initReport", record);
+            }
+            Line::Initialized(duration) => {
+                let record = json!({
+                    "initializationType": self.initialization,
+                    "phase": "init",
+                    "status": "success",
+                    "metrics": { "durationMs": rounded(*duration) },
+                });
+                event(Level::Info, "initReport", record);
+            }
+            Line::RestoreStart => event(
+                Level::Info,
+                "restoreStart",
+                json!({
+                    "runtimeVersion": self.runtime_version,
+                    "runtimeVersionArn": self.runtime_arn,
+                    "functionVersion": self.version,
+                    "instanceMaxMemory": u64::from(self.memory_mb) << 20,
+                }),
+            ),
+            Line::RestoreReport { duration, fault } => {
+                let (level, status) = match fault {
+                    None => (Level::Info, "success"),
+                    Some(fault) if fault.is_timeout() => (Level::Warn, "timeout"),
+                    Some(_) => (Level::Warn, "error"),
+                };
+                let mut record = json!({ "status": status, "metrics": { "durationMs": rounded(*duration) } });
+                if let Some(fault) = fault {
+                    record["errorType"] = json!(fault.error_type());
+                }
+                event(level, "restoreReport", record);
             }
             Line::Start(request) => {
                 event(Level::Info, "start", json!({ "requestId": request, "version": self.version }));
@@ -180,6 +235,10 @@ impl Lines {
                 });
                 if let Some(init) = report.init {
                     metrics["initDurationMs"] = json!(rounded(init));
+                }
+                if let Some(Restored { duration, billed }) = report.restored {
+                    metrics["restoreDurationMs"] = json!(rounded(duration));
+                    metrics["billedRestoreDurationMs"] = json!(rounded(billed).ceil());
                 }
                 let mut done = json!({
                     "requestId": report.request,
@@ -225,6 +284,7 @@ mod tests {
             memory_mb: 128,
             runtime_version: "python:3.12.v1".into(),
             runtime_arn: "arn:aws:lambda:us-east-1::runtime:0".into(),
+            initialization: "on-demand",
         }
     }
 
@@ -233,6 +293,7 @@ mod tests {
             request: RequestId(Uuid::nil()),
             duration: Duration::from_micros(1_234),
             init: Some(Duration::from_micros(90_120)),
+            restored: None,
             error: None,
             timeout: None,
         }
@@ -249,6 +310,25 @@ mod tests {
                 "REPORT RequestId: {id}\tDuration: 1.23 ms\tBilled Duration: 92 ms\tMemory Size: 128 MB\tMax Memory Used: 30 MB\tInit Duration: 90.12 ms\t"
             )
         );
+    }
+
+    /// The words are those of a REPORT that AWS wrote (public logs of 2023); the bill has both parts.
+    #[test]
+    fn a_restore_is_reported_and_billed() {
+        let (duration, billed) = (Duration::from_micros(398_970), Duration::from_micros(181_300));
+        let restored = Some(Restored { duration, billed });
+        let report = || Report { init: None, restored, ..report() };
+        let text = lines(LogFormat::Text).render(&Line::End(report()), SystemTime::UNIX_EPOCH, 30 << 20);
+        assert!(text[1].contains("\tDuration: 1.23 ms\tBilled Duration: 183 ms\t"), "{}", text[1]);
+        assert!(text[1].ends_with("MB\tRestore Duration: 398.97 ms\tBilled Restore Duration: 182 ms\t"), "{}", text[1]);
+        let json = lines(LogFormat::Json).render(&Line::End(report()), SystemTime::UNIX_EPOCH, 0);
+        let value: Value = serde_json::from_str(&json[0]).unwrap();
+        assert_eq!(value["record"]["metrics"]["restoreDurationMs"], 398.97);
+        assert_eq!(value["record"]["metrics"]["billedRestoreDurationMs"], 182.0);
+
+        let failed = Line::RestoreReport { duration, fault: Some(Fault::RestoreTimeout(Duration::from_secs(10))) };
+        let text = lines(LogFormat::Text).render(&failed, SystemTime::UNIX_EPOCH, 0);
+        assert_eq!(text, ["RESTORE_REPORT Restore Duration: 398.97 ms\tStatus: timeout\tError Type: Sandbox.Timedout"]);
     }
 
     #[test]

@@ -15,6 +15,18 @@
 //!                         Dead
 //! ```
 //!
+//! With SnapStart ([`Begin::Snapshot`]) what lies between Starting and Idle is two steps more, and the second may be taken by
+//! other machines, in other sandboxes, than the first:
+//!
+//! ```text
+//!            start()             asked for restore/next, or next         restored()            asked for next
+//!   Down ───────────► Starting ──────────────────────────────────► Held ────────────► Restoring ──────────────► Idle
+//!                                                                   ╎ held()             ▲
+//!                                                                   └╌╌╌ Machine::of() ╌╌┘ (of another sandbox)
+//! ```
+//!
+//! Such a sandbox is not reset: after any fault it dies, and the next is restored from the snapshot.
+//!
 //! Stages inside a phase: Starting first waits until every external extension has registered, then starts the runtime
 //! and waits until it and all extensions asked for their first event. Stopping gives the runtime SIGTERM and 30 % of
 //! the budget, then the extensions their SHUTDOWN event and the rest, then kills what is left; without extensions the
@@ -32,18 +44,24 @@ use std::time::Duration;
 
 use domain::RetireReason;
 use sandbox::ProcessId;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 mod api;
 mod ending;
 mod fault;
+mod restore;
 #[cfg(test)]
 mod tests;
 mod vocabulary;
 
 pub use api::{ApiError, Registration};
 pub use fault::{Fault, runtime_error_type};
-pub use vocabulary::{Abort, Action, Answer, Line, MAX_EXTENSIONS, Refused, Report, Settings, StartError, Ticket};
+pub use restore::Held;
+pub use vocabulary::{
+    Abort, Action, Answer, Begin, InitFailure, Line, MAX_EXTENSIONS, Refused, Report, Restored, Settings, StartError,
+    Ticket,
+};
 
 #[derive(Clone, Debug)]
 struct Invocation {
@@ -58,6 +76,9 @@ enum Phase {
     /// No process runs; an invocation starts them.
     Down,
     Starting(Starting),
+    /// Init is over; a snapshot may be taken.
+    Held,
+    Restoring(Restoring),
     Idle {
         freeze_at: Option<Duration>,
         frozen: bool,
@@ -79,6 +100,15 @@ struct Starting {
     deadline: Duration,
     invocation: Option<Invocation>,
     runtime_asked: bool,
+}
+
+#[derive(Debug)]
+struct Restoring {
+    /// When the sandbox began to be restored.
+    began: Duration,
+    /// When its processes ran again.
+    released: Duration,
+    deadline: Duration,
 }
 
 #[derive(Debug)]
@@ -111,10 +141,14 @@ enum Then {
 }
 
 /// What the runtime last did, in RAPID's words.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 enum RuntimeState {
     Started,
     InitError,
+    /// It waits in `restore/next`.
+    RestoreReady,
+    /// It was told that it was restored.
+    Restoring,
     Ready,
     Running,
     ResponseSent,
@@ -144,6 +178,8 @@ pub struct Machine {
     extensions: Vec<Extension>,
     /// Duration of the last Init, until an invocation reports it.
     init_duration: Option<Duration>,
+    /// And of the last restore.
+    restored: Option<Restored>,
     actions: Vec<Action>,
 }
 
@@ -158,6 +194,7 @@ impl Machine {
             runtime_state: RuntimeState::Started,
             extensions: Vec::new(),
             init_duration: None,
+            restored: None,
             actions: Vec::new(),
         }
     }
@@ -171,7 +208,8 @@ impl Machine {
     /// When [`Machine::timer`] wants to be called, in monotonic time.
     pub fn deadline(&self) -> Option<Duration> {
         match &self.phase {
-            Phase::Down | Phase::Dead => None,
+            Phase::Down | Phase::Held | Phase::Dead => None,
+            Phase::Restoring(restoring) => Some(restoring.deadline),
             Phase::Starting(starting) => Some(starting.deadline),
             Phase::Idle { freeze_at, .. } => *freeze_at,
             Phase::Busy(invocation) | Phase::Finishing { invocation, .. } => Some(invocation.deadline),
@@ -183,11 +221,12 @@ impl Machine {
         }
     }
 
-    /// For metrics: `init`, `idle`, `frozen`, `busy`, `down`, `stopping` or `dead`.
+    /// For metrics: `init`, `held`, `idle`, `frozen`, `busy`, `down`, `stopping` or `dead`.
     pub fn state(&self) -> &'static str {
         match self.phase {
             Phase::Down => "down",
-            Phase::Starting(_) => "init",
+            Phase::Starting(_) | Phase::Restoring(_) => "init",
+            Phase::Held => "held",
             Phase::Idle { frozen: true, .. } => "frozen",
             Phase::Idle { .. } => "idle",
             Phase::Busy(_) | Phase::Finishing { .. } => "busy",
@@ -343,7 +382,8 @@ impl Machine {
                 Stage::Extensions => self.kill(),
                 Stage::Killing => {}
             },
-            Phase::Down | Phase::Dead => {}
+            Phase::Restoring(_) => self.fail(now, Fault::RestoreTimeout(self.settings.restore_limit)),
+            Phase::Down | Phase::Held | Phase::Dead => {}
         }
     }
 
@@ -356,6 +396,7 @@ impl Machine {
         self.runtime = None;
         self.runtime_state = RuntimeState::Started;
         self.init_duration = None;
+        self.restored = None;
         self.extensions = (self.settings.extensions.iter())
             .map(|name| Extension {
                 name: name.clone(),
@@ -386,12 +427,15 @@ impl Machine {
             }
             return;
         }
-        if self.runtime_state != RuntimeState::Ready || !self.extensions.iter().all(|e| e.waiting) {
+        // A runtime that knows no hooks asks for `next` at once, and can be kept there just as well.
+        let ready = matches!(self.runtime_state, RuntimeState::Ready | RuntimeState::RestoreReady);
+        if !ready || !self.extensions.iter().all(|e| e.waiting) {
             return;
         }
         let began = starting.began;
         match starting.invocation.take() {
             Some(invocation) => self.begin_invocation(invocation),
+            None if self.settings.begin == Begin::Snapshot => self.hold(now.saturating_sub(began)),
             None => {
                 self.init_duration = Some(now.saturating_sub(began));
                 self.become_idle(now);

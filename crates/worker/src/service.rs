@@ -9,13 +9,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use domain::{
     Clock, FunctionVersion, ImageRef, InitDone, InitRequest, InvokeOutcome, InvokeRequest, LogFormat, RetireReason,
-    SandboxId, SlotEvents, Step, Timeline, Worker, WorkerError, WorkerId, WorkerReport,
+    SandboxId, SlotEvents, SnapshotError, Step, Timeline, VersionKey, Worker, WorkerError, WorkerId, WorkerReport,
 };
 use parking_lot::RwLock;
 use runtimes::RuntimeImage;
 use sandbox::api::LINK_ADDRESS;
-use sandbox::{Command, Mount, Sandbox, SandboxEngine, SandboxSpec, Standby};
+use sandbox::{Command, Mount, Process, Sandbox, SandboxEngine, SandboxSpec, Standby};
 use time::OffsetDateTime;
+use tokio::sync::Semaphore;
 
 use crate::api_server::{self, ApiServer};
 use crate::config::Config;
@@ -24,15 +25,21 @@ use crate::layers;
 use crate::lines::Lines;
 use crate::listener::Listener;
 use crate::logs::{GroupId, LogStore, StreamId};
-use crate::machine::{Machine, Settings};
+use crate::machine::{Begin, Held, Machine, Settings};
 use crate::metrics::Metrics;
 use crate::relay::{Endpoint, EndpointError};
 use crate::slot::{Host, Programs, Slot};
 use crate::slot_log::SlotLog;
+use crate::snapshots::Snapshots;
 use crate::sources::{Sources, entrypoint, external_extensions, runtime_of};
+
+mod snap_start;
 
 /// The sandboxes are found in one of so many maps, so that invocations of different ones do not meet at a lock.
 const SHARDS: usize = 32;
+
+/// How many snapshots are taken at the same time.
+const SNAPSHOTS_AT_ONCE: usize = 2;
 
 /// One host's sandboxes. Cheap to clone.
 #[derive(Clone)]
@@ -43,6 +50,9 @@ struct Inner {
     engine: Arc<dyn SandboxEngine>,
     sources: Sources,
     endpoint: Option<Endpoint>,
+    /// Or why there are none.
+    snapshots: Result<Snapshots, String>,
+    snapshotting: Semaphore,
     slots: Slots,
     starting: AtomicU32,
     draining: AtomicBool,
@@ -60,6 +70,21 @@ struct Fetched {
     /// It was on this host already.
     cached: bool,
     layers: Vec<(String, PathBuf)>,
+}
+
+/// The same, on this host.
+struct Parts {
+    image: Arc<RuntimeImage>,
+    command: Option<Vec<String>>,
+    directory: PathBuf,
+    mounts: Vec<(PathBuf, String)>,
+}
+
+/// Where a sandbox comes from.
+enum Origin {
+    New(Begin),
+    /// It was restored, with these processes in it.
+    Kept(Held, Vec<Process>),
 }
 
 /// Slots by sandbox.
@@ -100,6 +125,7 @@ impl Service {
         logs: LogStore,
     ) -> Result<Self, EndpointError> {
         let endpoint = config.endpoint_url.as_deref().map(Endpoint::parse).transpose()?;
+        let snapshots = snap_start::open(config.snapshots_dir.as_deref(), engine.as_ref());
         let host = Arc::new(Host { config, clock, events: OnceLock::new(), metrics, logs });
         let slots = Slots(std::array::from_fn(|_| RwLock::default()));
         Ok(Self(Arc::new(Inner {
@@ -107,6 +133,8 @@ impl Service {
             engine,
             sources,
             endpoint,
+            snapshots,
+            snapshotting: Semaphore::new(SNAPSHOTS_AT_ONCE),
             slots,
             starting: AtomicU32::new(0),
             draining: AtomicBool::new(false),
@@ -143,35 +171,45 @@ impl Service {
 }
 
 impl Inner {
-    /// Makes the sandbox and starts its Init; removes it from `slots` again when it is gone.
-    async fn create(self: &Arc<Self>, request: InitRequest, timeline: &mut Timeline) -> Result<Arc<Slot>, WorkerError> {
+    /// Makes the sandbox and the slot around it; removes that from `slots` again when it is gone.
+    async fn create(
+        self: &Arc<Self>,
+        request: InitRequest,
+        begin: Begin,
+        timeline: &mut Timeline,
+    ) -> Result<Arc<Slot>, WorkerError> {
         let InitRequest { sandbox: id, version } = request;
-        let clock = &self.host.clock;
+        let parts = self.parts(&version, timeline).await?;
+        let mut spec = self.spec(id, &version, &parts);
+        if begin == Begin::Snapshot {
+            spec.standby = None;
+        }
+        let sandbox = self.engine.create(spec).await.map_err(|error| WorkerError::Sandbox(error.to_string()))?;
+        let created = self.host.clock.monotonic();
+        if sandbox.from_pool() {
+            self.host.metrics.from_pool();
+            timeline.note(Step::SandboxCreated, created, "pool");
+        } else {
+            timeline.mark(Step::SandboxCreated, created);
+        }
+        self.assemble(version, parts, Origin::New(begin), sandbox.into())
+    }
+
+    /// Fetches what a sandbox is made from.
+    async fn parts(&self, version: &FunctionVersion, timeline: &mut Timeline) -> Result<Parts, WorkerError> {
         let Fetched { image, command, directory, task, cached, layers } = match &version.code.image {
-            Some(reference) => self.fetch_image(&version, reference).await?,
-            None => self.fetch(&version).await?,
+            Some(reference) => self.fetch_image(version, reference).await?,
+            None => self.fetch(version).await?,
         };
-        timeline.note(Step::PackageFetched, clock.monotonic(), if cached { "cache" } else { "storage" });
+        let note = if cached { "cache" } else { "storage" };
+        timeline.note(Step::PackageFetched, self.host.clock.monotonic(), note);
         let mut mounts = image.mounts.clone();
         mounts.extend(task.map(|task| (task, "/var/task".into())));
         if let Some(opt) = layers::opt(&self.host.config.layers_dir, layers).await? {
             mounts.retain(|(_, target)| target != "/opt");
             mounts.push((opt, "/opt".into()));
         }
-        let sandbox: Arc<dyn Sandbox> = self
-            .engine
-            .create(self.spec(id, &version, &image, &mounts))
-            .await
-            .map_err(|error| WorkerError::Sandbox(error.to_string()))?
-            .into();
-        if sandbox.from_pool() {
-            self.host.metrics.from_pool();
-            timeline.note(Step::SandboxCreated, clock.monotonic(), "pool");
-        } else {
-            timeline.mark(Step::SandboxCreated, clock.monotonic());
-        }
-        let slot = self.assemble(Arc::clone(&version), image, command, directory, &mounts, sandbox).await?;
-        Ok(slot)
+        Ok(Parts { image, command, directory, mounts })
     }
 
     /// A container image, in which all is, code and layers as well.
@@ -198,13 +236,7 @@ impl Inner {
         Ok(Fetched { image, command: None, directory: "/var/task".into(), task: Some(task), cached, layers })
     }
 
-    fn spec(
-        &self,
-        id: SandboxId,
-        version: &FunctionVersion,
-        image: &RuntimeImage,
-        mounts: &[(std::path::PathBuf, String)],
-    ) -> SandboxSpec {
+    fn spec(&self, id: SandboxId, version: &FunctionVersion, Parts { image, mounts, .. }: &Parts) -> SandboxSpec {
         let name = self.endpoint.as_ref().and_then(Endpoint::host_name);
         SandboxSpec {
             id,
@@ -223,16 +255,20 @@ impl Inner {
     }
 
     /// Puts a slot around a sandbox and starts the tasks that serve it.
-    async fn assemble(
+    fn assemble(
         self: &Arc<Self>,
         version: Arc<FunctionVersion>,
-        image: Arc<RuntimeImage>,
-        command: Option<Vec<String>>,
-        cwd: PathBuf,
-        mounts: &[(std::path::PathBuf, String)],
+        parts: Parts,
+        origin: Origin,
         sandbox: Arc<dyn Sandbox>,
     ) -> Result<Arc<Slot>, WorkerError> {
+        let Parts { image, command, directory: cwd, mounts } = parts;
         let id = sandbox.id();
+        let begin = match origin {
+            Origin::New(begin) => begin,
+            Origin::Kept(..) => Begin::Snapshot,
+        };
+        let snap_start = begin == Begin::Snapshot;
         let config = &self.host.config;
         let listener = take_listener(sandbox.as_ref(), api_server::PORT)?;
         let api = listener.address(api_server::PORT);
@@ -253,29 +289,39 @@ impl Inner {
             api,
             log_stream: &stream,
             endpoint_url: endpoint_url.as_deref(),
+            snap_start,
         });
         // In a container image its own entry point is who heeds this, or not.
         let wrapper = version.environment.get("AWS_LAMBDA_EXEC_WRAPPER").filter(|_| version.code.image.is_none());
         let wrapper = wrapper.map(String::as_str);
         let programs = Programs {
             extension_env: env::extension(&env),
-            runtime: entrypoint(&image, mounts, wrapper).map(|argv| Command { argv, env, cwd }),
+            runtime: entrypoint(&image, &mounts, wrapper).map(|argv| Command { argv, env, cwd }),
         };
-        let machine = Machine::new(Settings {
-            init_limit: config.init_limit,
+        let settings = Settings {
+            begin,
+            init_limit: match begin {
+                Begin::OnDemand => config.init_limit,
+                Begin::Snapshot => config.snapshot_init_limit.max(version.timeout),
+            },
+            restore_limit: config.restore_limit,
             timeout: version.timeout,
             freeze_after: config.freeze_after,
-            extensions: external_extensions(&image, mounts),
+            extensions: external_extensions(&image, &mounts),
             internal_budget: config.internal_extension_budget,
             external_budget: config.external_extension_budget,
-        });
+        };
+        let (machine, running) = match origin {
+            Origin::New(_) => (Machine::new(settings), Vec::new()),
+            Origin::Kept(held, running) => (Machine::of(held, settings), running),
+        };
         let group = GroupId {
             account: version.account.clone(),
             region: version.region.clone(),
             group: version.logging.group.clone(),
         };
         let log = SlotLog::new(self.host.logs.clone(), StreamId { group, stream });
-        let lines = Lines::new(&version, &image);
+        let lines = Lines::new(&version, &image, env::initialization(snap_start));
         let slot = Arc::new(Slot::new(version, Arc::clone(&self.host), sandbox, programs, lines, machine, log));
         self.slots.shard(id).write().insert(id, Arc::clone(&slot));
 
@@ -288,7 +334,7 @@ impl Inner {
             if let Some((endpoint, listener)) = relay {
                 forwards.spawn(endpoint.forward(listener));
             }
-            Arc::clone(&driven).drive(events, server).await;
+            Arc::clone(&driven).drive(events, server, running).await;
             inner.slots.shard(id).write().remove(&id);
             driven.set_gone();
         });
@@ -342,8 +388,13 @@ impl Worker for Service {
             return Err(WorkerError::Stopping);
         }
         let id = request.sandbox;
+        if request.version.snap_start
+            && let Some(done) = inner.restore(&request).await?
+        {
+            return Ok(done);
+        }
         let mut timeline = Timeline::default();
-        let slot = inner.create(request, &mut timeline).await?;
+        let slot = inner.create(request, Begin::OnDemand, &mut timeline).await?;
         let result = slot.start().await;
         let now = inner.host.clock.monotonic();
         if let Some(at) = slot.runtime_started() {
@@ -352,7 +403,7 @@ impl Worker for Service {
         match result {
             Ok(Ok(())) => timeline.mark(Step::InitDone, now),
             Ok(Err(_)) | Err(_) if slot.is_gone_or_going() => return Err(WorkerError::Gone(id)),
-            Ok(Err(note)) => timeline.note(Step::InitDone, now, note),
+            Ok(Err(failure)) => timeline.note(Step::InitDone, now, failure.to_string()),
             Err(_) => return Err(WorkerError::Gone(id)),
         }
         Ok(InitDone { timeline })
@@ -362,6 +413,20 @@ impl Worker for Service {
         let slot = self.0.slots.get(sandbox).ok_or(WorkerError::Gone(sandbox))?;
         // The sender is dropped without an answer only with the slot itself.
         slot.invoke(request)?.await.unwrap_or(Err(WorkerError::Gone(sandbox)))
+    }
+
+    async fn snapshot(&self, version: Arc<FunctionVersion>) -> Result<(), SnapshotError> {
+        let inner = Arc::clone(&self.0);
+        inner.starting.fetch_add(1, Ordering::SeqCst);
+        let _starting = StartingGuard(&inner.starting);
+        if inner.draining.load(Ordering::SeqCst) {
+            return Err(WorkerError::Stopping.into());
+        }
+        inner.take_snapshot(version).await
+    }
+
+    async fn forget(&self, version: &VersionKey) -> Result<(), String> {
+        self.0.forget(version).await
     }
 
     async fn shutdown(&self, sandbox: SandboxId, reason: RetireReason) {

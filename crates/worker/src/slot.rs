@@ -22,13 +22,14 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::lines::Lines;
 use crate::logs::LogStore;
-use crate::machine::{Abort, Action, Answer, ApiError, Machine, Refused, Registration, Ticket};
+use crate::machine::{Abort, Action, Answer, ApiError, InitFailure, Machine, Refused, Registration, Ticket};
 use crate::metrics::Metrics;
 use crate::output::Output;
 use crate::slot_log::{LogQueue, QUEUE, SlotLog};
 
 mod driver;
 mod journal;
+mod restore;
 
 /// What all slots of a worker share.
 pub(crate) struct Host {
@@ -81,9 +82,12 @@ struct Core {
     armed: Duration,
     state: &'static str,
     runtime: Option<oneshot::Sender<NextEvent>>,
+    /// Waits in `restore/next`.
+    restore: Option<oneshot::Sender<()>>,
     extensions: HashMap<Uuid, Seat>,
     current: Option<Current>,
-    init: Option<oneshot::Sender<Result<(), String>>>,
+    init: Option<oneshot::Sender<Result<(), InitFailure>>>,
+    restored: Option<oneshot::Sender<Result<(), InitFailure>>>,
     outputs: Vec<Arc<Output>>,
     queue: LogQueue,
     /// Set when the runtime process runs for the first time.
@@ -133,9 +137,11 @@ impl Slot {
             armed: Duration::ZERO,
             state,
             runtime: None,
+            restore: None,
             extensions: HashMap::new(),
             current: None,
             init: None,
+            restored: None,
             outputs: Vec::new(),
             queue: LogQueue::default(),
             runtime_started: None,
@@ -155,6 +161,10 @@ impl Slot {
         }
     }
 
+    pub(crate) fn id(&self) -> SandboxId {
+        self.id
+    }
+
     pub(crate) fn version(&self) -> &FunctionVersion {
         &self.version
     }
@@ -170,8 +180,8 @@ impl Slot {
         u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Runs the initial Init; the error is a note on what failed.
-    pub(crate) fn start(&self) -> oneshot::Receiver<Result<(), String>> {
+    /// Runs the initial Init.
+    pub(crate) fn start(&self) -> oneshot::Receiver<Result<(), InitFailure>> {
         let (done, wait) = oneshot::channel();
         let mut core = self.core.lock();
         core.init = Some(done);
@@ -384,6 +394,12 @@ impl Slot {
                 });
                 core.seat(id, event.to_string().into());
             }
+            Action::ReleaseRuntime => {
+                // One that has hung up comes again.
+                if core.restore.take().is_some_and(|waiter| waiter.send(()).is_ok()) {
+                    core.machine.runtime_released();
+                }
+            }
             Action::Thaw => self.host_call("thaw", self.sandbox.thaw()),
             Action::Freeze => self.host_call("freeze", self.sandbox.freeze()),
             Action::Log(line) => self.log(core, line),
@@ -391,6 +407,11 @@ impl Slot {
                 if let Some(init) = core.init.take() {
                     // A caller that went away does not want to know.
                     let _ = init.send(result);
+                }
+            }
+            Action::RestoreDone(result) => {
+                if let Some(restored) = core.restored.take() {
+                    let _ = restored.send(result);
                 }
             }
             Action::Answer(answer) => self.answer(core, answer),

@@ -4,7 +4,7 @@ use domain::{ImageConfig, LogFormat, LoggingSettings};
 use lambda_api::ApiError;
 use lambda_api::types::{
     Architecture, CreateFunctionRequest, Environment, ImageConfig as WireImageConfig, LogFormat as WireLogFormat,
-    LoggingConfig, PackageType, TracingMode, UpdateFunctionConfigurationRequest,
+    LoggingConfig, PackageType, SnapStart, SnapStartApplyOn, TracingMode, UpdateFunctionConfigurationRequest,
 };
 
 use crate::record::Settings;
@@ -37,7 +37,7 @@ pub(crate) fn of_create(request: &CreateFunctionRequest, name: &str, region: &st
         system_level: None,
         group: format!("/aws/lambda/{name}"),
     };
-    Ok(Settings {
+    let settings = Settings {
         description: request.description.clone().unwrap_or_default(),
         role: request.role.clone(),
         runtime: request.runtime.as_ref().map(|runtime| runtime.as_str().to_owned()).unwrap_or_default(),
@@ -52,7 +52,41 @@ pub(crate) fn of_create(request: &CreateFunctionRequest, name: &str, region: &st
         architecture: architecture(request.architectures.as_deref())?.unwrap_or_else(|| host_architecture().to_owned()),
         dead_letter: event_invoke::dead_letter(request.dead_letter_config.as_ref())?,
         image_config,
-    })
+        snap_start: snap_start(request.snap_start.as_ref()).unwrap_or_default(),
+    };
+    check_snap_start(&settings, is_image)?;
+    Ok(settings)
+}
+
+/// What a request says of it, if it does.
+fn snap_start(config: Option<&SnapStart>) -> Option<bool> {
+    config?.apply_on.as_ref().map(|on| *on == SnapStartApplyOn::PublishedVersions)
+}
+
+/// What SnapStart goes with: the runtimes that tell when they may be kept, and the smallest `/tmp`, which is kept as well
+/// (AWS Lambda documentation, "SnapStart": Java 11, Python 3.12, .NET 8 and later).
+fn check_snap_start(settings: &Settings, is_image: bool) -> Result<(), ApiError> {
+    if !settings.snap_start {
+        return Ok(());
+    }
+    if is_image {
+        return Err(invalid("Emberbox does not support SnapStart for container images yet. Leave it out."));
+    }
+    let runtime = settings.runtime.as_str();
+    let since = |family: &str, first: u32| {
+        let version = runtime.strip_prefix(family).and_then(|version| version.parse::<u32>().ok());
+        version.is_some_and(|version| version >= first)
+    };
+    if !(since("java", 11) || since("python3.", 12) || since("dotnet", 8)) {
+        return Err(invalid(format!("{runtime} is not supported for SnapStart enabled functions.")));
+    }
+    if settings.ephemeral > DEFAULT_EPHEMERAL {
+        return Err(invalid(format!(
+            "SnapStart does not support an EphemeralStorage of more than {DEFAULT_EPHEMERAL} MB, and this function's is {} MB.",
+            settings.ephemeral
+        )));
+    }
+    Ok(())
 }
 
 /// Whether the code is to be a container image.
@@ -122,6 +156,8 @@ pub(crate) fn of_update(
         new.image_config = image_config(config, is_image)?;
     }
     new.logging = logging(&old.logging, request.logging_config.as_ref())?;
+    replace(&mut new.snap_start, snap_start(request.snap_start.as_ref()));
+    check_snap_start(&new, is_image)?;
     Ok(new)
 }
 

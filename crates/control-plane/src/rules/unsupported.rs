@@ -3,8 +3,8 @@
 
 use lambda_api::ApiError;
 use lambda_api::types::{
-    CreateFunctionRequest, FileSystemConfig, FunctionVersionLatestPublished, SnapStart, SnapStartApplyOn,
-    UpdateFunctionConfigurationRequest, VpcConfig,
+    CreateFunctionRequest, FileSystemConfig, FunctionVersionLatestPublished, UpdateFunctionConfigurationRequest,
+    VpcConfig,
 };
 
 use crate::rules::invalid;
@@ -23,7 +23,6 @@ pub(crate) fn in_create(request: &CreateFunctionRequest) -> Result<(), ApiError>
         ("FileSystemConfigs", file_systems(request.file_system_configs.as_deref())),
         ("KMSKeyArn", text(request.kms_key_arn.as_deref())),
         ("CodeSigningConfigArn", text(request.code_signing_config_arn.as_deref())),
-        ("SnapStart", snap_start(request.snap_start.as_ref())),
         ("TenancyConfig", request.tenancy_config.is_some()),
         ("CapacityProviderConfig", request.capacity_provider_config.is_some()),
         ("DurableConfig", request.durable_config.is_some()),
@@ -38,7 +37,6 @@ pub(crate) fn in_update(request: &UpdateFunctionConfigurationRequest) -> Result<
         ("VpcConfig", vpc(request.vpc_config.as_ref())),
         ("FileSystemConfigs", file_systems(request.file_system_configs.as_deref())),
         ("KMSKeyArn", text(request.kms_key_arn.as_deref())),
-        ("SnapStart", snap_start(request.snap_start.as_ref())),
         ("CapacityProviderConfig", request.capacity_provider_config.is_some()),
         ("DurableConfig", request.durable_config.is_some()),
         ("RuntimeConfig", request.runtime_config.is_some()),
@@ -57,10 +55,6 @@ fn vpc(config: Option<&VpcConfig>) -> bool {
 
 fn file_systems(configs: Option<&[FileSystemConfig]>) -> bool {
     configs.is_some_and(|c| !c.is_empty())
-}
-
-fn snap_start(config: Option<&SnapStart>) -> bool {
-    config.and_then(|c| c.apply_on.as_ref()).is_some_and(|on| *on != SnapStartApplyOn::None)
 }
 
 fn text(value: Option<&str>) -> bool {

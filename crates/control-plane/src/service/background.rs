@@ -3,6 +3,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use domain::VersionKey;
 use store::{Changes, Feed, Op, StoreError};
 use tokio::sync::watch;
 
@@ -10,7 +11,7 @@ use super::event_source::EVENT_SOURCE;
 use super::{ControlPlane, Error, Inner, Task};
 use crate::catalog::{Effects, Entry};
 use crate::name::not_found;
-use crate::record::{ACCOUNT, FUNCTION, Failure, FailureCode, IMAGE, PACKAGE, Stored, VERSION, function_key};
+use crate::record::{ACCOUNT, FUNCTION, Failure, FailureCode, IMAGE, PACKAGE, SNAPSHOT, Stored, VERSION, function_key};
 use crate::rules::code;
 
 /// How long a package stays after its last use: an invocation that was resolved to it before must find it still.
@@ -24,10 +25,10 @@ const IMAGE_GRACE: Duration = Duration::from_secs(20 * 60);
 const COLLECT_EVERY: Duration = Duration::from_secs(30);
 
 /// Counts a background step as long as it lives, however it ends.
-struct Busy(watch::Sender<usize>);
+pub(super) struct Busy(watch::Sender<usize>);
 
 impl Busy {
-    fn new(count: &watch::Sender<usize>) -> Self {
+    pub(super) fn new(count: &watch::Sender<usize>) -> Self {
         count.send_modify(|busy| *busy += 1);
         Self(count.clone())
     }
@@ -81,7 +82,8 @@ async fn follow(inner: Weak<Inner>, mut changes: Changes) {
 
 fn grace(stored: &Stored) -> Duration {
     match stored {
-        Stored::Package(_) => GRACE,
+        // One of which a sandbox starts is not missed: it starts without.
+        Stored::Package(_) | Stored::Snapshot(_) => GRACE,
         Stored::Image(_) => IMAGE_GRACE,
     }
 }
@@ -135,6 +137,9 @@ impl Inner {
         }
         for entry in effects.settling {
             self.start_settling(&entry);
+        }
+        for (function, version) in effects.snapshots {
+            self.start_snapshot(function, &version);
         }
     }
 
@@ -201,16 +206,17 @@ impl Inner {
         }
     }
 
-    /// Finds the packages and images that an earlier process stored or dropped and then did not get to remove.
+    /// Finds the packages, images and snapshots that an earlier process stored or dropped and then did not get to remove.
     async fn drop_unreferenced(&self) -> Result<(), StoreError> {
         let packages = self.store.scan(PACKAGE, "").await?.records.into_iter().map(|(key, _)| Stored::Package(key));
         let images = self.store.scan(IMAGE, "").await?.records.into_iter().map(|(key, _)| Stored::Image(key));
-        let unused = packages.chain(images).filter(|stored| !self.catalog.uses(stored));
+        let snapshots = self.store.scan(SNAPSHOT, "").await?.records.into_iter().map(|(key, _)| Stored::Snapshot(key));
+        let unused = packages.chain(images).chain(snapshots).filter(|stored| !self.catalog.uses(stored));
         self.dropped.lock().extend(unused.map(|stored| (stored, Duration::ZERO)));
         Ok(())
     }
 
-    /// Removes the packages and images that were dropped at least `grace` ago and that nothing uses.
+    /// Removes the packages, images and snapshots that were dropped at least `grace` ago and that nothing uses.
     async fn collect(&self, grace: impl Fn(&Stored) -> Duration) {
         let now = self.clock.monotonic();
         let due: Vec<Stored> = {
@@ -221,6 +227,9 @@ impl Inner {
         for stored in due {
             // Somebody is storing code, maybe this very package again.
             let Ok(_alone) = self.package_gate.try_write() else { return };
+            if self.is_being_taken(&stored) {
+                continue;
+            }
             if !self.catalog.uses(&stored)
                 && let Err(error) = self.remove(&stored).await
             {
@@ -237,6 +246,7 @@ impl Inner {
         match stored {
             Stored::Package(sha256) => self.packages.remove(sha256).await.map_err(|error| error.to_string())?,
             Stored::Image(digest) => self.images.remove(digest).await?,
+            Stored::Snapshot(key) => self.snapshots.remove(&VersionKey(key.as_str().into())).await?,
         }
         let (kind, key) = stored.record();
         self.store.commit(vec![Op::delete(kind, key)]).await.map_err(|error| error.to_string())?;

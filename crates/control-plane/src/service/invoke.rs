@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use domain::{ConcurrencyLimits, FunctionVersion};
-use lambda_api::ApiError;
+use lambda_api::{ApiError, ErrorCode};
 
 use super::ControlPlane;
 use crate::function::in_state;
 use crate::name::{Caller, Target, denied, not_found, version_number};
-use crate::record::{LATEST, State, account_key, function_key};
+use crate::record::{LATEST, Snapshot, State, account_key, function_key};
 use crate::rules::{alias, concurrency, policy};
 
 /// What an invocation runs.
@@ -52,16 +52,17 @@ impl ControlPlane {
         let entry = entry.ok_or_else(|| not_found(target.arn.qualified(qualifier.unwrap_or(LATEST))))?;
         let function = &entry.function;
         let picked = qualifier.and_then(|name| function.record.aliases.get(name)).map(|a| alias::pick(a, random));
-        let (state, version) = match picked.as_deref().or(qualifier).unwrap_or(LATEST) {
-            LATEST => (&function.serving().state, &entry.serving),
+        let (state, snapshot, version) = match picked.as_deref().or(qualifier).unwrap_or(LATEST) {
+            LATEST => (&function.serving().state, &Snapshot::None, &entry.serving),
             name => {
                 let published = version_number(name).and_then(|number| function.versions.get(&number));
                 let published = published.ok_or_else(|| not_found(target.full_arn()))?;
-                (&published.version.state, &published.runnable)
+                (&published.version.state, &published.version.snapshot, &published.runnable)
             }
         };
         match state {
             State::Active => {}
+            State::Pending if *snapshot == Snapshot::Due => return Err(not_ready()),
             State::Pending => return Err(in_state("Pending")),
             State::Failed { .. } => return Err(in_state("Failed")),
         }
@@ -74,4 +75,12 @@ impl ControlPlane {
             recursion_allowed: function.record.recursion_allowed,
         })
     }
+}
+
+/// A version with SnapStart whose snapshot is being taken.
+fn not_ready() -> ApiError {
+    ApiError::new(
+        ErrorCode::SnapStartNotReadyException,
+        "Lambda is initializing your function. It will be ready to invoke once your function state becomes ACTIVE.",
+    )
 }

@@ -257,13 +257,6 @@ async fn what_emberbox_lacks_is_refused_by_name() {
             },
         ),
         ("KMSKeyArn", CreateFunctionRequest { kms_key_arn: arn(), ..function("f") }),
-        (
-            "SnapStart",
-            CreateFunctionRequest {
-                snap_start: Some(SnapStart { apply_on: Some(SnapStartApplyOn::PublishedVersions) }),
-                ..function("f")
-            },
-        ),
         ("DurableConfig", CreateFunctionRequest { durable_config: Some(DurableConfig::default()), ..function("f") }),
         ("TenancyConfig", CreateFunctionRequest { tenancy_config: Some(TenancyConfig::default()), ..function("f") }),
         (

@@ -7,8 +7,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use control_plane::{Caller, Config, ControlPlane, ImageCatalog, ImageFault, ImageFaultKind, RuntimeCatalog};
-use domain::{AccountId, ImageRef, SystemClock};
+use control_plane::{
+    Caller, Config, ControlPlane, ImageCatalog, ImageFault, ImageFaultKind, RuntimeCatalog, SnapshotCatalog,
+    SnapshotFault,
+};
+use domain::{AccountId, FunctionVersion, ImageRef, SystemClock, VersionKey};
 use lambda_api::types::*;
 use lambda_api::{ApiError, ErrorCode};
 use packages::{Limits, Packages};
@@ -79,12 +82,41 @@ impl ImageCatalog for Images {
     }
 }
 
+/// Snapshots of a host where taking one ends as `outcome` says.
+pub struct Snapshots {
+    pub outcome: watch::Sender<Option<Result<(), SnapshotFault>>>,
+    pub kept: parking_lot::Mutex<BTreeSet<VersionKey>>,
+}
+
+impl Default for Snapshots {
+    fn default() -> Self {
+        Self { outcome: watch::Sender::new(Some(Ok(()))), kept: parking_lot::Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl SnapshotCatalog for Snapshots {
+    async fn take(&self, version: Arc<FunctionVersion>) -> Result<(), SnapshotFault> {
+        let outcome = self.outcome.subscribe().wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        if outcome.is_ok() {
+            self.kept.lock().insert(version.key.clone());
+        }
+        outcome
+    }
+
+    async fn remove(&self, version: &VersionKey) -> Result<(), String> {
+        self.kept.lock().remove(version);
+        Ok(())
+    }
+}
+
 pub struct World {
     pub dir: PathBuf,
     _owned: Option<tempfile::TempDir>,
     pub store: Arc<SqliteStore>,
     pub runtimes: Arc<Runtimes>,
     pub images: Arc<Images>,
+    pub snapshots: Arc<Snapshots>,
     pub plane: ControlPlane,
 }
 
@@ -99,10 +131,10 @@ impl World {
     }
 
     pub async fn in_dir(dir: &Path, config: Config) -> Self {
-        Self::over(dir, config, BTreeSet::new()).await
+        Self::over(dir, config, BTreeSet::new(), Arc::default()).await
     }
 
-    async fn over(dir: &Path, config: Config, pulled: BTreeSet<String>) -> Self {
+    async fn over(dir: &Path, config: Config, pulled: BTreeSet<String>, snapshots: Arc<Snapshots>) -> Self {
         let store = Arc::new(SqliteStore::open(dir.join("metadata.db")).await.unwrap());
         let packages = Packages::open(packages::Config {
             dir: dir.join("packages"),
@@ -114,9 +146,17 @@ impl World {
         let runtimes = Arc::new(Runtimes { open: watch::Sender::new(true), broken: watch::Sender::new(false) });
         let clock = Arc::new(SystemClock::default());
         let images = Arc::new(Images { pulled: parking_lot::Mutex::new(pulled) });
-        let plane = ControlPlane::open(config, store.clone(), packages, runtimes.clone(), images.clone(), clock);
+        let plane = ControlPlane::open(
+            config,
+            store.clone(),
+            packages,
+            runtimes.clone(),
+            images.clone(),
+            snapshots.clone(),
+            clock,
+        );
         let plane = plane.await.unwrap();
-        Self { dir: dir.to_owned(), _owned: None, store, runtimes, images, plane }
+        Self { dir: dir.to_owned(), _owned: None, store, runtimes, images, snapshots, plane }
     }
 
     /// Ends this process' control plane as a crash would, and starts the next one.
@@ -126,10 +166,10 @@ impl World {
 
     /// The same, with these images there.
     pub async fn restart_with(self, pulled: BTreeSet<String>) -> Self {
-        let Self { dir, _owned, store, plane, .. } = self;
+        let Self { dir, _owned, store, plane, snapshots, .. } = self;
         drop(plane);
         store.close().await;
-        let world = Self::over(&dir, Config::default(), pulled).await;
+        let world = Self::over(&dir, Config::default(), pulled, snapshots).await;
         Self { _owned, ..world }
     }
 

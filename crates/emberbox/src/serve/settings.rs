@@ -161,6 +161,7 @@ pub fn worker(config: &Config, dir: &Path) -> worker::Config {
         credentials,
         endpoint_url: config.functions.endpoint_url.clone(),
         layers_dir: dir.join("layers"),
+        snapshots_dir: Some(dir.join("snapshots")),
         ..defaults
     }
 }

@@ -183,7 +183,17 @@ impl Writer {
         let syncer = Syncer::start().map_err(threads)?;
         let beside = file.reconnect().map_err(failed)?;
         let checkpoints = Checkpoints::start(file.clone(), beside).map_err(threads)?;
-        Ok(Self { file, clock, ready, connection: Some(connection), log: None, syncer, checkpoints, state, _lock: lock })
+        Ok(Self {
+            file,
+            clock,
+            ready,
+            connection: Some(connection),
+            log: None,
+            syncer,
+            checkpoints,
+            state,
+            _lock: lock,
+        })
     }
 
     /// Serves until asked to close, or until the queue is dropped.

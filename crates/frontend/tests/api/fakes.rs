@@ -149,6 +149,7 @@ impl Functions for Parts {
                 group: format!("/aws/lambda/{name}"),
             },
             tracing_active: false,
+            snap_start: false,
         };
         Ok(Target {
             version: Arc::new(version),
@@ -177,6 +178,10 @@ impl WorkerManager for Parts {
             "throttled" => return Err(AssignError::Throttled(ThrottleReason::Reserved)),
             "full" => return Err(AssignError::NoCapacity("4 of 4 slots are busy".into())),
             "damaged" => return Err(AssignError::Worker(WorkerError::Package("checksum".into()))),
+            "unrestored" => {
+                return Err(AssignError::Worker(WorkerError::Restore("Runtime.AfterRestoreError: no".into())));
+            }
+            "late" => return Err(AssignError::Worker(WorkerError::RestoreTimeout("10 s".into()))),
             _ => {}
         }
         let mut timeline = Timeline::default();

@@ -130,6 +130,8 @@ async fn platform_errors_are_aws_errors() {
         ("missing", 404, "ResourceNotFoundException"),
         ("full", 503, "ServiceUnavailableException"),
         ("damaged", 502, "InvalidZipFileException"),
+        ("unrestored", 400, "SnapStartException"),
+        ("late", 408, "SnapStartTimeoutException"),
         ("broken", 500, "ServiceException"),
         ("panics", 500, "ServiceException"),
     ] {

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::pipe::PipeFlags;
+use rustix::thread::LinkNameSpaceType;
 
 use super::protocol::{self, CONTROL_PORT, HOST, LONGEST_ORDER, OUTPUT_PORT, Order, Start, VERSION, Word};
 use super::pump::Carrier;
 use super::{boot, drives, pump};
 use crate::init;
 use crate::netlink::{Namespace, Netlink};
-use crate::protocol::{During, Failure, Message, Prepare, Reply, Request, SetUp, Spawn};
+use crate::protocol::{During, Failure, Message, Prepare, Reply, Request, SetUp, Spawn, Uplink};
 use crate::seccomp::Programs;
 use crate::sys::{self, Cloned};
 use crate::wire::Channel;
@@ -25,6 +26,10 @@ const USER: u32 = 993;
 const GROUP: u32 = 990;
 /// Where the worker's listeners appear.
 const LINK_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 100, 1);
+/// How long a VM that was kept looks for a host that has it go on.
+const RESTORE_PATIENCE: Duration = Duration::from_secs(10);
+/// And how often.
+const RESTORE_STEP: Duration = Duration::from_millis(2);
 /// The sandbox's own. The user namespace is the VM's: a guest kernel without them has less to attack.
 const NAMESPACES: i32 = libc::CLONE_NEWPID
     | libc::CLONE_NEWNS
@@ -53,7 +58,7 @@ fn run() -> Result<(), Failure> {
     let start = await_start(&mut control)?;
     let said = control.try_clone().during("use the control connection")?;
     let made = drives::await_exchanged(&start.exchanged).and_then(|()| make_sandbox(&start, &filter));
-    let (channel, listeners) = match made {
+    let (channel, listeners, network) = match made {
         Ok(made) => made,
         Err(failure) => {
             // Said again on the console.
@@ -88,7 +93,10 @@ fn run() -> Result<(), Failure> {
                 if std::mem::replace(&mut at_rest, rest) != rest {
                     boot::hold(rest)?;
                 }
-                obey(&carrier, &channel, order).during("carry an order")?;
+                match order {
+                    Order::Hold => control = hold(&carrier, control, &network)?,
+                    order => obey(&carrier, &channel, order).during("carry an order")?,
+                }
             }
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Err(error) => return Err(error).during("listen to the host"),
@@ -105,7 +113,7 @@ fn await_start(control: &mut File) -> Result<Start, Failure> {
     match order(control)? {
         Order::Start(start) => {
             // The host said it somewhere between; half of that is the error at most.
-            boot::clock(&start, asked.elapsed() / 2)?;
+            boot::clock(start.time, asked.elapsed() / 2)?;
             Ok(start)
         }
         Order::Wait { detach } => {
@@ -113,7 +121,7 @@ fn await_start(control: &mut File) -> Result<Start, Failure> {
             protocol::write(control, &Word::Reply(Ok(Reply::Done))).during("speak to the host")?;
             let Order::Start(start) = order(control)? else { return other() };
             // It was on its way for as long as a word by vsock is, a fraction of a millisecond.
-            boot::clock(&start, Duration::ZERO)?;
+            boot::clock(start.time, Duration::ZERO)?;
             drives::attach(&detached)?;
             Ok(start)
         }
@@ -121,16 +129,16 @@ fn await_start(control: &mut File) -> Result<Start, Failure> {
     }
 }
 
-/// Makes the sandbox; returns the way to its PID 1, and its listeners.
-fn make_sandbox(start: &Start, filter: &Programs) -> Result<(Channel, Vec<TcpListener>), Failure> {
-    boot::entropy(start)?;
+/// Makes the sandbox; returns the way to its PID 1, its listeners, and its network namespace.
+fn make_sandbox(start: &Start, filter: &Programs) -> Result<(Channel, Vec<TcpListener>, File), Failure> {
+    boot::entropy(&start.seed)?;
     boot::limits(start)?;
     let mut mounts = vec![boot::image(&start.root)?, boot::scratch(&start.tmp)?];
     for (drive, _) in &start.mounts {
         mounts.push(boot::image(drive)?);
     }
     let (ours, theirs) = Channel::pair().during("make a socket")?;
-    match sys::clone(NAMESPACES).during("make namespaces")? {
+    let network = match sys::clone(NAMESPACES).during("make namespaces")? {
         // This closes the other end as well, and all else of the agent's.
         Cloned::Child => init::run(theirs, filter),
         Cloned::Parent { pid, .. } => {
@@ -138,8 +146,9 @@ fn make_sandbox(start: &Start, filter: &Programs) -> Result<(Channel, Vec<TcpLis
             if let Some(uplink) = &start.uplink {
                 give_network(&uplink.device, pid)?;
             }
+            File::open(format!("/proc/{pid}/ns/net")).during("open the sandbox's network")?
         }
-    }
+    };
     drop(theirs);
     let prepare = Prepare {
         init_id: 0,
@@ -159,7 +168,7 @@ fn make_sandbox(start: &Start, filter: &Programs) -> Result<(Channel, Vec<TcpLis
         standby: None,
     };
     let listeners = ask(&ours, &Request::SetUp(set_up), &mounts)?;
-    Ok((ours, listeners.into_iter().map(TcpListener::from).collect()))
+    Ok((ours, listeners.into_iter().map(TcpListener::from).collect(), network))
 }
 
 /// The sandbox gets the card itself: the agent speaks to nobody by it.
@@ -183,13 +192,20 @@ fn ask(channel: &Channel, request: &Request, descriptors: &[OwnedFd]) -> Result<
 fn carry_words(carrier: &Carrier, channel: &Channel) -> io::Result<()> {
     while let Some((message, _)) = channel.receive()? {
         let word = match message {
-            Message::Reply(reply) => Word::Reply(reply),
-            Message::Exited { process, status } => {
-                carrier.say_all_before();
-                Word::Exited { process, status, used: boot::used() }
+            Message::Reply(reply) => {
+                if let Ok(Reply::Spawned { process }) = &reply {
+                    carrier.name_output(*process);
+                }
+                Word::Reply(reply)
             }
+            Message::Exited { process, status } => Word::Exited { process, status, used: boot::used() },
         };
-        carrier.say(&word)?;
+        carrier.send(|| {
+            if matches!(word, Word::Exited { .. }) {
+                carrier.say_all_before();
+            }
+            carrier.say(&word)
+        })?;
     }
     Ok(())
 }
@@ -201,11 +217,72 @@ fn obey(carrier: &Arc<Carrier>, channel: &Channel, order: Order) -> io::Result<(
         Order::Signal { process, signal } => channel.send(&Request::Signal { process, signal }, &[]),
         Order::KillAll => channel.send(&Request::KillAll, &[]),
         Order::Rest | Order::Wake => carrier.say(&Word::Reply(Ok(Reply::Done))),
-        Order::Start(_) | Order::Wait { .. } => {
-            let failure = Failure::host("start a VM twice", &io::ErrorKind::InvalidInput.into());
+        Order::Start(_) | Order::Wait { .. } | Order::Hold | Order::Resume(_) => {
+            let failure =
+                Failure::host("start a VM twice, or resume one that runs", &io::ErrorKind::InvalidInput.into());
             carrier.say(&Word::Reply(Err(failure)))
         }
     }
+}
+
+/// Says nothing until the VM was restored from a snapshot; returns the new control connection. Whatever the sandbox says
+/// meanwhile waits, so that what is kept is whole.
+fn hold(carrier: &Arc<Carrier>, mut control: File, network: &File) -> Result<File, Failure> {
+    let held = carrier.hold();
+    protocol::write(&mut control, &Word::Reply(Ok(Reply::Done))).during("speak to the host")?;
+    // Its end is what is seen of a restore: no connection survives that. The host has nothing to say before.
+    if protocol::read::<Order>(&mut control, LONGEST_ORDER).is_ok() {
+        return Err(Failure::host("go on while being kept", &io::ErrorKind::InvalidInput.into()));
+    }
+    drop(control);
+    let mut control = connect_again().during("connect to the host again")?;
+    let asked = Instant::now();
+    protocol::write(&mut control, &Word::Hello { version: VERSION }).during("speak to the host")?;
+    let Order::Resume(resume) = protocol::read(&mut control, LONGEST_ORDER).during("listen to the host")? else {
+        return Err(Failure::host("go on with something else", &io::ErrorKind::InvalidData.into()));
+    };
+    let resumed = boot::clock(resume.time, asked.elapsed() / 2)
+        .and_then(|()| boot::entropy(&resume.seed))
+        .and_then(|()| resume.uplink.map_or(Ok(()), |uplink| readdress(network, uplink)))
+        .and_then(|()| control.try_clone().during("use the control connection"))
+        .and_then(|said| carrier.resume(said, &resume.running).during("connect with the host again"));
+    match resumed {
+        Ok(()) => protocol::write(&mut control, &Word::Reply(Ok(Reply::Done))).during("speak to the host")?,
+        Err(failure) => {
+            let word = Word::Reply(Err(Failure { operation: failure.operation.clone(), ..failure }));
+            protocol::write(&mut control, &word).during("speak to the host")?;
+            return Err(failure);
+        }
+    }
+    drop(held);
+    Ok(control)
+}
+
+/// The host listens before it has the VM go on. One that never does is gone, and so is what this VM was for.
+fn connect_again() -> io::Result<File> {
+    let began = Instant::now();
+    loop {
+        match sys::vsock_connect(HOST, CONTROL_PORT) {
+            Err(_) if began.elapsed() < RESTORE_PATIENCE => std::thread::sleep(RESTORE_STEP),
+            connected => return connected.map(File::from),
+        }
+    }
+}
+
+/// The sandbox's card gets other addresses.
+fn readdress(network: &File, uplink: Uplink) -> Result<(), Failure> {
+    let network = network.try_clone().during("use the sandbox's network")?;
+    let entered = std::thread::spawn(move || {
+        // This thread alone, which ends with it.
+        rustix::thread::move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
+            .during("enter the sandbox's network")?;
+        let netlink = Netlink::open().during("open netlink socket")?;
+        let card = netlink.device(&uplink.device).during(format!("find the network card {}", uplink.device))?;
+        netlink.remove_address(card).during("take the card's address")?;
+        netlink.add_address(card, uplink.address, uplink.prefix).during("give the uplink its address")?;
+        netlink.add_default_route(uplink.gateway).during("route to the host")
+    });
+    entered.join().unwrap_or_else(|_| Err(Failure::host("change addresses", &io::ErrorKind::Other.into())))
 }
 
 fn start_process(carrier: &Arc<Carrier>, channel: &Channel, spawn: Spawn) -> io::Result<()> {

@@ -45,17 +45,17 @@ fn mount(kind: &str, path: &str) -> Result<(), Failure> {
         .during(format!("mount {kind} at {path}"))
 }
 
-/// Sets the clock. `ago`: for how long the host's word has been on its way.
-pub fn clock(start: &Start, ago: Duration) -> Result<(), Failure> {
-    let time = Timespec::try_from(Duration::from_nanos(start.time).saturating_add(ago));
+/// Sets the clock to what the host said, in nanoseconds since 1970. `ago`: for how long its word has been on its way.
+pub fn clock(time: u64, ago: Duration) -> Result<(), Failure> {
+    let time = Timespec::try_from(Duration::from_nanos(time).saturating_add(ago));
     time.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
         .and_then(|time| Ok(rustix::time::clock_settime(ClockId::Realtime, time)?))
         .during("set the clock")
 }
 
-/// Adds the host's random bytes to the kernel's.
-pub fn entropy(start: &Start) -> Result<(), Failure> {
-    sys::add_entropy(&start.seed).during("add entropy")
+/// Adds the host's random bytes to the kernel's, and has all that comes from now on depend on them.
+pub fn entropy(seed: &[u8]) -> Result<(), Failure> {
+    sys::add_entropy(seed).during("add entropy")
 }
 
 /// Makes the cgroup of the sandbox, with its limits.

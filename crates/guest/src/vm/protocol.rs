@@ -14,7 +14,7 @@ use crate::protocol::{Failure, Reply, Spawn, Status, Uplink};
 pub const VERSION: u32 = 3;
 /// The host's address, by virtio-vsock's definition.
 pub const HOST: u32 = 2;
-/// Where the agent connects first, once.
+/// Where the agent connects first: once, and once more when the VM was restored from a snapshot.
 pub const CONTROL_PORT: u32 = 1024;
 /// Where it connects for the output of each process, before that is started.
 pub const OUTPUT_PORT: u32 = 1025;
@@ -54,6 +54,25 @@ pub enum Order {
     Rest,
     /// Let them run again. Answered by [`Reply::Done`]. Every other order but [`Order::Rest`] does the same first.
     Wake,
+    /// The last before a snapshot. Answered by [`Reply::Done`], and from then on the agent sends nothing: once this
+    /// connection has ended, it makes another, greets, and takes [`Order::Resume`].
+    Hold,
+    /// The first after a restore. Answered by [`Reply::Done`]; before that the output of each of these processes was
+    /// connected, in their order, and every connection that waited for an answer has asked again.
+    Resume(Resume),
+}
+
+/// What has changed for a sandbox that was restored.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Resume {
+    /// Nanoseconds since 1970.
+    pub time: u64,
+    /// Fresh random bytes.
+    pub seed: Vec<u8>,
+    /// What its network card is now to be, if it has one.
+    pub uplink: Option<Uplink>,
+    /// Its processes that run, as given by [`Reply::Spawned`].
+    pub running: Vec<u32>,
 }
 
 /// What the sandbox is made of.

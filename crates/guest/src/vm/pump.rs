@@ -9,8 +9,8 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags};
@@ -23,13 +23,21 @@ use crate::sys;
 const MAX_CONNECTIONS: usize = 64;
 /// A pipe holds as much.
 const BUFFER: usize = 64 << 10;
+/// Bytes of a question that is kept until it is answered, to be asked again after a restore: what asks for the next event is
+/// far smaller.
+const QUESTION: usize = 16 << 10;
 /// Enough for what these threads do; there may be hundreds.
 const STACK: usize = 128 << 10;
 
 /// What all pumps share.
 pub struct Carrier {
+    /// Held for reading while something is sent to the host, and for writing while the VM is being kept. Never taken twice by
+    /// one thread.
+    gate: RwLock<()>,
     control: Mutex<File>,
+    /// In the order of their processes' start.
     outputs: Mutex<Vec<Arc<Output>>>,
+    links: Mutex<Vec<Arc<Link>>>,
     peak: Option<File>,
     /// Peak of memory that the host was told.
     told: AtomicU64,
@@ -37,6 +45,8 @@ pub struct Carrier {
 
 /// The output of one process and its children.
 struct Output {
+    /// As the host knows it; zero before it is started.
+    process: AtomicU32,
     pipe: OwnedFd,
     stream: Mutex<File>,
 }
@@ -44,8 +54,9 @@ struct Output {
 impl Carrier {
     /// For this control connection.
     pub fn new(control: File) -> Self {
-        let (outputs, told) = (Mutex::default(), AtomicU64::new(0));
-        Self { control: Mutex::new(control), outputs, peak: boot::memory_peak(), told }
+        let (outputs, links, told) = (Mutex::default(), Mutex::default(), AtomicU64::new(0));
+        let (gate, control) = (RwLock::default(), Mutex::new(control));
+        Self { gate, control, outputs, links, peak: boot::memory_peak(), told }
     }
 
     /// Sends a word. Fails when the host is gone.
@@ -70,14 +81,14 @@ impl Carrier {
     /// Carries what comes out of `pipe` to `stream`, until its end, in a thread of its own.
     pub fn carry_output(self: &Arc<Self>, pipe: OwnedFd, stream: File) -> io::Result<()> {
         rustix::io::ioctl_fionbio(&pipe, true)?;
-        let output = Arc::new(Output { pipe, stream: Mutex::new(stream) });
+        let output = Arc::new(Output { process: AtomicU32::new(0), pipe, stream: Mutex::new(stream) });
         lock(&self.outputs).push(Arc::clone(&output));
         let carrier = Arc::clone(self);
         spawn(move || {
             loop {
                 let mut ready = [PollFd::new(&output.pipe, PollFlags::IN)];
                 let polled = rustix::io::retry_on_intr(|| rustix::event::poll(&mut ready, None));
-                if polled.is_err() || !output.carry() {
+                if polled.is_err() || !carrier.send(|| output.carry()) {
                     break;
                 }
             }
@@ -107,23 +118,147 @@ impl Carrier {
 
     fn carry_connection(self: &Arc<Self>, inside: TcpStream, port: u32, place: Place) -> io::Result<()> {
         inside.set_nodelay(true)?;
-        let outside = File::from(sys::vsock_connect(protocol::HOST, port)?);
-        let (from_host, to_function) = (outside.try_clone()?, inside.try_clone()?);
-        let carrier = Arc::clone(self);
+        let outside = Mutex::new(self.send(|| connect(port))?);
+        let link = Arc::new(Link { port, inside, outside, unanswered: Mutex::new(Some(Vec::new())) });
+        lock(&self.links).push(Arc::clone(&link));
         let place = Arc::new(place);
-        let other = Arc::clone(&place);
+        {
+            let (carrier, link, place) = (Arc::clone(self), Arc::clone(&link), Arc::clone(&place));
+            spawn(move || {
+                let _ = link.carry_to_host(&carrier);
+                drop(place);
+            })?;
+        }
+        let carrier = Arc::clone(self);
         spawn(move || {
-            let _ = copy_framed(&inside, &outside, || carrier.say_all_before());
-            drop(place);
-        })?;
-        spawn(move || {
-            let _ = copy(&from_host, &to_function);
+            let _ = link.carry_to_function(&carrier);
             // Who was cut off by the host need not say more to it.
-            let _ = to_function.shutdown(Shutdown::Both);
-            let _ = rustix::net::shutdown(&from_host, rustix::net::Shutdown::Both);
-            drop(other);
+            let _ = link.inside.shutdown(Shutdown::Both);
+            let _ = rustix::net::shutdown(&*lock(&link.outside), rustix::net::Shutdown::Both);
+            lock(&carrier.links).retain(|other| !Arc::ptr_eq(other, &link));
+            drop(place);
         })
     }
+
+    /// Does what sends something to the host. Waits while the VM is being kept.
+    pub fn send<T>(&self, body: impl FnOnce() -> T) -> T {
+        let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        body()
+    }
+
+    /// Waits until nothing is on its way to the host, and keeps it so.
+    pub fn hold(&self) -> RwLockWriteGuard<'_, ()> {
+        self.gate.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The process whose output was taken on last, and whose start was successful.
+    pub fn name_output(&self, process: u32) {
+        if let Some(output) = lock(&self.outputs).iter().rev().find(|it| it.process.load(Ordering::Relaxed) == 0) {
+            output.process.store(process, Ordering::Relaxed);
+        }
+    }
+
+    /// Connects all with a host that knows nothing of the former connections: control, the output of these processes, and
+    /// what the function has open. To be called while it is held.
+    pub fn resume(&self, control: File, running: &[u32]) -> io::Result<()> {
+        *lock(&self.control) = control;
+        // It knows nothing of this either.
+        self.told.store(u64::MAX, Ordering::Relaxed);
+        let outputs = lock(&self.outputs).clone();
+        for process in running {
+            let stream = File::from(sys::vsock_connect(protocol::HOST, protocol::OUTPUT_PORT)?);
+            // One that has closed its output is connected for nothing.
+            if let Some(output) = outputs.iter().find(|it| it.process.load(Ordering::Relaxed) == *process) {
+                *lock(&output.stream) = stream;
+            }
+        }
+        for link in lock(&self.links).iter() {
+            // What cannot be connected again is over, as its thread will find.
+            let _ = link.connect_again();
+        }
+        Ok(())
+    }
+}
+
+/// A connection of the function's.
+struct Link {
+    port: u32,
+    inside: TcpStream,
+    outside: Mutex<Arc<File>>,
+    /// What the function has said, in frames, since the host last said something: its question, that is. `None`: too much.
+    unanswered: Mutex<Option<Vec<u8>>>,
+}
+
+impl Link {
+    /// Carries what the function says, in frames, and an empty one at the end: nothing more comes, but there may still be an
+    /// answer.
+    fn carry_to_host(&self, carrier: &Carrier) -> io::Result<()> {
+        let mut buffer = vec![0; link::HEAD + BUFFER];
+        loop {
+            match (&self.inside).read(&mut buffer[link::HEAD..]) {
+                Ok(n) => {
+                    buffer[..link::HEAD].copy_from_slice(&link::head(n));
+                    carrier.send(|| {
+                        carrier.say_all_before();
+                        self.say(&buffer[..link::HEAD + n])
+                    })?;
+                    if n == 0 {
+                        return Ok(());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn say(&self, frame: &[u8]) -> io::Result<()> {
+        {
+            let mut unanswered = lock(&self.unanswered);
+            match &mut *unanswered {
+                Some(question) if question.len() + frame.len() <= QUESTION => question.extend_from_slice(frame),
+                _ => *unanswered = None,
+            }
+        }
+        let outside = Arc::clone(&lock(&self.outside));
+        (&*outside).write_all(frame)
+    }
+
+    /// Carries what the host says, as it is.
+    fn carry_to_function(&self, carrier: &Carrier) -> io::Result<()> {
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            let outside = Arc::clone(&lock(&self.outside));
+            match (&*outside).read(&mut buffer) {
+                Ok(n) if n > 0 => {
+                    *lock(&self.unanswered) = Some(Vec::new());
+                    (&self.inside).write_all(&buffer[..n])?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                ended => {
+                    // By the host, unless it comes of a restore, which brings another.
+                    carrier.send(|| ());
+                    if Arc::ptr_eq(&outside, &lock(&self.outside)) {
+                        return ended.map(drop);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks a host anew what the one before was asked.
+    fn connect_again(&self) -> io::Result<()> {
+        let unanswered = lock(&self.unanswered);
+        let Some(question) = &*unanswered else { return Err(io::ErrorKind::FileTooLarge.into()) };
+        let outside = connect(self.port)?;
+        (&*outside).write_all(question)?;
+        *lock(&self.outside) = outside;
+        Ok(())
+    }
+}
+
+fn connect(port: u32) -> io::Result<Arc<File>> {
+    Ok(Arc::new(File::from(sys::vsock_connect(protocol::HOST, port)?)))
 }
 
 impl Output {
@@ -147,37 +282,6 @@ impl Drop for Place {
     fn drop(&mut self) {
         *lock(&self.0.0) += 1;
         self.0.1.notify_one();
-    }
-}
-
-fn copy(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        match from.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(n) => to.write_all(&buffer[..n])?,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// The same in frames, and an empty one at the end: nothing more comes, but there may still be an answer.
-fn copy_framed(mut from: impl Read, mut to: impl Write, before: impl Fn()) -> io::Result<()> {
-    let mut buffer = vec![0; link::HEAD + BUFFER];
-    loop {
-        match from.read(&mut buffer[link::HEAD..]) {
-            Ok(n) => {
-                before();
-                buffer[..link::HEAD].copy_from_slice(&link::head(n));
-                to.write_all(&buffer[..link::HEAD + n])?;
-                if n == 0 {
-                    return Ok(());
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use domain::SandboxId;
 use guest::protocol::{During, Uplink};
-use guest::vm::protocol::{CONTROL_PORT, OUTPUT_PORT, Order, Start, VERSION, link_port};
+use guest::vm::protocol::{CONTROL_PORT, OUTPUT_PORT, Order, Resume, Start, VERSION, link_port};
 use parking_lot::Mutex;
 use rustix::rand::GetRandomFlags;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -20,13 +20,14 @@ use tokio_util::task::TaskTracker;
 use super::config::{Accel, MicrovmConfig};
 use super::control::Control;
 use super::images::Images;
+use super::kept;
 use super::machine::{Drive, Engine, Machine, Vm};
 use super::network::Outside;
 use super::pool::Kind;
 use super::rest::Rest;
 use super::sandbox::MicrovmSandbox;
 use super::seat::{self, Claim, Seat, supervise};
-use crate::api::{Listener, SandboxError, SandboxEvent, SandboxSpec};
+use crate::api::{Listener, Process, ProcessId, SandboxError, SandboxEvent, SandboxSpec};
 use crate::process::cgroup::Group;
 use crate::process::instance::Instance;
 use crate::process::{error_of, helper};
@@ -43,6 +44,17 @@ const HOST_MB: u32 = 96;
 const EMULATION_MB: u32 = 192;
 /// Random bytes for a guest.
 const SEED: usize = 64;
+
+/// What a VM begins with.
+#[derive(Clone, Copy)]
+pub enum Origin<'a> {
+    /// A boot for nobody yet.
+    Nobody,
+    /// A boot for this sandbox.
+    New(&'a SandboxSpec),
+    /// A snapshot of this one.
+    Snapshot(&'a SandboxSpec, &'a Path),
+}
 
 /// What VMs are made with.
 pub struct Core {
@@ -77,6 +89,8 @@ pub struct Booted {
     pub gone: CancellationToken,
     kind: Kind,
     machine: Arc<dyn Machine>,
+    /// To be kept in a snapshot.
+    drives: Vec<Drive>,
     directory: PathBuf,
     user: Option<(u32, u32)>,
     group: Option<Group>,
@@ -141,16 +155,12 @@ impl Core {
 
     /// What the agent is told; the drives are in the order of [`Core::drives`].
     fn order(&self, spec: &SandboxSpec, uplink: Option<Uplink>, exchanged: Vec<(String, u64)>) -> Order {
-        let mut seed = vec![0; SEED];
-        // Without it the guest's own entropy has to do.
-        let _ = rustix::rand::getrandom(&mut seed[..], GetRandomFlags::empty());
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let targets = spec.mounts.iter().enumerate();
         Order::Start(Start {
             memory: u64::from(spec.memory_mb) << 20,
             pids: PIDS,
-            time: u64::try_from(now.as_nanos()).unwrap_or(0),
-            seed,
+            time: time(),
+            seed: seed(),
             root: self.engine.drive(0),
             tmp: self.engine.drive(1 + spec.mounts.len()),
             mounts: targets.map(|(n, mount)| (self.engine.drive(1 + n), mount.target.clone())).collect(),
@@ -162,17 +172,34 @@ impl Core {
         })
     }
 
-    /// Boots a VM for a sandbox, or one that will wait for one.
-    pub async fn boot(&self, id: SandboxId, kind: Kind, spec: Option<&SandboxSpec>) -> Result<Booted, SandboxError> {
+    async fn kept_drives(
+        &self,
+        spec: &SandboxSpec,
+        owner: Option<(u32, u32)>,
+        snapshot: &Path,
+    ) -> Result<Vec<Drive>, SandboxError> {
+        let scratch = self.images.scratch(spec.ephemeral_mb, owner).await?;
+        let (snapshot, count) = (snapshot.to_owned(), 2 + spec.mounts.len());
+        let opened = tokio::task::spawn_blocking(move || kept::drives(&snapshot, count, scratch)).await;
+        opened
+            .map_err(io::Error::other)
+            .and_then(|drives| drives)
+            .map_err(host("open the drives of a snapshot", spec.id))
+    }
+
+    /// Starts a VM, and waits for its agent's first word.
+    pub async fn boot(&self, id: SandboxId, kind: Kind, origin: Origin<'_>) -> Result<Booted, SandboxError> {
         let host = |operation: &str| host(operation, id);
         let seat = Seat::take(id, &self.instance, &self.vms, self.group.as_ref(), self.privileged);
         let mut seat = seat.ok_or_else(|| host("find a number")(io::ErrorKind::QuotaExceeded.into()))?;
         let host_mb = self.host_mb(kind);
         seat.claim = Some(Claim::of(host_mb, &self.claimed));
-        let drives = match spec {
-            Some(spec) => self.drives(spec, seat.user).await?,
-            None => self.blank_drives(kind.drives, seat.user)?,
+        let drives = match origin {
+            Origin::New(spec) => self.drives(spec, seat.user).await?,
+            Origin::Snapshot(spec, kept) => self.kept_drives(spec, seat.user, kept).await?,
+            Origin::Nobody => self.blank_drives(kind.drives, seat.user)?,
         };
+        let kept = copies(&drives).map_err(host("open the drives"))?;
         let permit = match &self.boots {
             Some(boots) => Some(Arc::clone(boots).acquire_owned().await.map_err(|_| SandboxError::Gone(id))?),
             None => None,
@@ -186,9 +213,11 @@ impl Core {
         let listen = |port| seat::listen(&seat.directory, seat.user, port).map_err(host("listen"));
         let (control, outputs) = (listen(CONTROL_PORT)?, listen(OUTPUT_PORT)?);
         let outputs = tokio::net::UnixListener::from_std(outputs).map_err(host("listen"))?;
-        let listeners = match spec {
-            Some(spec) => links(&seat.directory, seat.user, spec).map_err(host("listen"))?,
-            None => HashMap::new(),
+        let listeners = match origin {
+            Origin::New(spec) | Origin::Snapshot(spec, _) => {
+                links(&seat.directory, seat.user, spec).map_err(host("listen"))?
+            }
+            Origin::Nobody => HashMap::new(),
         };
         let (mut tap, mut uplink) = (None, None);
         if let Some(outside) = &self.outside {
@@ -205,9 +234,12 @@ impl Core {
             vcpus: kind.vcpus,
             tap,
             drives,
-            blank: spec.is_none(),
+            blank: matches!(origin, Origin::Nobody),
         };
-        let machine: Arc<dyn Machine> = self.engine.boot(vm).await?.into();
+        let machine: Arc<dyn Machine> = match origin {
+            Origin::Snapshot(_, kept) => self.engine.restore(vm, kept).await?.into(),
+            _ => self.engine.boot(vm).await?.into(),
+        };
 
         // From here on the task clears up, whatever happens.
         let (end, gone) = (self.end.child_token(), CancellationToken::new());
@@ -229,6 +261,7 @@ impl Core {
                 gone,
                 kind,
                 machine,
+                drives: kept,
                 directory,
                 user,
                 group,
@@ -268,6 +301,7 @@ impl Core {
             let size = drive.file.metadata().map_err(host("look at the drives", spec.id))?.len();
             exchanged.push((self.engine.drive(number), size));
         }
+        booted.drives = copies(&drives).map_err(host("open the drives", spec.id))?;
         booted.machine.exchange(drives, &booted.directory).await?;
         self.begin(booted, spec, exchanged).await
     }
@@ -282,9 +316,44 @@ impl Core {
     ) -> Result<MicrovmSandbox, SandboxError> {
         let waited = !exchanged.is_empty();
         let order = self.order(spec, booted.uplink.clone(), exchanged);
-        let begun = ask(&booted, &order, self.config.boot_limit).await;
+        self.make(booted, spec, &order, waited).await
+    }
+
+    /// From a VM that was restored to a sandbox, and the output of its processes.
+    pub async fn resume(
+        &self,
+        booted: Booted,
+        spec: &SandboxSpec,
+        processes: &[ProcessId],
+    ) -> Result<(MicrovmSandbox, Vec<Process>), SandboxError> {
+        let running: Vec<_> = processes.iter().map(|process| process.0).collect();
+        booted.control.expect(running.iter().copied());
+        let order = Order::Resume(Resume { time: time(), seed: seed(), uplink: booted.uplink.clone(), running });
+        let sandbox = self.make(booted, spec, &order, false).await?;
+        // Their connections are there: they were made before the guest said that it goes on.
+        let mut running = Vec::new();
+        for &id in processes {
+            let host = || host("take the output of processes", spec.id);
+            let outputs = sandbox.outputs.lock().await;
+            let accepted = tokio::time::timeout(self.config.answer_limit, outputs.accept()).await;
+            let (output, _) = accepted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(host())?;
+            running.push(Process { id, output: output.into_std().map_err(host())?.into() });
+        }
+        Ok((sandbox, running))
+    }
+
+    /// By this order.
+    async fn make(
+        &self,
+        booted: Booted,
+        spec: &SandboxSpec,
+        order: &Order,
+        waited: bool,
+    ) -> Result<MicrovmSandbox, SandboxError> {
+        let begun = ask(&booted, order, self.config.boot_limit).await;
         let host_mb = self.host_mb(booted.kind);
-        let Booted { control, end, gone, machine, group, listeners, outputs, sender, events, ending, .. } = booted;
+        let Booted { control, end, gone, machine, drives, group, listeners, outputs, sender, events, ending, .. } =
+            booted;
         if let Err(error) = begun {
             return Err(host("boot a microVM", spec.id)(abandon(error, machine.as_ref(), ending, &gone).await));
         }
@@ -292,10 +361,12 @@ impl Core {
             group.limit(host_mb, spec.vcpus).map_err(host("limit the CPU", spec.id))?;
         }
         self.tasks.spawn(listen_to(spec.id, Arc::clone(&control), sender, end.clone()));
-        let rest = Rest::new(machine, Arc::clone(&control), self.config.answer_limit);
+        let rest = Rest::new(Arc::clone(&machine), Arc::clone(&control), self.config.answer_limit);
         self.tasks.spawn(Arc::clone(&rest).keep(spec.id, self.config.rest_after, end.clone()));
         Ok(MicrovmSandbox {
             id: spec.id,
+            machine,
+            drives,
             control,
             listeners: Mutex::new(listeners),
             outputs: tokio::sync::Mutex::new(outputs),
@@ -307,6 +378,24 @@ impl Core {
             gone,
         })
     }
+}
+
+/// Nanoseconds since 1970.
+fn time() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or(0)
+}
+
+/// Random bytes for a guest.
+fn seed() -> Vec<u8> {
+    let mut seed = vec![0; SEED];
+    // Without it the guest's own entropy has to do.
+    let _ = rustix::rand::getrandom(&mut seed[..], GetRandomFlags::empty());
+    seed
+}
+
+fn copies(drives: &[Drive]) -> io::Result<Vec<Drive>> {
+    drives.iter().map(Drive::try_clone).collect()
 }
 
 fn host(operation: &str, id: SandboxId) -> impl Fn(io::Error) -> SandboxError + use<> {

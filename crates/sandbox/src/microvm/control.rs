@@ -61,6 +61,11 @@ impl Control {
         Ok(Self { stream, order, state, events })
     }
 
+    /// Of a sandbox that was restored: these processes run in it already.
+    pub fn expect(&self, running: impl IntoIterator<Item = u32>) {
+        self.state.lock().running.extend(running);
+    }
+
     /// Gives an order and waits for the answer, no longer than `patience`. After an error, or if it is dropped before it is
     /// done, the conversation is of no more use: an answer may still be on its way.
     pub async fn ask(&self, order: &Order, patience: Duration) -> io::Result<Result<Reply, Failure>> {

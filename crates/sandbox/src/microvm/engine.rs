@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use guest::protocol::During;
+use guest::vm::protocol::VERSION;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::boot::Core;
+use super::boot::{Core, Origin};
 use super::config::{Accel, EngineKind, MicrovmConfig};
 use super::firecracker::Firecracker;
 use super::images::Images;
@@ -21,7 +22,7 @@ use super::machine::Engine;
 use super::network::Outside;
 use super::qemu::Qemu;
 use super::waiting::Waiting;
-use crate::api::{Sandbox, SandboxEngine, SandboxError, SandboxSpec};
+use crate::api::{ProcessId, Restored, Sandbox, SandboxEngine, SandboxError, SandboxSpec};
 use crate::process::cgroup::Hierarchy;
 use crate::process::instance::Instance;
 use crate::process::{Network, error_of, helper};
@@ -49,6 +50,19 @@ impl MicrovmEngine {
             EngineKind::Firecracker => Box::new(Firecracker::new(&config, &initramfs).await?),
         };
         Self::with(engine, config)
+    }
+
+    /// With QEMU's machines, which can be "restored" from their snapshots once: the machine that a snapshot was taken of stands
+    /// still until then, and goes on. For tests.
+    ///
+    /// # Errors
+    /// As [`MicrovmEngine::start`].
+    #[cfg(feature = "in-place")]
+    pub fn start_in_place(config: MicrovmConfig) -> Result<Self, SandboxError> {
+        let initramfs = initramfs::archive(initramfs::AGENT);
+        let qemu = Qemu::new(&config, &initramfs)?;
+        let engine = super::in_place::InPlace::new(qemu, config.state_dir.join("machines"));
+        Self::with(Box::new(engine), config)
     }
 
     /// How many VMs wait for a function.
@@ -114,12 +128,32 @@ impl SandboxEngine for MicrovmEngine {
             None => {
                 let kind = self.core.kind(&spec);
                 self.waiting.make_room(kind).await;
-                let booted = self.core.boot(spec.id, kind, Some(&spec)).await?;
+                let booted = self.core.boot(spec.id, kind, Origin::New(&spec)).await?;
                 self.core.begin(booted, &spec, Vec::new()).await?
             }
         };
         self.waiting.made();
         Ok(Box::new(sandbox))
+    }
+
+    fn keeps(&self) -> Result<String, String> {
+        self.core.engine.snapshots()?;
+        let resolv_conf = self.core.outside.as_ref().map(|outside| outside.resolv_conf()).unwrap_or_default();
+        let (engine, group) = (self.core.engine.describe(), self.core.group.is_some());
+        Ok(format!("{engine}; agent {VERSION}; {}; groups: {group}; {resolv_conf}", processor()))
+    }
+
+    async fn restore(
+        &self,
+        spec: SandboxSpec,
+        snapshot: &Path,
+        running: &[ProcessId],
+    ) -> Result<Restored, SandboxError> {
+        let kind = self.core.kind(&spec);
+        self.waiting.make_room(kind).await;
+        let booted = self.core.boot(spec.id, kind, Origin::Snapshot(&spec, snapshot)).await?;
+        let (sandbox, running) = self.core.resume(booted, &spec, running).await?;
+        Ok(Restored { sandbox: Box::new(sandbox), running })
     }
 
     fn describe(&self) -> Vec<String> {
@@ -172,6 +206,13 @@ fn notes(
         notes.push("without root, all VMs run as Emberbox's own user".to_owned());
     }
     notes
+}
+
+/// What a snapshot's processors were: one of another kind may lack what the guest uses.
+fn processor() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find(|line| line.starts_with("model name"));
+    name.unwrap_or("an unknown processor").to_owned()
 }
 
 /// What is there, another server left: the data directory is locked.

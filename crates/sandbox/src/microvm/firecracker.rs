@@ -31,7 +31,7 @@ use domain::SandboxId;
 use rustix::fs::StatVfsMountFlags;
 
 use super::config::{Accel, MicrovmConfig, Rate};
-use super::machine::{self, Engine, Machine, VSOCK, Vm};
+use super::machine::{self, Beside, Engine, Machine, VSOCK, Vm};
 use super::network::{self, TAP};
 use super::qemu::{USE_KVM, check_kernel, find};
 use crate::SandboxError;
@@ -264,6 +264,10 @@ impl Engine for Firecracker {
         false
     }
 
+    fn snapshots(&self) -> Result<(), String> {
+        Ok(())
+    }
+
     fn drive(&self, number: usize) -> String {
         // Firecracker gives a disk a serial number of its own choice.
         device(number)
@@ -319,9 +323,13 @@ impl Machine for FirecrackerMachine {
                 }
             }
             for (number, drive) in drives.iter().enumerate() {
-                let file = format!("{}.new", drive_id(number));
-                jail.add_file(&drive.file, &file)?;
-                let update = DriveUpdate { drive_id: drive_id(number), path_on_host: Some(file), rate_limiter: None };
+                let id = drive_id(number);
+                // By the same name, which a snapshot keeps.
+                let path = jail.path(&id)?;
+                fs::remove_file(&path)
+                    .map_err(|source| Error::Io { doing: format!("removing {}", path.display()), source })?;
+                jail.add_file(&drive.file, &id)?;
+                let update = DriveUpdate { drive_id: id.clone(), path_on_host: Some(id), rate_limiter: None };
                 self.vmm.api().patch_drive(&update).await?;
             }
             Ok(())
@@ -329,7 +337,7 @@ impl Machine for FirecrackerMachine {
         exchanged.await.map_err(|error| failed(format!("give VM {} the drives of a function", self.id), error))
     }
 
-    async fn snapshot(&self, directory: &Path) -> Result<(), SandboxError> {
+    async fn snapshot(&self, directory: &Path, beside: Beside) -> Result<(), SandboxError> {
         let api = self.vmm.api();
         let taken = async {
             let frozen = |source| Error::Io { doing: "thawing Firecracker".to_owned(), source };
@@ -341,6 +349,8 @@ impl Machine for FirecrackerMachine {
                 mem_file_path: TAKEN[1].0.to_owned(),
             };
             api.create_snapshot(&create).await?;
+            let kept = tokio::task::spawn_blocking(beside).await.map_err(io::Error::other).and_then(|kept| kept);
+            kept.map_err(|source| Error::Io { doing: "keeping the drives".to_owned(), source })?;
             for (taken, name) in TAKEN {
                 let target = directory.join(name);
                 // Renamed, on the same file system.

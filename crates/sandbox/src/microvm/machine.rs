@@ -48,6 +48,13 @@ pub struct Drive {
     pub writable: bool,
 }
 
+impl Drive {
+    /// The same once more.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()?, writable: self.writable })
+    }
+}
+
 /// Starts machines.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
@@ -56,10 +63,11 @@ pub trait Engine: Send + Sync + 'static {
     /// Starts one that goes on where another was when [`Machine::snapshot`] was taken of it. `vm` is as that one was: as many
     /// drives with the same contents, the same sockets. What the guest had open by vsock is closed for it. On error nothing
     /// is left of it but its directory.
-    #[cfg_attr(not(test), expect(dead_code, reason = "what uses it, pools and SnapStart, is not there yet"))]
     async fn restore(&self, vm: Vm, snapshot: &Path) -> Result<Box<dyn Machine>, SandboxError>;
     /// Whether a guest must let go of its drives before [`Machine::exchange`], since it is not told of it.
     fn exchanges_silently(&self) -> bool;
+    /// Whether [`Machine::snapshot`] works; if not, why.
+    fn snapshots(&self) -> Result<(), String>;
     /// How the guest knows the drive of this number.
     fn drive(&self, number: usize) -> String;
     /// What it is, for the operator.
@@ -74,6 +82,9 @@ pub fn no_snapshots(engine: &str, id: SandboxId) -> SandboxError {
     }
 }
 
+/// What else is to be kept of a machine while it stands still: its drives.
+pub type Beside = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
 /// A machine. Dropping it kills it.
 #[async_trait]
 pub trait Machine: Send + Sync + 'static {
@@ -87,9 +98,8 @@ pub trait Machine: Send + Sync + 'static {
     async fn exchange(&self, drives: Vec<Drive>, directory: &Path) -> Result<(), SandboxError>;
     /// Writes its memory, processors and devices, but not its drives, into a directory that has no snapshot yet: on the file
     /// system of the engine's own, closed to all but root, since it has all that the guest knows. The machine stands still
-    /// meanwhile, and runs afterwards, whatever comes of it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "what uses it, pools and SnapStart, is not there yet"))]
-    async fn snapshot(&self, directory: &Path) -> Result<(), SandboxError>;
+    /// meanwhile, in which `beside` is called, and runs afterwards, whatever comes of it.
+    async fn snapshot(&self, directory: &Path, beside: Beside) -> Result<(), SandboxError>;
     /// For how long a guest in which nothing else runs has to run until memory that it does not use is the host's again;
     /// `None`: it has no way to give any back.
     fn gives_back(&self) -> Option<Duration>;

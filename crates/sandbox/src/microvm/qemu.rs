@@ -26,7 +26,7 @@ use rustix::process::Signal;
 use super::config::{Accel, MicrovmConfig};
 use super::confine::{DIRECTORY, FIRST_KEPT};
 use super::launcher::Launch;
-use super::machine::{Drive, Engine, Machine, VSOCK, Vm, no_snapshots};
+use super::machine::{Beside, Drive, Engine, Machine, VSOCK, Vm, no_snapshots};
 use super::qmp::{self, Monitor};
 use super::spawner::{Program, Running, Spawner};
 use super::tree::Tree;
@@ -242,6 +242,11 @@ impl Engine for Qemu {
         true
     }
 
+    fn snapshots(&self) -> Result<(), String> {
+        // Its own word for it: the device is "unmigratable", and a snapshot is a migration into a file.
+        Err("QEMU cannot keep a microVM in a snapshot, since its vhost-user-vsock device cannot be migrated; Firecracker can.".to_owned())
+    }
+
     fn drive(&self, number: usize) -> String {
         format!("drive{number}")
     }
@@ -288,7 +293,7 @@ impl Machine for QemuMachine {
         })
     }
 
-    async fn snapshot(&self, _: &Path) -> Result<(), SandboxError> {
+    async fn snapshot(&self, _: &Path, _: Beside) -> Result<(), SandboxError> {
         // Its memory is a shared file, its vsock device another process: neither is in a state that QEMU could save.
         Err(no_snapshots("QEMU", self.id))
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::control::Control;
+use super::kept;
+use super::machine::{Drive, Machine};
 use super::rest::Rest;
 use crate::api::{Command, Listener, Process, ProcessId, Sandbox, SandboxError, SandboxEvent, Signal, Usage};
 use crate::process::error_of;
@@ -30,6 +33,9 @@ pub struct MicrovmSandbox {
     pub rest: Arc<Rest>,
     /// Its VM had booted before anybody asked for it.
     pub waited: bool,
+    /// Its drives, to be kept in a snapshot.
+    pub drives: Vec<Drive>,
+    pub machine: Arc<dyn Machine>,
     pub answer_limit: Duration,
     /// Kills it.
     pub end: CancellationToken,
@@ -128,6 +134,14 @@ impl Sandbox for MicrovmSandbox {
 
     fn thaw(&self) -> Result<(), SandboxError> {
         self.rest.thaw().map_err(|source| SandboxError::Host { operation: format!("thaw sandbox {}", self.id), source })
+    }
+
+    async fn keep(&self, directory: &Path) -> Result<(), SandboxError> {
+        self.ask(&Order::Hold).await?;
+        let host = |source| SandboxError::Host { operation: format!("keep the drives of sandbox {}", self.id), source };
+        let drives = self.drives.iter().map(Drive::try_clone).collect::<Result<Vec<_>, _>>().map_err(host)?;
+        let place = directory.to_owned();
+        self.machine.snapshot(directory, Box::new(move || kept::keep(&drives, &place))).await
     }
 
     fn usage(&self) -> Usage {

@@ -13,7 +13,7 @@ use guest::protocol::{Reply, Status};
 use guest::vm::protocol::{self, CONTROL_PORT, LONGEST_ORDER, OUTPUT_PORT, Order, Used, VERSION, Word};
 use tokio_util::sync::CancellationToken;
 
-use super::machine::{Drive, Engine, Machine, VSOCK, Vm, no_snapshots};
+use super::machine::{Beside, Drive, Engine, Machine, VSOCK, Vm, no_snapshots};
 use super::{Accel, MicrovmConfig, MicrovmEngine};
 use crate::api::{Command, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec};
 
@@ -43,6 +43,10 @@ impl Engine for Hostile {
         true
     }
 
+    fn snapshots(&self) -> Result<(), String> {
+        Err("hostile".to_owned())
+    }
+
     fn drive(&self, number: usize) -> String {
         number.to_string()
     }
@@ -66,7 +70,7 @@ impl Machine for Thread {
         Ok(())
     }
 
-    async fn snapshot(&self, _: &Path) -> Result<(), SandboxError> {
+    async fn snapshot(&self, _: &Path, _: Beside) -> Result<(), SandboxError> {
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::boot::{Booted, Core};
+use super::boot::{Booted, Core, Origin};
 use super::pool::{Kind, Pool};
 use super::sandbox::MicrovmSandbox;
 use crate::api::{SandboxError, SandboxSpec};
@@ -128,7 +128,7 @@ impl Waiting {
 
     async fn add(self: &Arc<Self>, kind: Kind) -> Result<(), SandboxError> {
         let id = SandboxId(uuid::Uuid::new_v4());
-        let booted = self.core.boot(id, kind, None).await?;
+        let booted = self.core.boot(id, kind, Origin::Nobody).await?;
         let booted = self.core.let_wait(booted).await?;
         let watched = CancellationToken::new();
         let (control, end) = (Arc::clone(&booted.control), booted.end.clone());

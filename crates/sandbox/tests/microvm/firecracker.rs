@@ -333,6 +333,7 @@ async fn runs_sandboxes() {
         Ok(sandbox) => {
             let pid = firecracker(host.directory.path()).await;
             whole(Guest::of(sandbox), pid).await;
+            crate::kept::goes_on(&host.engine, host.directory.path(), 2).await;
         }
         Err(error) => {
             let qemu = kvm_works().await.expect_err("it works with QEMU, so it must with Firecracker");

@@ -38,6 +38,23 @@ pub fn run(arguments: &[String]) {
             let size = rustix::fs::statvfs(&arguments[1]).unwrap();
             println!("{}", size.f_blocks * size.f_frsize);
         }
+        // Asks the worker for something, and when it has that, says what it finds.
+        "ask" => {
+            println!("asking");
+            let mut stream = TcpStream::connect("169.254.100.1:9001").unwrap();
+            stream.write_all(b"anything new?").unwrap();
+            let mut answer = [0; 64];
+            let n = stream.read(&mut answer).unwrap();
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+            println!("{}; {now}", String::from_utf8_lossy(&answer[..n]));
+            let mut random = [0; 16];
+            std::fs::File::open("/dev/urandom").unwrap().read_exact(&mut random).unwrap();
+            println!("{}", random.map(|byte| format!("{byte:02x}")).concat());
+            // Of a connection that nothing was said on since.
+            stream.write_all(b"nothing else?").unwrap();
+            let n = stream.read(&mut answer).unwrap();
+            println!("{}", String::from_utf8_lossy(&answer[..n]));
+        }
         "fill-memory" => {
             let mut all = Vec::new();
             loop {

@@ -6,7 +6,10 @@ mod confinement;
 mod firecracker;
 #[path = "../common/guest.rs"]
 mod guest;
+#[cfg(feature = "in-place")]
+mod in_place;
 mod inside;
+mod kept;
 mod lifecycle;
 mod network;
 mod pool;
@@ -29,10 +32,13 @@ fn main() {
             _ => {}
         }
     }
-    let trials: Vec<Trial> =
+    #[cfg_attr(not(feature = "in-place"), expect(unused_mut, reason = "there are no others"))]
+    let mut trials: Vec<Trial> =
         [lifecycle::tests(), pool::tests(), network::tests(), confinement::tests(), firecracker::tests()]
             .into_iter()
             .flatten()
             .collect();
+    #[cfg(feature = "in-place")]
+    trials.extend(in_place::tests());
     libtest_mimic::run(&Arguments::from_args(), trials).exit()
 }

@@ -45,6 +45,7 @@ pub fn version(key: &str) -> Arc<FunctionVersion> {
             group: "/aws/lambda/f".into(),
         },
         tracing_active: false,
+        snap_start: false,
     })
 }
 

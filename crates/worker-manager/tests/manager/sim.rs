@@ -45,6 +45,7 @@ pub fn request(name: &str, memory_mb: u32, reserved: Option<u32>) -> AssignReque
             group: format!("/aws/lambda/{name}"),
         },
         tracing_active: false,
+        snap_start: false,
     };
     AssignRequest { version: Arc::new(version), limits: ConcurrencyLimits { unreserved: 50, reserved } }
 }

@@ -87,6 +87,7 @@ mod tests {
         let line = prop_oneof![
             Just("POST /2018-06-01/runtime/invocation/x/response HTTP/1.1"),
             Just("POST /2018-06-01/runtime/init/error HTTP/1.1"),
+            Just("POST /2018-06-01/runtime/restore/error HTTP/1.1"),
             Just("POST /2020-01-01/extension/register HTTP/1.0"),
             Just("GET /2018-06-01/runtime/invocation/next HTTP/1.1"),
             Just("\u{0} HTTP/1.1"),

@@ -31,11 +31,14 @@ impl Context {
                 self.invocation_error(id, head, body).await
             }
             (&Method::POST, (Some("init"), Some("error"), None, None)) => self.init_error(head, body).await,
+            (&Method::GET, (Some("restore"), Some("next"), None, None)) => self.restore_next().await,
+            (&Method::POST, (Some("restore"), Some("error"), None, None)) => self.restore_error(head, body).await,
             (
                 _,
                 (Some("invocation"), Some("next"), None, None)
                 | (Some("invocation"), Some(_), Some("response" | "error"), None)
-                | (Some("init"), Some("error"), None, None),
+                | (Some("init"), Some("error"), None, None)
+                | (Some("restore"), Some("next" | "error"), None, None),
             ) => text(StatusCode::METHOD_NOT_ALLOWED, ""),
             _ => text(StatusCode::NOT_FOUND, "404 page not found\n"),
         }
@@ -52,6 +55,22 @@ impl Context {
             // A newer `next` took over.
             Err(_) => ApiError::Transition { from: "Ready", to: "Ready" }.into(),
         }
+    }
+
+    /// Waits for the restore; there is nothing to say about it.
+    async fn restore_next(&self) -> Reply {
+        let wait = match self.slot.runtime_restore_next() {
+            Ok(wait) => wait,
+            Err(refusal) => return refusal.into(),
+        };
+        match wait.await {
+            Ok(()) => text(StatusCode::OK, ""),
+            Err(_) => ApiError::Transition { from: "RestoreReady", to: "RestoreReady" }.into(),
+        }
+    }
+
+    async fn restore_error(&self, head: &Parts, body: &mut Incoming) -> Reply {
+        self.report_error(head, body, |kind, payload| self.slot.runtime_restore_error(kind, payload)).await
     }
 
     async fn response(&self, id: &str, head: &Parts, body: &mut Incoming) -> Reply {
@@ -94,10 +113,19 @@ impl Context {
     }
 
     async fn init_error(&self, head: &Parts, body: &mut Incoming) -> Reply {
+        self.report_error(head, body, |kind, payload| self.slot.runtime_init_error(kind, payload)).await
+    }
+
+    async fn report_error(
+        &self,
+        head: &Parts,
+        body: &mut Incoming,
+        report: impl FnOnce(String, Bytes) -> Result<(), ApiError>,
+    ) -> Reply {
         match self.body(body, MAX_PAYLOAD).await {
             Ok((body, _)) => {
                 let (payload, kind) = error_object(&head.headers, body);
-                match self.slot.runtime_init_error(kind, payload) {
+                match report(kind, payload) {
                     Ok(()) => accepted(),
                     Err(refusal) => refusal.into(),
                 }

@@ -44,6 +44,8 @@ impl RuntimeState {
         match self {
             Self::Started => "Started",
             Self::InitError => "InitError",
+            Self::RestoreReady => "RestoreReady",
+            Self::Restoring => "Restoring",
             Self::Ready => "Ready",
             Self::Running => "Running",
             Self::ResponseSent => "RuntimeResponseSentState",
@@ -63,6 +65,13 @@ impl Machine {
             Phase::Starting(starting) if starting.runtime_asked && self.runtime_state != RuntimeState::InitError => {
                 self.runtime_state = RuntimeState::Ready;
                 self.advance_start(now);
+                Ok(())
+            }
+            // It waits there since before the snapshot.
+            Phase::Held if self.runtime_state == RuntimeState::Ready => Ok(()),
+            Phase::Restoring(_) if self.runtime_state == RuntimeState::Restoring => {
+                self.runtime_state = RuntimeState::Ready;
+                self.advance_restore(now);
                 Ok(())
             }
             Phase::Idle { .. } => Ok(()),
@@ -140,7 +149,7 @@ impl Machine {
         }
     }
 
-    fn transition(&self, to: &'static str) -> ApiError {
+    pub(super) fn transition(&self, to: &'static str) -> ApiError {
         ApiError::Transition { from: self.runtime_state.name(), to }
     }
 

@@ -5,7 +5,10 @@ use std::time::Duration;
 use domain::RetireReason;
 use sandbox::Signal;
 
-use super::{Abort, Action, Answer, Fault, Invocation, Line, Machine, Phase, Report, Stage, Starting, Stopping, Then};
+use super::{
+    Abort, Action, Answer, Begin, Fault, InitFailure, Invocation, Line, Machine, Phase, Report, Stage, Starting,
+    Stopping, Then,
+};
 
 impl Machine {
     /// Take the sandbox down.
@@ -14,9 +17,14 @@ impl Machine {
             Phase::Down => self.die(reason),
             Phase::Starting(Starting { invocation, .. }) => {
                 match invocation {
-                    None => self.actions.push(Action::InitDone(Err("was shut down".into()))),
+                    None => self.actions.push(Action::InitDone(Err(interrupted("was shut down")))),
                     Some(_) => self.actions.push(Action::Abort(Abort::Unseen)),
                 }
+                self.stop(now, Then::Dead, reason, false);
+            }
+            Phase::Held => self.stop(now, Then::Dead, reason, false),
+            Phase::Restoring(_) => {
+                self.actions.push(Action::RestoreDone(Err(interrupted("was shut down"))));
                 self.stop(now, Then::Dead, reason, false);
             }
             Phase::Idle { frozen, .. } => self.stop(now, Then::Dead, reason, frozen),
@@ -48,7 +56,10 @@ impl Machine {
         match std::mem::replace(&mut self.phase, Phase::Dead) {
             Phase::Dead => return,
             Phase::Starting(Starting { invocation: None, .. }) => {
-                self.actions.push(Action::InitDone(Err("the sandbox died".into())));
+                self.actions.push(Action::InitDone(Err(interrupted("the sandbox died"))));
+            }
+            Phase::Restoring(_) => {
+                self.actions.push(Action::RestoreDone(Err(interrupted("the sandbox died"))));
             }
             Phase::Starting(Starting { invocation: Some(_), .. })
             | Phase::Stopping(Stopping { then: Then::Down { pending: Some(_), .. }, .. }) => {
@@ -63,7 +74,7 @@ impl Machine {
                 self.end(now, &invocation, error, None);
                 self.actions.extend(pending.map(Action::Answer));
             }
-            Phase::Down | Phase::Idle { .. } | Phase::Stopping(_) => {}
+            Phase::Down | Phase::Held | Phase::Idle { .. } | Phase::Stopping(_) => {}
         }
         self.die(RetireReason::Failure);
     }
@@ -86,7 +97,8 @@ impl Machine {
     ) {
         let duration = timeout.unwrap_or_else(|| now.saturating_sub(invocation.started));
         let init = self.init_duration.take();
-        let report = Report { request: invocation.ticket.request, duration, init, error, timeout };
+        let restored = self.restored.take();
+        let report = Report { request: invocation.ticket.request, duration, init, restored, error, timeout };
         self.actions.push(Action::Log(Line::End(report)));
     }
 
@@ -114,10 +126,17 @@ impl Machine {
                     }
                     None => {
                         owes_idle = false;
-                        let note = format!("failed: {}: {}", fault.error_type(), fault.message());
-                        self.actions.push(Action::InitDone(Err(note)));
+                        self.actions.push(Action::InitDone(Err(fault.failure())));
                     }
                 }
+            }
+            Phase::Held => owes_idle = false,
+            Phase::Restoring(restoring) => {
+                owes_idle = false;
+                let duration = now.saturating_sub(restoring.began);
+                let failure = fault.failure();
+                self.actions.push(Action::Log(Line::RestoreReport { duration, fault: Some(fault) }));
+                self.actions.push(Action::RestoreDone(Err(failure)));
             }
             Phase::Idle { frozen: was_frozen, .. } => {
                 owes_idle = false;
@@ -125,6 +144,12 @@ impl Machine {
             }
             // It crashed before it saw the event (it had hung up its `next`): a fresh start serves it.
             Phase::Busy(invocation) if !invocation.delivered && !fault.is_timeout() => {
+                if self.settings.begin == Begin::Snapshot {
+                    // Of another sandbox, that is, since this one is of no more use.
+                    self.actions.push(Action::Abort(Abort::Unseen));
+                    self.stop(now, Then::Dead, reason, false);
+                    return;
+                }
                 let then = Then::Down { owes_idle: false, pending: Some(invocation.ticket) };
                 self.stop(now, then, reason, false);
                 return;
@@ -145,7 +170,11 @@ impl Machine {
                 return;
             }
         }
-        self.stop(now, Then::Down { owes_idle, pending: None }, reason, frozen);
+        let then = match self.settings.begin {
+            Begin::OnDemand => Then::Down { owes_idle, pending: None },
+            Begin::Snapshot => Then::Dead,
+        };
+        self.stop(now, then, reason, frozen);
     }
 
     fn stop(&mut self, now: Duration, then: Then, reason: RetireReason, frozen: bool) {
@@ -212,4 +241,9 @@ impl Machine {
             self.actions.push(Action::KillAll { epoch: self.epoch });
         }
     }
+}
+
+/// What is nobody's fault here.
+fn interrupted(message: &str) -> InitFailure {
+    InitFailure { kind: Fault::SandboxGone.error_type().to_owned(), message: message.to_owned(), timeout: false }
 }

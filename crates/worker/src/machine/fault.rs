@@ -7,6 +7,8 @@ use domain::RequestId;
 use sandbox::ExitStatus;
 use serde_json::json;
 
+use super::InitFailure;
+
 /// Longest name in an error type that is kept; it goes into logs.
 const MAX_TYPE: usize = 200;
 
@@ -56,6 +58,15 @@ pub enum Fault {
         /// The type that the extension gave.
         reported: String,
     },
+    /// The runtime reported `restore/error`.
+    RestoreError {
+        /// `Runtime.…` or `Function.…`.
+        kind: String,
+        /// The error object as reported.
+        payload: Bytes,
+    },
+    /// What the runtime does after a restore took too long.
+    RestoreTimeout(Duration),
     /// The sandbox died under the invocation.
     SandboxGone,
 }
@@ -69,7 +80,8 @@ impl Fault {
             Self::RuntimeExit { .. } => "Runtime.ExitError",
             Self::Entrypoint(_) => "Runtime.InvalidEntrypoint",
             Self::WorkingDirectory(_) => "Runtime.InvalidWorkingDir",
-            Self::InitError { kind, .. } => kind,
+            Self::InitError { kind, .. } | Self::RestoreError { kind, .. } => kind,
+            Self::RestoreTimeout(_) => "Sandbox.Timedout",
             Self::ExtensionCrash { .. } => "Extension.Crash",
             Self::ExtensionLaunch { .. } => "Extension.LaunchError",
             Self::ExtensionError { kind, .. } => kind,
@@ -79,7 +91,13 @@ impl Fault {
 
     /// Whether it is a timeout; `Status: timeout` in the REPORT line.
     pub fn is_timeout(&self) -> bool {
-        matches!(self, Self::Timeout(_))
+        matches!(self, Self::Timeout(_) | Self::RestoreTimeout(_))
+    }
+
+    /// For whoever waits for the Init.
+    pub(super) fn failure(&self) -> InitFailure {
+        let (kind, message) = (self.error_type().to_owned(), self.message());
+        InitFailure { kind, message, timeout: self.is_timeout() }
     }
 
     /// The message without the request id.
@@ -89,7 +107,12 @@ impl Fault {
             Self::RuntimeExit { status: ExitStatus::Code(0), .. } => "Runtime exited without providing a reason".into(),
             Self::RuntimeExit { status, .. } => format!("Runtime exited with error: {}", describe(*status)),
             Self::Entrypoint(text) | Self::WorkingDirectory(text) => text.clone(),
-            Self::InitError { kind, payload } => reported_message(payload).unwrap_or_else(|| kind.clone()),
+            Self::InitError { kind, payload } | Self::RestoreError { kind, payload } => {
+                reported_message(payload).unwrap_or_else(|| kind.clone())
+            }
+            Self::RestoreTimeout(limit) => {
+                format!("The runtime did not ask for an invocation within {} s of its restore", limit.as_secs_f64())
+            }
             Self::ExtensionCrash { status, .. } => describe(*status),
             Self::ExtensionLaunch { name, cause } => format!("fork/exec /opt/extensions/{name}: {cause}"),
             Self::ExtensionError { name, reported, .. } => format!("extension {name} reported {reported}"),

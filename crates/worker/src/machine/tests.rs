@@ -14,7 +14,9 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 
 fn settings(extensions: usize) -> Settings {
     Settings {
+        begin: Begin::OnDemand,
         init_limit: Duration::from_secs(10),
+        restore_limit: Duration::from_secs(10),
         timeout: TIMEOUT,
         freeze_after: Duration::from_millis(20),
         extensions: (0..extensions).map(|n| format!("e{n}")).collect(),
@@ -44,6 +46,14 @@ struct Driver {
     destroyed: bool,
     frozen: bool,
     init_done: usize,
+    init_failed: bool,
+    /// Calls of `restored` that were heeded, and their ends.
+    restores: usize,
+    restore_done: usize,
+    restore_failed: bool,
+    /// `restore/next` is waited in.
+    waits: bool,
+    released: usize,
     handed: usize,
     lines: Vec<Line>,
     shutdown_events: Vec<RetireReason>,
@@ -70,6 +80,12 @@ impl Driver {
             destroyed: false,
             frozen: false,
             init_done: 0,
+            init_failed: false,
+            restores: 0,
+            restore_done: 0,
+            restore_failed: false,
+            waits: false,
+            released: 0,
             handed: 0,
             lines: Vec::new(),
             shutdown_events: Vec::new(),
@@ -104,7 +120,20 @@ impl Driver {
                     }
                     Action::Signal(..) => assert!(!self.frozen),
                     Action::Log(line) => self.lines.push(line),
-                    Action::InitDone(_) => self.init_done += 1,
+                    Action::InitDone(result) => {
+                        self.init_done += 1;
+                        self.init_failed |= result.is_err();
+                    }
+                    Action::ReleaseRuntime => {
+                        if std::mem::take(&mut self.waits) {
+                            self.released += 1;
+                            self.machine.runtime_released();
+                        }
+                    }
+                    Action::RestoreDone(result) => {
+                        self.restore_done += 1;
+                        self.restore_failed |= result.is_err();
+                    }
                     Action::Answer(_) => self.outcomes += 1,
                     Action::Abort(_) => self.aborted += 1,
                     Action::SlotAnswered => self.answered += 1,
@@ -193,6 +222,34 @@ impl Driver {
         result
     }
 
+    fn restore_next(&mut self) -> Result<(), ApiError> {
+        let before = std::mem::replace(&mut self.waits, true);
+        let result = self.machine.runtime_restore_next(self.now);
+        if result.is_err() {
+            self.waits = before;
+        }
+        self.settle();
+        result
+    }
+
+    fn restored(&mut self) {
+        self.restores += usize::from(self.machine.held().is_some());
+        self.machine.restored(self.now, self.now.saturating_sub(Duration::from_millis(5)));
+        self.settle();
+    }
+
+    /// The same processes in another sandbox; their connections are gone.
+    fn elsewhere(self) -> Self {
+        let held = self.machine.held().expect("it is held");
+        let text = serde_json::to_string(&held).unwrap();
+        assert_eq!(held.processes().count(), self.processes.len());
+        let settings = Settings { begin: Begin::Snapshot, ..settings(self.extensions.len()) };
+        let machine = Machine::of(serde_json::from_str(&text).unwrap(), settings);
+        let Self { now, processes, extensions, ids, next_process, .. } = self;
+        let rest = Self::new(0);
+        Self { machine, now, processes, extensions, ids, next_process, init_done: 1, ..rest }
+    }
+
     fn register(&mut self, name: &str, shutdown: bool) -> Result<Uuid, ApiError> {
         let id = self.id();
         let registration = Registration { name: name.into(), invoke: true, shutdown };
@@ -208,6 +265,24 @@ impl Driver {
         self.now += time;
         self.machine.timer(self.now);
         self.settle();
+    }
+
+    /// With an Init that ends in a snapshot, which has begun.
+    fn for_snapshot(extensions: usize) -> Self {
+        let mut driver = Self::new(extensions);
+        driver.machine = Machine::new(Settings { begin: Begin::Snapshot, ..settings(extensions) });
+        driver.machine.start(driver.now);
+        driver.settle();
+        driver
+    }
+
+    /// A runtime that has initialised.
+    fn held() -> Self {
+        let mut driver = Self::for_snapshot(0);
+        driver.started(None);
+        driver.restore_next().unwrap();
+        assert_eq!((driver.init_done, driver.machine.state(), driver.released), (1, "held", 0));
+        driver
     }
 
     /// A runtime without extensions that has initialised.
@@ -243,6 +318,10 @@ enum Op {
     Pass(u64),
     Shutdown,
     Gone,
+    RestoreNext,
+    HangUp,
+    Restored,
+    RestoreError,
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -263,6 +342,10 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (0u64..4000).prop_map(Op::Pass),
         1 => Just(Op::Shutdown),
         1 => prop::bool::weighted(0.1).prop_map(|gone| if gone { Op::Gone } else { Op::Next }),
+        4 => Just(Op::RestoreNext),
+        1 => Just(Op::HangUp),
+        4 => Just(Op::Restored),
+        1 => Just(Op::RestoreError),
     ]
 }
 
@@ -317,6 +400,13 @@ impl Driver {
                 self.machine.shutdown(self.now, RetireReason::Spindown);
                 self.settle();
             }
+            Op::RestoreNext => drop(self.restore_next()),
+            Op::HangUp => self.waits = false,
+            Op::Restored => self.restored(),
+            Op::RestoreError => {
+                drop(self.machine.runtime_restore_error(self.now, "Runtime.AfterRestoreError".into(), Bytes::new()));
+                self.settle();
+            }
             Op::Gone => {
                 self.machine.gone(self.now);
                 self.settle();
@@ -368,6 +458,130 @@ proptest! {
         driver.run_out();
         prop_assert!(driver.destroyed);
         prop_assert_eq!(driver.outcomes + driver.aborted, driver.accepted);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    /// What is kept is either restored, and then as any other sandbox, or it dies: never anything between.
+    #[test]
+    fn a_sandbox_of_a_snapshot(
+        extensions in 0usize..3,
+        before in prop::collection::vec(op(), 0..40),
+        elsewhere in any::<bool>(),
+        after in prop::collection::vec(op(), 0..40),
+    ) {
+        let mut driver = Driver::for_snapshot(extensions);
+        for op in &before {
+            driver.apply(op);
+        }
+        if elsewhere && driver.machine.held().is_some() {
+            driver = driver.elsewhere();
+            driver.restored();
+        }
+        for op in &after {
+            driver.apply(op);
+        }
+        driver.run_out();
+        prop_assert_eq!(driver.init_done, 1);
+        prop_assert!(driver.restores <= 1 && driver.released <= driver.restores);
+        prop_assert_eq!(driver.restore_done, driver.restores);
+        prop_assert_eq!(driver.outcomes + driver.aborted, driver.accepted);
+        let failed = driver.init_failed || driver.restore_failed;
+        prop_assert!(!failed || driver.destroyed, "what failed is of no use");
+        let state = driver.machine.state();
+        prop_assert!(matches!(state, "held" | "frozen" | "dead"), "never without processes: {}", state);
+        prop_assert_eq!(state == "dead", driver.destroyed);
+        if state == "frozen" {
+            prop_assert_eq!(driver.invoke(false), Ok(()));
+        } else {
+            prop_assert!(driver.invoke(false).is_err());
+        }
+    }
+}
+
+#[test]
+fn a_restore_in_order() {
+    for elsewhere in [false, true] {
+        let mut d = Driver::held();
+        assert!(matches!(&d.lines[..], [Line::InitStart, Line::Initialized(_)]));
+        assert_eq!(d.machine.deadline(), None, "it may be held for ever");
+        assert_eq!(d.invoke(false), Err(Refused::Busy));
+        if elsewhere {
+            d = d.elsewhere();
+        }
+        d.restored();
+        if elsewhere {
+            assert_eq!((d.released, d.machine.state()), (0, "init"), "its connection is gone");
+            assert_eq!(d.next(), Err(ApiError::Transition { from: "RestoreReady", to: "Ready" }));
+            d.restore_next().unwrap();
+        }
+        assert_eq!(d.released, 1);
+        assert_eq!(d.restore_next(), Err(ApiError::Transition { from: "Restoring", to: "RestoreReady" }));
+        d.pass(Duration::from_millis(7));
+        d.next().unwrap();
+        assert_eq!((d.restore_done, d.restore_failed, d.machine.state()), (1, false, "idle"));
+        d.invoke(false).unwrap();
+        d.answer(true, None, success()).unwrap();
+        d.next().unwrap();
+        let Some(Line::End(report)) = d.lines.last() else { panic!("no END: {:?}", d.lines) };
+        let (duration, billed) = (Duration::from_millis(12), Duration::from_millis(7));
+        assert_eq!((report.init, report.restored), (None, Some(Restored { duration, billed })));
+        d.invoke(false).unwrap();
+        d.answer(true, None, success()).unwrap();
+        d.next().unwrap();
+        assert!(matches!(d.lines.last(), Some(Line::End(Report { restored: None, .. }))), "once");
+    }
+}
+
+#[test]
+fn a_runtime_without_hooks_is_kept_where_it_asks_for_an_invocation() {
+    let mut d = Driver::for_snapshot(0);
+    d.started(None);
+    d.next().unwrap();
+    assert_eq!(d.machine.state(), "held");
+    let mut d = d.elsewhere();
+    d.restored();
+    assert_eq!((d.restore_done, d.machine.state()), (1, "idle"));
+    d.next().unwrap();
+    d.invoke(false).unwrap();
+    assert_eq!(d.handed, 1);
+}
+
+#[test]
+fn without_a_snapshot_there_is_no_restore() {
+    let mut d = Driver::new(0);
+    d.machine.start(d.now);
+    d.settle();
+    d.started(None);
+    assert_eq!(d.restore_next(), Err(ApiError::Transition { from: "Started", to: "RestoreReady" }));
+    d.next().unwrap();
+    d.restored();
+    assert_eq!((d.restores, d.machine.state()), (0, "idle"));
+}
+
+#[test]
+fn a_restore_has_a_limit_and_may_fail() {
+    let mut late = Driver::held();
+    late.restored();
+    late.pass(Duration::from_secs(10));
+    let mut failed = Driver::held();
+    failed.restored();
+    let report = failed.machine.runtime_restore_error(failed.now, "Runtime.AfterRestoreError".into(), Bytes::new());
+    report.unwrap();
+    failed.settle();
+    let mut ended = Driver::held();
+    ended.restored();
+    ended.exit(true, false);
+    for (mut d, kind) in
+        [(late, "Sandbox.Timedout"), (failed, "Runtime.AfterRestoreError"), (ended, "Runtime.ExitError")]
+    {
+        assert!(d.restore_failed && d.restore_done == 1);
+        let Some(Line::RestoreReport { fault: Some(fault), .. }) = d.lines.last() else { panic!("{:?}", d.lines) };
+        assert_eq!(fault.error_type(), kind);
+        d.killed(true);
+        assert!(d.destroyed);
     }
 }
 

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use std::fmt;
+
 use domain::{RequestId, RetireReason};
 use sandbox::{ProcessId, Signal};
 use uuid::Uuid;
@@ -15,8 +17,12 @@ pub const MAX_EXTENSIONS: usize = 10;
 /// What is fixed for the life of a sandbox.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Limit of Init (10 s on AWS).
+    /// What it begins with.
+    pub begin: Begin,
+    /// Limit of Init (10 s on AWS; before a snapshot 130 s, or the function's timeout if that is longer).
     pub init_limit: Duration,
+    /// Limit of what the runtime does once it is restored (10 s on AWS).
+    pub restore_limit: Duration,
     /// The function's `Timeout`.
     pub timeout: Duration,
     /// How long an idle sandbox runs on before it is frozen.
@@ -27,6 +33,42 @@ pub struct Settings {
     pub internal_budget: Duration,
     /// Shutdown budget with an external extension (2 s on AWS).
     pub external_budget: Duration,
+}
+
+/// How a sandbox comes to take invocations.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Begin {
+    /// By Init.
+    OnDemand,
+    /// By Init that ends where a snapshot may be taken, and from there, here or elsewhere, by a restore.
+    Snapshot,
+}
+
+/// Why an Init or a restore failed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct InitFailure {
+    /// e.g. `Runtime.ExitError`.
+    pub kind: String,
+    /// In words.
+    pub message: String,
+    /// It was out of time.
+    pub timeout: bool,
+}
+
+impl fmt::Display for InitFailure {
+    /// A note for the timeline.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "failed: {}: {}", self.kind, self.message)
+    }
+}
+
+/// How long a restore took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Restored {
+    /// All of it.
+    pub duration: Duration,
+    /// From when the processes ran again.
+    pub billed: Duration,
 }
 
 /// One attempt at one invocation.
@@ -77,6 +119,17 @@ pub enum Refused {
 pub enum Line {
     /// Processes are being started.
     InitStart,
+    /// Init for a snapshot is over, and how long it took.
+    Initialized(Duration),
+    /// A sandbox is restored.
+    RestoreStart,
+    /// And that is over; the error is its type.
+    RestoreReport {
+        /// How long it took.
+        duration: Duration,
+        /// What went wrong.
+        fault: Option<Fault>,
+    },
     /// Init failed or timed out; successful ones are part of the REPORT.
     InitReport {
         /// How long it took.
@@ -101,6 +154,8 @@ pub struct Report {
     pub duration: Duration,
     /// Of the Init that this is the first invocation after.
     pub init: Option<Duration>,
+    /// Of the restore that this is the first invocation after.
+    pub restored: Option<Restored>,
     /// The error type if it failed.
     pub error: Option<String>,
     /// It failed by timeout; the limit.
@@ -143,6 +198,8 @@ pub enum Action {
         /// In monotonic time.
         deadline: Duration,
     },
+    /// Answer the runtime's `restore/next`, now or when it asks.
+    ReleaseRuntime,
     /// Let the processes run.
     Thaw,
     /// Stop them from running.
@@ -156,8 +213,10 @@ pub enum Action {
     },
     /// Write a system line.
     Log(Line),
-    /// The initial Init is over; the error is a note for the timeline.
-    InitDone(Result<(), String>),
+    /// The initial Init is over.
+    InitDone(Result<(), InitFailure>),
+    /// The restore is over.
+    RestoreDone(Result<(), InitFailure>),
     /// The invocation's outcome.
     Answer(Answer),
     /// The invocation ended without one.

@@ -1,5 +1,6 @@
 //! The task that does for one sandbox what takes time, one thing after the other.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +18,21 @@ use crate::output::Output;
 const ENGINE_LIMIT: Duration = Duration::from_secs(10);
 
 impl Slot {
-    /// Runs until the sandbox is destroyed.
-    pub(crate) async fn drive(self: Arc<Self>, mut events: mpsc::UnboundedReceiver<SandboxEvent>, api: ApiServer) {
+    /// Runs until the sandbox is destroyed. `running`: processes that are there already, of a sandbox that was restored.
+    pub(crate) async fn drive(
+        self: Arc<Self>,
+        mut events: mpsc::UnboundedReceiver<SandboxEvent>,
+        api: ApiServer,
+        running: Vec<Process>,
+    ) {
         let mut pumps = JoinSet::new();
+        for process in running {
+            if self.watch(process.output, &mut pumps).is_err() {
+                let mut core = self.core.lock();
+                core.machine.gone(self.now());
+                self.settle(&mut core);
+            }
+        }
         let mut open = true;
         loop {
             let operation = self.core.lock().operations.pop_front();
@@ -157,6 +170,7 @@ impl Slot {
                 api.reset().await;
                 let mut core = self.core.lock();
                 core.runtime = None;
+                core.restore = None;
                 core.extensions.clear();
                 self.drain(&mut core);
                 core.machine.killed(self.now(), epoch, killed);
@@ -192,6 +206,12 @@ impl Slot {
             }
             Err(_) => return Err(StartError::Host("starting a process took too long".into())),
         };
+        self.watch(output, pumps)?;
+        Ok(id)
+    }
+
+    /// Reads a process's output from here on.
+    fn watch(self: &Arc<Self>, output: OwnedFd, pumps: &mut JoinSet<()>) -> Result<(), StartError> {
         match Output::new(output) {
             Ok(output) => {
                 let output = Arc::new(output);
@@ -204,7 +224,7 @@ impl Slot {
                 return Err(StartError::Host(error.to_string()));
             }
         }
-        Ok(id)
+        Ok(())
     }
 }
 

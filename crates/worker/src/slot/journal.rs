@@ -82,7 +82,7 @@ impl Slot {
                     continue;
                 }
                 Entry::System(line) => {
-                    if let Line::InitReport { fault, .. } = &line {
+                    if let Line::InitReport { fault, .. } | Line::RestoreReport { fault: Some(fault), .. } = &line {
                         self.host.metrics.error(fault.error_type());
                     }
                     line

@@ -241,6 +241,7 @@ impl Fixture {
                 group: "/aws/lambda/f".into(),
             },
             tracing_active: false,
+            snap_start: false,
         };
         let sandbox = SandboxId(Uuid::new_v4());
         Self { service, version: Arc::new(version), told, observed, logs, sandbox, _dir: dir }

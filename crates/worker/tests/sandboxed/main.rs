@@ -11,7 +11,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use domain::{
     AccountId, CodeRef, FunctionArn, FunctionVersion, InitDone, InitRequest, InvokeOutcome, InvokeRequest, LogFormat,
-    LogType, LoggingSettings, RequestId, RetireReason, SandboxId, SystemClock, VersionKey, Worker as _, WorkerError,
+    LogType, LoggingSettings, RequestId, RetireReason, SandboxId, SnapshotError, SystemClock, VersionKey, Worker as _,
+    WorkerError,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 use sandbox::SandboxEngine as _;
@@ -33,8 +34,28 @@ if os.path.exists("/tmp/starts"):
 open("/tmp/starts", "w").write(str(starts))
 if os.environ.get("FAIL_INIT") and starts < 3:
     raise ValueError("not yet")
+hooks = os.environ.get("HOOKS")
+seen = ["import"]
+if hooks:
+    from snapshot_restore_py import register_after_restore, register_before_snapshot
+    @register_before_snapshot
+    def before():
+        print("before the snapshot")
+        seen.append("before")
+        if hooks == "before fails":
+            raise ValueError("not to be kept")
+    def after(word):
+        seen.append(word)
+        if hooks == "after fails":
+            raise ValueError("not to be restored")
+        if hooks == "after hangs":
+            time.sleep(60)
+    register_after_restore(after, "after")
 def handler(event, context):
     what = event.get("do")
+    if what == "hooks":
+        names = ["AWS_LAMBDA_INITIALIZATION_TYPE", "AWS_LAMBDA_LOG_STREAM_NAME"]
+        return {"seen": seen, "env": [os.environ.get(name) for name in names]}
     if what == "raise":
         raise KeyError("nothing there")
     if what == "sleep":
@@ -98,6 +119,11 @@ fn trials() -> Vec<Trial> {
         ),
         trial("endpoint", Setup { endpoint: true, ..setup() }, endpoint),
         trial("frozen", setup(), frozen),
+        trial("snap_start", Setup { env: &[("HOOKS", "work")], ..setup() }, snap_start),
+        trial("snap_start_without_hooks", setup(), snap_start_without_hooks),
+        trial("a_hook_before_the_snapshot_fails", Setup { env: &[("HOOKS", "before fails")], ..setup() }, before_fails),
+        trial("a_hook_after_the_restore_fails", Setup { env: &[("HOOKS", "after fails")], ..setup() }, after_fails),
+        trial("a_hook_after_the_restore_hangs", Setup { env: &[("HOOKS", "after hangs")], ..setup() }, after_hangs),
         trial("extension_in_merged_layers", Setup { layers: true, ..setup() }, extension_in_merged_layers),
     ]
 }
@@ -194,6 +220,72 @@ async fn endpoint(f: Fixture) {
     let (outcome, _) = f.tail(json!({"do": "get"})).await;
     assert_eq!(parse(&outcome), "hi", "{:?}", outcome.payload);
     f.end().await;
+}
+
+/// AWS's runtime client and its hooks, to where a snapshot is taken and on from there.
+async fn snap_start(f: Fixture) {
+    f.service.init_in_place(f.init_request()).await.unwrap();
+    let (outcome, tail) = f.tail(json!({"do": "hooks"})).await;
+    assert_eq!(parse(&outcome), json!({"seen": ["import", "before", "after"], "env": ["snap-start", null]}));
+    assert!(tail.contains("\tRestore Duration: ") && tail.contains(" ms\tBilled Restore Duration: "), "{tail}");
+    assert!(!tail.contains("Init Duration"), "{tail}");
+    let log = f.log().await;
+    let at =
+        |text: &str| log.iter().position(|line| line.starts_with(text)).unwrap_or_else(|| panic!("{text}: {log:?}"));
+    let order = [
+        "INIT_START Runtime Version: ",
+        "before the snapshot",
+        "INIT_REPORT Init Duration: ",
+        "RESTORE_START Runtime Version: ",
+        "RESTORE_REPORT Restore Duration: ",
+        "START RequestId: ",
+    ];
+    assert!(order.map(at).is_sorted(), "{log:?}");
+    let (_, tail) = f.tail(json!({})).await;
+    assert!(!tail.contains("Restore Duration"), "only the first: {tail}");
+    f.end().await;
+}
+
+async fn snap_start_without_hooks(f: Fixture) {
+    f.service.init_in_place(f.init_request()).await.unwrap();
+    let (outcome, _) = f.tail(json!({"do": "hooks"})).await;
+    assert_eq!(parse(&outcome)["seen"], json!(["import"]));
+    // What was kept is not reset: the next sandbox is restored anew.
+    f.tail(json!({"do": "exit"})).await;
+    f.gone().await;
+    let gone = f.service.invoke(f.sandbox, f.request(&json!({}), LogType::None)).await;
+    assert!(matches!(gone, Err(WorkerError::Gone(_))), "{gone:?}");
+    f.engine.stop().await;
+}
+
+async fn before_fails(f: Fixture) {
+    let failed = f.service.init_in_place(f.init_request()).await;
+    let Err(SnapshotError::Init { kind, message }) = failed else { panic!("{failed:?}") };
+    assert_eq!((kind.as_str(), message.as_str()), ("Runtime.BeforeSnapshotError", "not to be kept"));
+    assert_eq!(f.service.report().slots_used, 0, "nothing is left");
+    // On a host that cannot keep sandboxes nothing is tried in vain.
+    let refused = f.service.snapshot(f.version.clone()).await;
+    let words = "Process sandboxes cannot be kept in snapshots; microVMs on Firecracker can.";
+    assert!(matches!(&refused, Err(SnapshotError::Unsupported(reason)) if reason == words), "{refused:?}");
+    f.engine.stop().await;
+}
+
+async fn after_fails(f: Fixture) {
+    let failed = f.service.init_in_place(f.init_request()).await;
+    let Err(SnapshotError::Worker(WorkerError::Restore(words))) = failed else { panic!("{failed:?}") };
+    assert_eq!(words, "Runtime.AfterRestoreError: not to be restored");
+    f.gone().await;
+    let log = f.log().await;
+    let report = log.iter().find(|line| line.starts_with("RESTORE_REPORT")).unwrap();
+    assert!(report.ends_with("\tStatus: error\tError Type: Runtime.AfterRestoreError"), "{report}");
+    f.engine.stop().await;
+}
+
+async fn after_hangs(f: Fixture) {
+    let failed = f.service.init_in_place(f.init_request()).await;
+    let Err(SnapshotError::Worker(WorkerError::RestoreTimeout(words))) = failed else { panic!("{failed:?}") };
+    assert_eq!(words, "The runtime did not ask for an invocation within 2 s of its restore.");
+    f.engine.stop().await;
 }
 
 /// A frozen process does not run: its own clock of CPU time stands still, and it wakes for the next event.
@@ -326,7 +418,12 @@ impl Fixture {
         }
         let logs = LogStore::open(LogConfig::new(dir.path().join("logs"))).unwrap();
         let service = Service::new(
-            Config { endpoint_url, layers_dir: dir.path().join("layers"), ..Config::default() },
+            Config {
+                endpoint_url,
+                layers_dir: dir.path().join("layers"),
+                restore_limit: Duration::from_secs(2),
+                ..Config::default()
+            },
             engine.clone(),
             Sources {
                 packages: Arc::new(Directories(packages)),
@@ -363,14 +460,18 @@ impl Fixture {
                 group: "/aws/lambda/f".into(),
             },
             tracing_active: false,
+            snap_start: false,
         };
         let sandbox = SandboxId(Uuid::new_v4());
         Self { service: service.unwrap(), engine, sandbox, version: version.into(), logs, _dir: dir }
     }
 
+    fn init_request(&self) -> InitRequest {
+        InitRequest { sandbox: self.sandbox, version: self.version.clone() }
+    }
+
     async fn init(&self) -> InitDone {
-        let request = InitRequest { sandbox: self.sandbox, version: self.version.clone() };
-        self.service.init(request).await.unwrap()
+        self.service.init(self.init_request()).await.unwrap()
     }
 
     fn request(&self, event: &Value, log_type: LogType) -> InvokeRequest {
@@ -397,6 +498,13 @@ impl Fixture {
                 }
                 Err(error) => panic!("{error}"),
             }
+        }
+    }
+
+    /// Waits for the end of its sandbox, and with it of its log.
+    async fn gone(&self) {
+        while self.service.report().slots_used > 0 {
+            tokio::task::yield_now().await;
         }
     }
 
