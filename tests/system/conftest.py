@@ -48,10 +48,13 @@ def with_isolation(config):
     if "[sandbox]" not in config:
         config += "\n[sandbox]\n"
     config = config.replace("[sandbox]\n", '[sandbox]\nisolation = "microvm"\n', 1)
-    config += f'\n[microvm]\naccel = "tcg"\nkernel = "{KERNEL}"\n'
+    if "[microvm]" not in config:
+        # Emulated boots in advance would take the processors from the tests that run. Those of test_pool.py want them.
+        config += "\n[microvm]\npool = 0\n"
+    settings = f'accel = "tcg"\nkernel = "{KERNEL}"\n'
     if VSOCK_DEVICE.exists():
-        config += f'vsock_device = "{VSOCK_DEVICE}"\n'
-    return config
+        settings += f'vsock_device = "{VSOCK_DEVICE}"\n'
+    return config.replace("[microvm]\n", "[microvm]\n" + settings, 1)
 
 
 def have(what):
@@ -74,9 +77,9 @@ def have(what):
 PATIENCE = 4 if ISOLATION == "microvm" else 1
 
 
-def process_only(item):
-    """Why a test is none for microVMs; None if it is one. The reasons stand where the tests are."""
-    marker = item.get_closest_marker("process_only")
+def other_isolation(item):
+    """Why a test is none for this kind of sandbox; None if it is one. The reasons stand where the tests are."""
+    marker = item.get_closest_marker("process_only" if ISOLATION == "microvm" else "microvm_only")
     return marker and marker.args[0]
 
 
@@ -86,9 +89,7 @@ FIRST = "test_terraform.py"
 
 def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.path.name != FIRST)
-    if ISOLATION != "microvm":
-        return
-    left_out = {item.nodeid: why for item in items if (why := process_only(item))}
+    left_out = {item.nodeid: why for item in items if (why := other_isolation(item))}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
     items[:] = [item for item in items if item.nodeid not in left_out]
     config.left_out = left_out
@@ -102,7 +103,7 @@ def pytest_terminal_summary(terminalreporter, config):
     for nodeid, why in getattr(config, "left_out", {}).items():
         by_file.setdefault((nodeid.partition("::")[0], why), []).append(nodeid.partition("::")[2])
     if by_file:
-        terminalreporter.section("not run in microVMs")
+        terminalreporter.section("not run in microVMs" if ISOLATION == "microvm" else "for microVMs only")
     for (file, why), names in by_file.items():
         whole = f"{len(names)} tests" if len(names) > 5 else ", ".join(names)
         terminalreporter.line(f"{file}: {whole}: {why}")

@@ -20,7 +20,7 @@ pub enum Step {
     Placed,
     /// The package is on the worker (note: `cache` or `storage`).
     PackageFetched,
-    /// The sandbox exists (note: `pool` when a prepared blank one was taken).
+    /// The sandbox exists (note: `pool` when a microVM that waited was taken).
     SandboxCreated,
     /// The runtime process runs.
     RuntimeStarted,

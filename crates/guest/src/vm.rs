@@ -17,10 +17,11 @@
 //!
 //! - [`protocol`]: the words on the control connection, and their frames.
 //! - [`link`]: how what a function says on a connection is carried.
-//! - [`agent`]: its life; [`boot`]: mounts, clock, entropy, limits; [`pump`]: what it carries.
+//! - [`agent`]: its life; [`boot`]: mounts, clock, entropy, limits; [`drives`]: its disks; [`pump`]: what it carries.
 
 pub mod agent;
 mod boot;
+mod drives;
 pub mod link;
 pub mod protocol;
 mod pump;

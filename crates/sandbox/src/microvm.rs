@@ -22,10 +22,14 @@
 //! not fit ends the VM. Nothing outlives the server: the kernel kills its children with it, and what has a name (cgroups,
 //! the directory) the next start removes. (A Firecracker ends with its guest, which notices, or at the next start.)
 //!
-//! A sandbox may be kept in a snapshot and restored from it, as often as wanted ([`kept`]), where the engine can.
+//! Booted VMs wait for a function, if the configuration wants it ([`waiting`]): they have disks without contents, in whose
+//! place the function's come.
 //!
-//! Not yet: a pool of booted VMs; giving idle memory back.
+//! One that was idle for a while gives back what memory its kernel has free ([`rest`]); under Firecracker not yet.
+//!
+//! A sandbox may be kept in a snapshot and restored from it, as often as wanted ([`kept`]), where the engine can.
 
+mod boot;
 mod config;
 mod confine;
 mod control;
@@ -39,7 +43,10 @@ mod kept;
 pub(crate) mod launcher;
 mod machine;
 mod network;
+mod pool;
 mod qemu;
+mod qmp;
+mod rest;
 mod sandbox;
 mod seat;
 mod spawner;
@@ -48,9 +55,11 @@ mod tests;
 mod tree;
 mod trial;
 mod tsc;
+mod waiting;
 
 pub use config::{Accel, EngineKind, FirecrackerConfig, MicrovmConfig, Rate};
 #[cfg(fuzzing)]
 pub use control::hear_anything;
 pub use engine::MicrovmEngine;
+pub use pool::POOL_KINDS;
 pub use trial::{Trial, trial};

@@ -27,6 +27,7 @@ struct StateLabels {
 pub struct Metrics {
     invocations: Counter,
     cold_starts: Counter,
+    pooled: Counter,
     errors: Family<ErrorLabels, Counter>,
     duration: Histogram,
     init_duration: Histogram,
@@ -49,6 +50,7 @@ impl Default for Metrics {
         Self {
             invocations: Counter::default(),
             cold_starts: Counter::default(),
+            pooled: Counter::default(),
             errors: Family::default(),
             duration: Histogram::new(buckets()),
             init_duration: Histogram::new(buckets()),
@@ -64,6 +66,11 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("worker");
         registry.register("invocations", "Invocations that are over", self.invocations.clone());
         registry.register("cold_starts", "Invocations that were the first of their sandbox", self.cold_starts.clone());
+        registry.register(
+            "sandboxes_from_pool",
+            "Sandboxes made of a microVM that had booted before they were asked for",
+            self.pooled.clone(),
+        );
         registry.register("errors", "Failed invocations and Inits by error type", self.errors.clone());
         registry.register("duration_seconds", "From handing over the event to the last next", self.duration.clone());
         registry.register("init_duration_seconds", "Duration of successful Inits", self.init_duration.clone());
@@ -80,6 +87,11 @@ impl Metrics {
         if let Some(error) = error {
             self.error(error);
         }
+    }
+
+    /// A sandbox was made of one that waited.
+    pub(crate) fn from_pool(&self) {
+        self.pooled.inc();
     }
 
     pub(crate) fn error(&self, kind: &str) {

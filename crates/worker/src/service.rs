@@ -185,7 +185,13 @@ impl Inner {
             spec.standby = None;
         }
         let sandbox = self.engine.create(spec).await.map_err(|error| WorkerError::Sandbox(error.to_string()))?;
-        timeline.mark(Step::SandboxCreated, self.host.clock.monotonic());
+        let created = self.host.clock.monotonic();
+        if sandbox.from_pool() {
+            self.host.metrics.from_pool();
+            timeline.note(Step::SandboxCreated, created, "pool");
+        } else {
+            timeline.mark(Step::SandboxCreated, created);
+        }
         self.assemble(version, parts, Origin::New(begin), sandbox.into())
     }
 

@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 /// How microVMs are made, where `[sandbox] isolation` asks for them.
-#[derive(Deserialize, Debug, Clone, PartialEq, Default)]
+#[derive(Deserialize, Debug, Clone, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Microvm {
     /// What runs them.
     pub engine: VmEngine,
     /// What executes their instructions.
     pub accel: Accel,
+    /// How many booted VMs wait for a function, for each of the kinds last asked for.
+    pub pool: usize,
     /// The guest kernel, an uncompressed `vmlinux`; `None`: `guest-kernel/vmlinux` in the data directory.
     pub kernel: Option<PathBuf>,
     /// What the guest kernel's command line has besides what it must.
@@ -26,6 +28,23 @@ pub struct Microvm {
     pub qemu: Option<PathBuf>,
     /// The program `vhost-device-vsock`; `None`: from PATH.
     pub vsock_device: Option<PathBuf>,
+}
+
+impl Default for Microvm {
+    fn default() -> Self {
+        Self {
+            engine: VmEngine::default(),
+            accel: Accel::default(),
+            pool: 1,
+            kernel: None,
+            kernel_args: String::new(),
+            firecracker: None,
+            jailer: None,
+            cpu_template: None,
+            qemu: None,
+            vsock_device: None,
+        }
+    }
 }
 
 impl Microvm {

@@ -41,14 +41,17 @@ pub fn microvm(
     engine: sandbox::microvm::EngineKind,
     accel: config::Accel,
 ) -> sandbox::microvm::MicrovmConfig {
-    use sandbox::microvm::{Accel, FirecrackerConfig, MicrovmConfig};
+    use sandbox::microvm::{Accel, FirecrackerConfig, MicrovmConfig, POOL_KINDS};
 
     let accel = match accel {
         config::Accel::Kvm => Accel::Kvm,
         config::Accel::Tcg => Accel::Tcg,
     };
+    let pool = config.microvm.pool;
+    let spare = u32::try_from(pool.saturating_mul(POOL_KINDS)).unwrap_or(u32::MAX);
     MicrovmConfig {
         engine,
+        pool,
         firecracker: FirecrackerConfig {
             program: config.microvm.firecracker.clone(),
             jailer: config.microvm.jailer.clone(),
@@ -59,7 +62,7 @@ pub fn microvm(
         qemu: config.microvm.qemu.clone(),
         vsock_device: config.microvm.vsock_device.clone(),
         network: network(config),
-        max_sandboxes: config.limits.sandboxes,
+        max_sandboxes: config.limits.sandboxes.saturating_add(spare),
         memory_mb: Some(host_memory_mb() / 10 * 9),
         ..MicrovmConfig::new(dir.join("microvm"), super::isolation::kernel(config, dir), accel)
     }

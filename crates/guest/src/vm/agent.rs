@@ -12,7 +12,7 @@ use rustix::thread::LinkNameSpaceType;
 
 use super::protocol::{self, CONTROL_PORT, HOST, LONGEST_ORDER, OUTPUT_PORT, Order, Start, VERSION, Word};
 use super::pump::Carrier;
-use super::{boot, pump};
+use super::{boot, drives, pump};
 use crate::init;
 use crate::netlink::{Namespace, Netlink};
 use crate::protocol::{During, Failure, Message, Prepare, Reply, Request, SetUp, Spawn, Uplink};
@@ -55,16 +55,10 @@ fn run() -> Result<(), Failure> {
     boot::file_systems()?;
     let filter = Programs::compile().map_err(io::Error::other).during("compile the system call filter")?;
     let mut control = File::from(sys::vsock_connect(HOST, CONTROL_PORT).during("connect to the host by vsock")?);
-    let asked = Instant::now();
-    protocol::write(&mut control, &Word::Hello { version: VERSION }).during("speak to the host")?;
-    let start = match protocol::read(&mut control, LONGEST_ORDER).during("listen to the host")? {
-        Order::Start(start) => start,
-        _ => return Err(Failure::host("begin with something else", &io::ErrorKind::InvalidData.into())),
-    };
-    // The host said it somewhere between; half of that is the error at most.
-    boot::clock(start.time, asked.elapsed() / 2)?;
+    let start = await_start(&mut control)?;
     let said = control.try_clone().during("use the control connection")?;
-    let (channel, listeners, network) = match make_sandbox(&start, &filter) {
+    let made = drives::await_exchanged(&start.exchanged).and_then(|()| make_sandbox(&start, &filter));
+    let (channel, listeners, network) = match made {
         Ok(made) => made,
         Err(failure) => {
             // Said again on the console.
@@ -91,13 +85,47 @@ fn run() -> Result<(), Failure> {
         }
     })
     .during("start a thread")?;
+    let mut at_rest = false;
     loop {
         match protocol::read(&mut control, LONGEST_ORDER) {
-            Ok(Order::Hold) => control = hold(&carrier, control, &network)?,
-            Ok(order) => obey(&carrier, &channel, order).during("carry an order")?,
+            Ok(order) => {
+                let rest = matches!(order, Order::Rest);
+                if std::mem::replace(&mut at_rest, rest) != rest {
+                    boot::hold(rest)?;
+                }
+                match order {
+                    Order::Hold => control = hold(&carrier, control, &network)?,
+                    order => obey(&carrier, &channel, order).during("carry an order")?,
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Err(error) => return Err(error).during("listen to the host"),
         }
+    }
+}
+
+/// Greets the host, waits for as long as it has nobody for this VM, and sets the clock by its order.
+fn await_start(control: &mut File) -> Result<Start, Failure> {
+    let order = |control: &mut File| protocol::read(control, LONGEST_ORDER).during("listen to the host");
+    let asked = Instant::now();
+    protocol::write(control, &Word::Hello { version: VERSION }).during("speak to the host")?;
+    let other = || Err(Failure::host("begin with something else", &io::ErrorKind::InvalidData.into()));
+    match order(control)? {
+        Order::Start(start) => {
+            // The host said it somewhere between; half of that is the error at most.
+            boot::clock(start.time, asked.elapsed() / 2)?;
+            Ok(start)
+        }
+        Order::Wait { detach } => {
+            let detached = if detach { drives::detach()? } else { Vec::new() };
+            protocol::write(control, &Word::Reply(Ok(Reply::Done))).during("speak to the host")?;
+            let Order::Start(start) = order(control)? else { return other() };
+            // It was on its way for as long as a word by vsock is, a fraction of a millisecond.
+            boot::clock(start.time, Duration::ZERO)?;
+            drives::attach(&detached)?;
+            Ok(start)
+        }
+        _ => other(),
     }
 }
 
@@ -188,7 +216,8 @@ fn obey(carrier: &Arc<Carrier>, channel: &Channel, order: Order) -> io::Result<(
         Order::Spawn(spawn) => start_process(carrier, channel, spawn),
         Order::Signal { process, signal } => channel.send(&Request::Signal { process, signal }, &[]),
         Order::KillAll => channel.send(&Request::KillAll, &[]),
-        Order::Start(_) | Order::Hold | Order::Resume(_) => {
+        Order::Rest | Order::Wake => carrier.say(&Word::Reply(Ok(Reply::Done))),
+        Order::Start(_) | Order::Wait { .. } | Order::Hold | Order::Resume(_) => {
             let failure =
                 Failure::host("start a VM twice, or resume one that runs", &io::ErrorKind::InvalidInput.into());
             carrier.say(&Word::Reply(Err(failure)))

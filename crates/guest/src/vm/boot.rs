@@ -3,13 +3,14 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags};
 use rustix::time::{ClockId, Timespec};
 
+use super::drives::device;
 use super::protocol::{Start, Used};
 use crate::protocol::{During, Failure};
 use crate::sys;
@@ -75,6 +76,11 @@ pub fn limit(pid: i32) -> Result<(), Failure> {
     fs::write(format!("{GROUP}/cgroup.procs"), pid.to_string()).during("put the sandbox into its cgroup")
 }
 
+/// Lets no process of that cgroup run, or all again.
+pub fn hold(held: bool) -> Result<(), Failure> {
+    fs::write(format!("{GROUP}/cgroup.freeze"), if held { "1" } else { "0" }).during("hold the sandbox")
+}
+
 /// What the sandbox has used; zero where the kernel does not say.
 pub fn used() -> Used {
     let read = |file: &str| fs::read_to_string(format!("{GROUP}/{file}")).unwrap_or_default();
@@ -94,23 +100,6 @@ pub fn used() -> Used {
 /// The file that holds the peak of memory, to be kept open.
 pub fn memory_peak() -> Option<fs::File> {
     fs::File::open(format!("{GROUP}/memory.peak")).ok()
-}
-
-/// The device of a drive: by its serial number if it has one, or else by its name in `/dev`.
-fn device(drive: &str) -> Result<PathBuf, Failure> {
-    let find = || -> io::Result<PathBuf> {
-        for entry in fs::read_dir("/sys/block")? {
-            let entry = entry?;
-            let serial = fs::read_to_string(entry.path().join("serial")).unwrap_or_default();
-            if serial.trim() == drive {
-                return Ok(Path::new("/dev").join(entry.file_name()));
-            }
-        }
-        // By a name only, so that it cannot lead out of /dev.
-        let path = Path::new("/dev").join(drive.replace('/', "-"));
-        if path.exists() { Ok(path) } else { Err(io::ErrorKind::NotFound.into()) }
-    };
-    find().during(format!("find the drive {drive}"))
 }
 
 /// The read-only contents of a drive, mounted nowhere yet.

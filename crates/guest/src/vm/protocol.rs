@@ -31,7 +31,12 @@ pub fn link_port(tcp: u16) -> u32 {
 /// From the worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Order {
-    /// The first, once.
+    /// Before [`Order::Start`], in a VM that waits for somebody to need it. Answered by [`Reply::Done`].
+    Wait {
+        /// Let go of the drives until then: they become others, and this machine does not tell its guest.
+        detach: bool,
+    },
+    /// The first, once; or the second, after [`Order::Wait`].
     Start(Start),
     /// Answered by [`Reply::Spawned`]. The output's connection was made before, also if this fails.
     Spawn(Spawn),
@@ -44,6 +49,11 @@ pub enum Order {
     },
     /// Kill every process of the sandbox but its PID 1. Answered by [`Reply::Done`] when all are gone.
     KillAll,
+    /// Let no process of the sandbox run until the next order, while the kernel runs to give free memory back to the host.
+    /// Answered by [`Reply::Done`].
+    Rest,
+    /// Let them run again. Answered by [`Reply::Done`]. Every other order but [`Order::Rest`] does the same first.
+    Wake,
     /// The last before a snapshot. Answered by [`Reply::Done`], and from then on the agent sends nothing: once this
     /// connection has ended, it makes another, greets, and takes [`Order::Resume`].
     Hold,
@@ -82,6 +92,8 @@ pub struct Start {
     pub tmp: String,
     /// Further drives, and where their contents go.
     pub mounts: Vec<(String, String)>,
+    /// Drives that became others since the VM has booted, and their sizes in bytes, by which that is seen.
+    pub exchanged: Vec<(String, u64)>,
     /// What becomes of the VM's network card, if it has one.
     pub uplink: Option<Uplink>,
     /// Contents of `/etc/hosts`.

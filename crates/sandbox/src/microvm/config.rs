@@ -82,18 +82,25 @@ pub struct MicrovmConfig {
     pub helper: Option<PathBuf>,
     /// Where functions can connect to. Egress takes root.
     pub network: Network,
+    /// How many booted VMs wait for a function, for each of the [`POOL_KINDS`](super::POOL_KINDS) kinds (memory, processors,
+    /// number of disks) last asked for. They count among `max_sandboxes` and in `memory_mb`, but give way.
+    pub pool: usize,
+    /// A kind that nobody asked for in this time has none waiting any more.
+    pub pool_expiry: Duration,
     /// Most VMs at once.
     pub max_sandboxes: u32,
     /// Memory that all VMs together can use, in MB. `None`: no bound but their own.
     pub memory_mb: Option<u64>,
     /// How long a VM may take from its start until its sandbox is made. One that takes longer is killed.
     pub boot_limit: Duration,
+    /// A VM that was frozen for so long gives back what memory it does not use.
+    pub rest_after: Duration,
     /// How long its agent may take to answer. One that takes longer is killed.
     pub answer_limit: Duration,
 }
 
 impl MicrovmConfig {
-    /// QEMU; a thousand at most, no network. A VM boots within 20 seconds, or 2 minutes where it is emulated.
+    /// QEMU; a thousand at most, none waiting, no network. A VM boots within 20 seconds, or 2 minutes where it is emulated.
     pub fn new(state_dir: impl Into<PathBuf>, kernel: impl Into<PathBuf>, accel: Accel) -> Self {
         Self {
             state_dir: state_dir.into(),
@@ -106,12 +113,15 @@ impl MicrovmConfig {
             vsock_device: None,
             helper: None,
             network: Network::None,
+            pool: 0,
+            pool_expiry: Duration::from_secs(300),
             max_sandboxes: 1024,
             memory_mb: None,
             boot_limit: match accel {
                 Accel::Kvm => Duration::from_secs(20),
                 Accel::Tcg => Duration::from_secs(120),
             },
+            rest_after: Duration::from_secs(10),
             // Within milliseconds; emulated, on a busy host, seconds. Less than the worker waits.
             answer_limit: Duration::from_secs(9),
         }

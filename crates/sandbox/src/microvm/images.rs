@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use guest::protocol::{During, Failure};
+use rustix::fs::{Mode, OFlags};
 use sha2::{Digest, Sha256};
 
 use crate::SandboxError;
@@ -34,6 +35,9 @@ const OPTIONS: [&str; 11] = [
     "-no-progress",
     "-quiet",
 ];
+
+/// Size of a disk that is to come, in bytes: one page.
+const BLANK: u64 = 4096;
 
 /// All images of a server.
 #[derive(Debug)]
@@ -78,6 +82,20 @@ impl Images {
         let image = Arc::new(image);
         known.insert(source.to_owned(), (stamp, Arc::clone(&image)));
         Ok(image)
+    }
+
+    /// A file of a few zeroes, in the place of a disk that is to come; with `owner`, one that this user can write.
+    pub fn blank(&self, owner: Option<(u32, u32)>) -> Result<File, SandboxError> {
+        let make = || -> io::Result<File> {
+            let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+            let file = File::from(rustix::fs::open(&self.scratch, flags, Mode::from_raw_mode(0o644))?);
+            file.set_len(BLANK)?;
+            if let Some((user, group)) = owner {
+                std::os::unix::fs::fchown(&file, Some(user), Some(group))?;
+            }
+            Ok(file)
+        };
+        make().during(format!("make a file in {}", self.scratch.display())).map_err(error_of)
     }
 
     /// A new disk of `size_mb` for a `/tmp`, which belongs to `owner`, and vanishes when it is closed.

@@ -9,13 +9,14 @@ use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::machine::{Beside, Engine, Machine, VSOCK, Vm};
+use super::machine::{Beside, Drive, Engine, Machine, VSOCK, Vm};
 use super::qemu::Qemu;
 use crate::SandboxError;
 
@@ -110,6 +111,10 @@ impl Engine for InPlace {
         Ok(())
     }
 
+    fn exchanges_silently(&self) -> bool {
+        self.qemu.exchanges_silently()
+    }
+
     fn drive(&self, number: usize) -> String {
         self.qemu.drive(number)
     }
@@ -140,6 +145,16 @@ impl Machine for Loan {
         self.given.store(true, Ordering::SeqCst);
         self.kept.lock().insert(name, self.real.clone());
         Ok(())
+    }
+
+    async fn exchange(&self, drives: Vec<Drive>, directory: &Path) -> Result<(), SandboxError> {
+        link_sockets(directory, &self.real.directory, self.real.user)
+            .map_err(host("connect the machine with its sandbox"))?;
+        self.real.machine.exchange(drives, directory).await
+    }
+
+    fn gives_back(&self) -> Option<Duration> {
+        self.real.machine.gives_back()
     }
 
     fn kill(&self) {

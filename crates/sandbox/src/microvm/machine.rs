@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use domain::SandboxId;
@@ -34,6 +35,8 @@ pub struct Vm {
     pub tap: Option<Tap>,
     /// Its disks. The guest finds each by the name that [`Engine::drive`] gives it.
     pub drives: Vec<Drive>,
+    /// Its drives are for [`Machine::exchange`].
+    pub blank: bool,
 }
 
 /// A disk.
@@ -61,6 +64,8 @@ pub trait Engine: Send + Sync + 'static {
     /// drives with the same contents, the same sockets. What the guest had open by vsock is closed for it. On error nothing
     /// is left of it but its directory.
     async fn restore(&self, vm: Vm, snapshot: &Path) -> Result<Box<dyn Machine>, SandboxError>;
+    /// Whether a guest must let go of its drives before [`Machine::exchange`], since it is not told of it.
+    fn exchanges_silently(&self) -> bool;
     /// Whether [`Machine::snapshot`] works; if not, why.
     fn snapshots(&self) -> Result<(), String>;
     /// How the guest knows the drive of this number.
@@ -87,10 +92,17 @@ pub trait Machine: Send + Sync + 'static {
     fn pause(&self) -> io::Result<()>;
     /// Lets it run again. Quick. No error if it runs.
     fn resume(&self) -> io::Result<()>;
+    /// Puts other contents, of any size, in the place of those of its drives, which nobody in the guest may have used; all of
+    /// them, as many, writable where those were. To be called once, of a [`Vm::blank`]. Sockets that were added to its
+    /// directory since the start are there for the guest afterwards. After an error it is of no use.
+    async fn exchange(&self, drives: Vec<Drive>, directory: &Path) -> Result<(), SandboxError>;
     /// Writes its memory, processors and devices, but not its drives, into a directory that has no snapshot yet: on the file
     /// system of the engine's own, closed to all but root, since it has all that the guest knows. The machine stands still
     /// meanwhile, in which `beside` is called, and runs afterwards, whatever comes of it.
     async fn snapshot(&self, directory: &Path, beside: Beside) -> Result<(), SandboxError>;
+    /// For how long a guest in which nothing else runs has to run until memory that it does not use is the host's again;
+    /// `None`: it has no way to give any back.
+    fn gives_back(&self) -> Option<Duration>;
     /// Kills it at once.
     fn kill(&self);
     /// Returns when its guest runs no more, by itself or killed.

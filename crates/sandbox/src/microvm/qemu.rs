@@ -5,6 +5,8 @@
 //!
 //! Pausing is SIGSTOP to QEMU. Its own `stop` would halt the guest's clocks as well, which then had to be set after each
 //! pause; this way the guest finds that time has passed, as a frozen process does.
+//!
+//! A VM in waiting has a monitor, by which its drives are exchanged ([`super::qmp`]); it is closed when that is done.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -18,12 +20,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use domain::SandboxId;
 use guest::protocol::{During, Failure, Spawn};
+use parking_lot::Mutex;
 use rustix::process::Signal;
 
 use super::config::{Accel, MicrovmConfig};
 use super::confine::{DIRECTORY, FIRST_KEPT};
 use super::launcher::Launch;
-use super::machine::{Beside, Engine, Machine, VSOCK, Vm, no_snapshots};
+use super::machine::{Beside, Drive, Engine, Machine, VSOCK, Vm, no_snapshots};
+use super::qmp::{self, Monitor};
 use super::spawner::{Program, Running, Spawner};
 use super::tree::Tree;
 use super::tsc::Counter;
@@ -45,6 +49,11 @@ const DEVICE: &str = "/vhost-device-vsock";
 /// What the kernel is told. Its messages are for the case of failure only; `panic` ends the VM at once; `reboot=t` is the
 /// way to restart that needs no device.
 const KERNEL: &str = "console=ttyS0 quiet loglevel=3 panic=-1 reboot=t random.trust_cpu=on rdinit=/init";
+
+/// Devices that a machine has room for: it has an interrupt for each, and no more of them without ACPI.
+const DEVICES: usize = 8;
+/// The guest's kernel gathers free memory for two seconds before it reports a part of it, a sixteenth of it at least.
+const REPORT: Duration = Duration::from_secs(35);
 
 /// Starts VMs with QEMU.
 #[derive(Debug)]
@@ -98,7 +107,7 @@ impl Qemu {
         Ok(Self { accel, program, kernel, initramfs, spawner, version, kvm_group, kernel_args, counter })
     }
 
-    /// What starts QEMU with this VM. The open files that it gets are, in this order: kernel, initramfs, drives, tap.
+    /// What starts QEMU with this VM. The open files that it gets are, in this order: kernel, initramfs, drives, tap, monitor.
     /// `clock`: what the kernel is told of it.
     fn arguments(&self, vm: &Vm, clock: &str) -> Vec<String> {
         let (accel, cpu) = match self.accel {
@@ -123,18 +132,34 @@ impl Qemu {
             format!("{KERNEL}{clock} {}", self.kernel_args).trim_end(),
         ]);
         for (number, drive) in vm.drives.iter().enumerate() {
-            let read_only = if drive.writable { "off" } else { "on" };
             let file = path(number + 2);
-            command.arg("-blockdev").arg(format!(
-                "driver=file,node-name=d{number},filename={file},read-only={read_only},locking=off,discard=unmap"
-            ));
+            let node = qmp::node(number);
+            if vm.blank {
+                for node in qmp::medium(number, &file, drive.writable) {
+                    command.arg("-blockdev").arg(node);
+                }
+            } else {
+                let read_only = if drive.writable { "off" } else { "on" };
+                command.arg("-blockdev").arg(format!(
+                    "driver=file,node-name={node},filename={file},read-only={read_only},locking=off,discard=unmap"
+                ));
+            }
             let serial = self.drive(number);
-            command.arg("-device").arg(format!("virtio-blk-device,drive=d{number},serial={serial}"));
+            command.arg("-device").arg(format!("virtio-blk-device,drive={node},serial={serial}"));
         }
         if let Some(tap) = &vm.tap {
             let fd = FIRST_KEPT as usize + vm.drives.len() + 2;
             command.arg("-netdev").arg(format!("tap,id=net,fd={fd}"));
             command.arg("-device").arg(format!("virtio-net-device,netdev=net,mac={}", tap.mac));
+        }
+        if vm.blank {
+            let fd = FIRST_KEPT as usize + vm.drives.len() + 2 + usize::from(vm.tap.is_some());
+            command.arg("-chardev").arg(format!("socket,id=monitor,fd={fd}"));
+            command.args(["-mon", "chardev=monitor,mode=control"]);
+        }
+        if has_balloon(vm) {
+            // Never inflated: by it the guest reports which memory is free, and that is the host's again.
+            command.args(["-device", "virtio-balloon-device,free-page-reporting=on,deflate-on-oom=on"]);
         }
         command.arg("-chardev").arg(format!("socket,id=vsock,path={VHOST}"));
         command.args(["-device", "vhost-user-vsock-device,chardev=vsock"]);
@@ -193,18 +218,28 @@ impl Engine for Qemu {
             }
             Ok(files)
         };
-        let keep = open().map_err(host("open the kernel and the drives"))?;
+        let mut keep = open().map_err(host("open the kernel and the drives"))?;
+        let mut monitor = None;
+        if vm.blank {
+            let (ours, theirs) = Monitor::pair().map_err(host("make a monitor"))?;
+            keep.push(theirs);
+            monitor = Some(ours);
+        }
         let clock = match &self.counter {
             Some(counter) => counter.kernel_options().await,
             None => String::new(),
         };
         let qemu = self.spawner.spawn(self.program(&vm, QEMU, self.arguments(&vm, &clock), keep)).await?;
         enter(&vm, &qemu).map_err(host("put QEMU into its cgroup"))?;
-        Ok(Box::new(QemuMachine { id: vm.id, qemu, device }))
+        Ok(Box::new(QemuMachine { id: vm.id, qemu, device, monitor: Mutex::new(monitor), balloon: has_balloon(&vm) }))
     }
 
     async fn restore(&self, vm: Vm, _: &Path) -> Result<Box<dyn Machine>, SandboxError> {
         Err(no_snapshots(&self.version, vm.id))
+    }
+
+    fn exchanges_silently(&self) -> bool {
+        true
     }
 
     fn snapshots(&self) -> Result<(), String> {
@@ -231,6 +266,9 @@ struct QemuMachine {
     id: SandboxId,
     qemu: Running,
     device: Running,
+    /// Until its drives were exchanged.
+    monitor: Mutex<Option<Monitor>>,
+    balloon: bool,
 }
 
 #[async_trait]
@@ -243,9 +281,25 @@ impl Machine for QemuMachine {
         self.qemu.signal(Signal::CONT)
     }
 
+    async fn exchange(&self, drives: Vec<Drive>, _: &Path) -> Result<(), SandboxError> {
+        let monitor = self.monitor.lock().take();
+        let exchanged = match monitor {
+            Some(mut monitor) => monitor.exchange(&drives).await,
+            None => Err(io::ErrorKind::Unsupported.into()),
+        };
+        exchanged.map_err(|source| {
+            let operation = format!("give VM {} the drives of a function", self.id);
+            SandboxError::Host { operation, source }
+        })
+    }
+
     async fn snapshot(&self, _: &Path, _: Beside) -> Result<(), SandboxError> {
         // Its memory is a shared file, its vsock device another process: neither is in a state that QEMU could save.
         Err(no_snapshots("QEMU", self.id))
+    }
+
+    fn gives_back(&self) -> Option<Duration> {
+        self.balloon.then_some(REPORT)
     }
 
     fn kill(&self) {
@@ -270,6 +324,11 @@ impl Machine for QemuMachine {
         let (qemu, device) = (self.qemu.console(), self.device.console());
         format!("{}\n{}", qemu.trim(), device.trim()).trim().to_owned()
     }
+}
+
+/// Whether there is room for one beside drives, card and vsock.
+fn has_balloon(vm: &Vm) -> bool {
+    vm.drives.len() + usize::from(vm.tap.is_some()) + 1 < DEVICES
 }
 
 fn enter(vm: &Vm, running: &Running) -> io::Result<()> {

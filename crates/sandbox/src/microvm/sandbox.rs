@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,21 +18,24 @@ use tokio_util::sync::CancellationToken;
 use super::control::Control;
 use super::kept;
 use super::machine::{Drive, Machine};
+use super::rest::Rest;
 use crate::api::{Command, Listener, Process, ProcessId, Sandbox, SandboxError, SandboxEvent, Signal, Usage};
 use crate::process::error_of;
 
 /// A sandbox whose agent has made it ready.
 pub struct MicrovmSandbox {
     pub id: SandboxId,
-    pub machine: Arc<dyn Machine>,
     pub control: Arc<Control>,
     pub listeners: Mutex<HashMap<u16, Listener>>,
     /// Where the connections for output arrive. Locked from order to connection, so that they belong together.
     pub outputs: tokio::sync::Mutex<UnixListener>,
     pub events: Mutex<Option<mpsc::UnboundedReceiver<SandboxEvent>>>,
-    pub frozen: AtomicBool,
+    pub rest: Arc<Rest>,
+    /// Its VM had booted before anybody asked for it.
+    pub waited: bool,
     /// Its drives, to be kept in a snapshot.
     pub drives: Vec<Drive>,
+    pub machine: Arc<dyn Machine>,
     pub answer_limit: Duration,
     /// Kills it.
     pub end: CancellationToken,
@@ -74,6 +76,10 @@ impl MicrovmSandbox {
 impl Sandbox for MicrovmSandbox {
     fn id(&self) -> SandboxId {
         self.id
+    }
+
+    fn from_pool(&self) -> bool {
+        self.waited
     }
 
     fn take_listener(&self, port: u16) -> Option<Listener> {
@@ -121,19 +127,13 @@ impl Sandbox for MicrovmSandbox {
     }
 
     fn freeze(&self) -> Result<(), SandboxError> {
-        self.frozen.store(true, Ordering::Relaxed);
-        self.machine
-            .pause()
+        self.rest
+            .freeze()
             .map_err(|source| SandboxError::Host { operation: format!("freeze sandbox {}", self.id), source })
     }
 
     fn thaw(&self) -> Result<(), SandboxError> {
-        if !self.frozen.swap(false, Ordering::Relaxed) {
-            return Ok(());
-        }
-        self.machine
-            .resume()
-            .map_err(|source| SandboxError::Host { operation: format!("thaw sandbox {}", self.id), source })
+        self.rest.thaw().map_err(|source| SandboxError::Host { operation: format!("thaw sandbox {}", self.id), source })
     }
 
     async fn keep(&self, directory: &Path) -> Result<(), SandboxError> {

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use domain::SandboxId;
@@ -33,9 +34,33 @@ pub struct Seat {
     pub user: Option<(u32, u32)>,
     /// Its way to the network, if it has one.
     pub link: Option<Link>,
+    /// Its part of the host's memory.
+    pub claim: Option<Claim>,
     /// Its numbers.
     pub slot: Slot,
     instance: Arc<Mutex<Instance>>,
+}
+
+/// A part of the host's memory that is spoken for, until it is dropped.
+#[derive(Debug)]
+pub struct Claim {
+    memory_mb: u64,
+    all: Arc<AtomicU64>,
+}
+
+impl Claim {
+    /// Adds this much to what all have.
+    pub fn of(memory_mb: u32, all: &Arc<AtomicU64>) -> Self {
+        let memory_mb = u64::from(memory_mb);
+        all.fetch_add(memory_mb, Ordering::Relaxed);
+        Self { memory_mb, all: Arc::clone(all) }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.memory_mb, Ordering::Relaxed);
+    }
 }
 
 impl Seat {
@@ -55,6 +80,7 @@ impl Seat {
             group: group.map(|group| group.child(&name)),
             user: privileged.then(|| (slot.user_id(), slot.user_id())),
             link: None,
+            claim: None,
             slot,
             instance: Arc::clone(instance),
         })
@@ -63,22 +89,7 @@ impl Seat {
     /// Makes its directory.
     pub fn prepare(&self) -> io::Result<()> {
         fs::DirBuilder::new().mode(0o700).create(&self.directory)?;
-        self.give_away(&self.directory)
-    }
-
-    /// Listens where connections to the host's `port` will arrive.
-    pub fn listen(&self, port: u32) -> io::Result<UnixListener> {
-        let name = format!("{VSOCK}_{port}");
-        // A socket's address has room for a hundred bytes, fewer than a path may have.
-        let directory = File::open(&self.directory)?;
-        let listener = UnixListener::bind(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))?;
-        self.give_away(&self.directory.join(name))?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
-    }
-
-    fn give_away(&self, path: &Path) -> io::Result<()> {
-        self.user.map_or(Ok(()), |(user, group)| chown(path, Some(user), Some(group)))
+        give_away(&self.directory, self.user)
     }
 
     /// To be called when its processes have ended.
@@ -101,6 +112,21 @@ impl Seat {
             tracing::warn!(sandbox = %self.id, "cannot remove the cgroup of a microVM");
         }
     }
+}
+
+/// Listens, in the directory of a VM, where its connections to the host's `port` will arrive. `user`: of its processes.
+pub fn listen(directory: &Path, user: Option<(u32, u32)>, port: u32) -> io::Result<UnixListener> {
+    let name = format!("{VSOCK}_{port}");
+    // A socket's address has room for a hundred bytes, fewer than a path may have.
+    let opened = File::open(directory)?;
+    let listener = UnixListener::bind(format!("/proc/self/fd/{}/{name}", opened.as_raw_fd()))?;
+    give_away(&directory.join(name), user)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn give_away(path: &Path, user: Option<(u32, u32)>) -> io::Result<()> {
+    user.map_or(Ok(()), |(user, group)| chown(path, Some(user), Some(group)))
 }
 
 impl Drop for Seat {

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,7 +13,7 @@ use guest::protocol::{Reply, Status};
 use guest::vm::protocol::{self, CONTROL_PORT, LONGEST_ORDER, OUTPUT_PORT, Order, Used, VERSION, Word};
 use tokio_util::sync::CancellationToken;
 
-use super::machine::{Beside, Engine, Machine, VSOCK, Vm, no_snapshots};
+use super::machine::{Beside, Drive, Engine, Machine, VSOCK, Vm, no_snapshots};
 use super::{Accel, MicrovmConfig, MicrovmEngine};
 use crate::api::{Command, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec};
 
@@ -38,6 +39,10 @@ impl Engine for Hostile {
         Err(no_snapshots("a hostile one", vm.id))
     }
 
+    fn exchanges_silently(&self) -> bool {
+        true
+    }
+
     fn snapshots(&self) -> Result<(), String> {
         Err("hostile".to_owned())
     }
@@ -61,8 +66,16 @@ impl Machine for Thread {
         Ok(())
     }
 
+    async fn exchange(&self, _: Vec<Drive>, _: &Path) -> Result<(), SandboxError> {
+        Ok(())
+    }
+
     async fn snapshot(&self, _: &Path, _: Beside) -> Result<(), SandboxError> {
         Ok(())
+    }
+
+    fn gives_back(&self) -> Option<Duration> {
+        None
     }
 
     fn kill(&self) {
@@ -102,6 +115,11 @@ struct Host {
 impl Host {
     /// `None`, said loudly, where images cannot be made.
     async fn start(attack: Attack) -> Option<Self> {
+        Self::start_with(attack, 0).await
+    }
+
+    /// With this many VMs that wait.
+    async fn start_with(attack: Attack, pool: usize) -> Option<Self> {
         let there = ["mksquashfs", "mkfs.ext4"]
             .iter()
             .all(|program| std::process::Command::new(program).arg("-version").output().is_ok());
@@ -117,6 +135,7 @@ impl Host {
         let config = MicrovmConfig {
             boot_limit: limit,
             answer_limit: limit,
+            pool,
             ..MicrovmConfig::new(directory.path(), "", Accel::Tcg)
         };
         let engine = MicrovmEngine::with(Box::new(Hostile(attack)), config).unwrap();
@@ -211,6 +230,90 @@ async fn a_process_without_its_output_is_none() {
         wait(&control);
     })
     .await;
+}
+
+/// What was told to wait does this; what was booted for somebody is a good one.
+async fn waits_badly(attack: Attack, ever_waits: bool) {
+    let Some(host) = Host::start_with(attack, 1).await else { return };
+    host.create().await.unwrap().destroy().await;
+    let waits = async {
+        while host.engine.waiting() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert_eq!(tokio::time::timeout(Duration::from_secs(5), waits).await.is_ok(), ever_waits);
+    let sandbox = host.create().await.unwrap();
+    assert!(!sandbox.from_pool());
+    sandbox.destroy().await;
+    host.stop().await;
+}
+
+/// Is made a sandbox if that is the first that is asked of it; `false` after it was told to wait.
+fn is_for_somebody(mut control: &UnixStream) -> bool {
+    protocol::write(&mut control, &Word::Hello { version: VERSION }).unwrap();
+    match protocol::read(&mut control, LONGEST_ORDER) {
+        Ok(Order::Start(_)) => {
+            protocol::write(&mut control, &Word::Reply(Ok(Reply::Done))).unwrap();
+            wait(control);
+            true
+        }
+        other => {
+            assert!(matches!(other, Ok(Order::Wait { .. }) | Err(_)), "{other:?}");
+            false
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_waits_badly_is_nobodys() {
+    let never = |_: PathBuf, control: UnixStream| {
+        if !is_for_somebody(&control) {
+            wait(&control);
+        }
+    };
+    waits_badly(never, false).await;
+    // Answers, and then does not do what it is told.
+    let not_then = |_: PathBuf, mut control: UnixStream| {
+        if !is_for_somebody(&control) {
+            let _ = protocol::write(&mut control, &Word::Reply(Ok(Reply::Done)));
+            wait(&control);
+        }
+    };
+    waits_badly(not_then, true).await;
+    let lies = |_: PathBuf, mut control: UnixStream| {
+        if !is_for_somebody(&control) {
+            let _ = protocol::write(&mut control, &Word::Reply(Ok(Reply::Done)));
+            let _ = protocol::read::<Order>(&mut control, LONGEST_ORDER);
+            let _ = control.write_all(&[0xff; 64]);
+            wait(&control);
+        }
+    };
+    waits_badly(lies, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_talks_while_it_waits_is_killed() {
+    static CUT_OFF: AtomicBool = AtomicBool::new(false);
+    let talks = |_: PathBuf, mut control: UnixStream| {
+        if !is_for_somebody(&control) {
+            let _ = protocol::write(&mut control, &Word::Reply(Ok(Reply::Done)));
+            let word = Word::Exited { process: 7, status: Status::Code(0), used: Used::default() };
+            while protocol::write(&mut control, &word).is_ok() {}
+            CUT_OFF.store(true, Ordering::Relaxed);
+        }
+    };
+    let Some(host) = Host::start_with(talks, 1).await else { return };
+    host.create().await.unwrap().destroy().await;
+    let cut_off = async {
+        while !CUT_OFF.load(Ordering::Relaxed) || host.engine.waiting() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), cut_off).await.unwrap();
+    let sandbox = host.create().await.unwrap();
+    assert!(!sandbox.from_pool());
+    sandbox.destroy().await;
+    host.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

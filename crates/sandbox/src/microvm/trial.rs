@@ -33,7 +33,7 @@ pub async fn trial(config: MicrovmConfig) -> Result<Trial, SandboxError> {
     for directory in DIRECTORIES {
         fs::create_dir_all(root.join(directory)).during(format!("make {}", root.display())).map_err(error_of)?;
     }
-    let engine = MicrovmEngine::start(MicrovmConfig { max_sandboxes: 1, ..config }).await?;
+    let engine = MicrovmEngine::start(MicrovmConfig { max_sandboxes: 1, pool: 0, ..config }).await?;
     let spec = SandboxSpec {
         id: SandboxId(uuid::Uuid::nil()),
         root,

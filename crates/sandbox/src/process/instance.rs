@@ -115,6 +115,12 @@ impl Instance {
         self.free.pop_front()
     }
 
+    /// Whether there is one.
+    #[cfg(feature = "microvm")]
+    pub fn has_free(&self) -> bool {
+        !self.free.is_empty()
+    }
+
     /// Gives a slot back.
     pub fn put(&mut self, slot: Slot) {
         self.free.push_back(slot);

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// First argument of the program in that part.
 pub const PART: &str = "inside";
@@ -19,6 +19,24 @@ pub fn run(arguments: &[String]) {
             let mut answer = [0; 64];
             let n = stream.read(&mut answer).unwrap();
             println!("{}", String::from_utf8_lossy(&answer[..n]));
+        }
+        // Nanoseconds since 1970.
+        "clock" => println!("{}", SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()),
+        // Writes to so many MB of memory, and ends.
+        "use-memory" => {
+            let size: usize = arguments[1].parse().unwrap();
+            let used: Vec<_> = (0..size).map(|_| std::hint::black_box(vec![1_u8; 1 << 20])).collect();
+            println!("used {}", used.len());
+        }
+        // Says something, again and again.
+        "tick" => loop {
+            println!("tick");
+            std::thread::sleep(Duration::from_millis(20));
+        },
+        // Of a file system, in bytes.
+        "size" => {
+            let size = rustix::fs::statvfs(&arguments[1]).unwrap();
+            println!("{}", size.f_blocks * size.f_frsize);
         }
         // Asks the worker for something, and when it has that, says what it finds.
         "ask" => {

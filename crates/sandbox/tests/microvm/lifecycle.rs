@@ -4,16 +4,17 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use libtest_mimic::Trial;
 use sandbox::microvm::{MicrovmConfig, MicrovmEngine};
 use sandbox::process::{Egress, Network};
-use sandbox::{ExitStatus, Listener, SandboxEngine, SandboxError, SandboxEvent, Signal};
+use sandbox::{ExitStatus, Listener, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec, Signal};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::network::{self, devices, is_filtered, pool};
 use crate::support::{
-    Guest, Host, PATIENCE, build_root, command, config, eventually, processes, read_all, read_now, spec, test,
+    Guest, Host, PATIENCE, PROGRAM, build_root, command, config, eventually, processes, read_all, read_now, spec, test,
     test_with,
 };
 
@@ -26,6 +27,7 @@ pub fn tests() -> Vec<Trial> {
         test("microvm_runs_processes", runs_processes),
         test("microvm_carries_connections_and_output_in_order", carries_connections),
         test("microvm_is_paused_and_resumed", is_paused_and_resumed),
+        test("microvm_that_is_idle_gives_memory_back", gives_memory_back),
         test("microvm_limits_hold", limits_hold),
         test("microvm_that_dies_is_gone", dies),
         test_with(network::PROGRAMS, "microvm_leaves_nothing_when_the_server_is_killed", leaves_nothing),
@@ -114,14 +116,64 @@ async fn carries_connections() {
     host.engine.stop().await;
 }
 
+/// The only one.
+fn qemu(below: &Path) -> i32 {
+    machines(below).into_iter().find(|pid| processes("qemu-system").contains(pid)).unwrap()
+}
+
+/// Of a process, as the kernel calls it.
+fn state(pid: i32) -> char {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
+}
+
+async fn gives_memory_back() {
+    let directory = tempfile::tempdir().unwrap();
+    build_root(directory.path());
+    let rest_after = Duration::from_millis(500);
+    let engine = MicrovmEngine::start(MicrovmConfig { rest_after, ..config(directory.path()) }).await.unwrap();
+    let spec = SandboxSpec { memory_mb: 512, ..spec(directory.path()) };
+    let mut guest = Guest::of(engine.create(spec).await.unwrap());
+    let qemu = qemu(directory.path());
+    // What the host has of the guest's memory, in MB.
+    let resident = || {
+        let status = fs::read_to_string(format!("/proc/{qemu}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("RssShmem:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() >> 10
+    };
+    let (_, ticks) = guest.spawn(&[PROGRAM, crate::inside::PART, "tick"]).await.unwrap();
+    assert_eq!(guest.inside(&["use-memory", "400"]).await.0, "used 400\n");
+    let used = resident();
+    assert!(used > 400, "{used} MB");
+    while read_now(&ticks).len() > 1000 {}
+    guest.sandbox.freeze().unwrap();
+    eventually("memory is the host's again", || resident() < used - 300).await;
+    eventually("it stands still again", || state(qemu) == 'T').await;
+    eprintln!("{used} MB, and {} MB when it was idle", resident());
+    // Once for each time that it was frozen, and then it stays so.
+    tokio::time::sleep(3 * rest_after).await;
+    let said = [read_now(&ticks), read_now(&ticks)].concat().lines().count();
+    assert!(state(qemu) == 'T' && said < 200, "in all this time not a thousand times: {said}");
+    guest.sandbox.thaw().unwrap();
+    eventually("its processes run again", || !read_now(&ticks).is_empty()).await;
+    assert_eq!(guest.inside(&["use-memory", "400"]).await.0, "used 400\n", "its memory is whole");
+    // Needed in between.
+    guest.sandbox.freeze().unwrap();
+    eventually("it stands still", || state(qemu) == 'T').await;
+    eventually("it gives memory back", || state(qemu) != 'T').await;
+    assert_eq!(guest.sh("echo here").await.0, "here\n");
+    guest.sandbox.freeze().unwrap();
+    eventually("it stands still", || state(qemu) == 'T').await;
+    guest.sandbox.thaw().unwrap();
+    assert_eq!(guest.sh("echo here").await.0, "here\n");
+    engine.stop().await;
+}
+
 async fn is_paused_and_resumed() {
     let host = Host::start().await;
     let mut guest = host.guest().await;
-    let qemu = machines(host.directory.path()).into_iter().find(|pid| processes("qemu-system").contains(pid)).unwrap();
-    let state = || {
-        let stat = fs::read_to_string(format!("/proc/{qemu}/stat")).unwrap();
-        stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
-    };
+    let qemu = qemu(host.directory.path());
+    let state = || state(qemu);
     for _ in 0..3 {
         guest.sandbox.freeze().unwrap();
         eventually("it stands still", || state() == 'T').await;
@@ -177,15 +229,16 @@ async fn dies() {
 /// With the network of a pool of its own, which the other tests here do not use.
 fn connected(directory: &Path) -> MicrovmConfig {
     let network = Network::Egress(Egress { pool: pool(1), ..Egress::default() });
-    MicrovmConfig { network, ..config(directory) }
+    MicrovmConfig { network, pool: 1, ..config(directory) }
 }
 
-/// As a server: a sandbox, and the word that it is there; then nothing, until it is killed.
+/// As a server: a sandbox, a VM that waits, and the word that they are there; then nothing, until it is killed.
 pub fn run_server(directory: &str) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let engine = MicrovmEngine::start(connected(directory.as_ref())).await.unwrap();
         let _sandbox = engine.create(spec(directory.as_ref())).await.unwrap();
+        eventually("another waits", || engine.waiting() == 1).await;
         println!("ready");
         std::future::pending::<()>().await;
     });
@@ -202,8 +255,8 @@ async fn leaves_nothing() {
     let mut line = String::new();
     BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "ready\n");
-    assert_eq!(machines(directory.path()).len(), 2);
-    assert_eq!((devices(1).len(), is_filtered(1)), (1, true));
+    assert_eq!(machines(directory.path()).len(), 4);
+    assert_eq!((devices(1).len(), is_filtered(1)), (2, true));
     let launchers = processes("emberbox-microvm").into_iter();
     assert_eq!(launchers.filter(|pid| has_mount(*pid, directory.path(), "/trees/")).count(), 1);
     server.kill().unwrap();
@@ -213,7 +266,7 @@ async fn leaves_nothing() {
     let launcher = || processes("emberbox-microvm").into_iter().any(|pid| has_mount(pid, directory.path(), "/trees/"));
     eventually("and the launcher", || !launcher()).await;
     let vms = directory.path().join("state/vms");
-    assert_eq!(fs::read_dir(&vms).unwrap().count(), 1, "a directory has a name, and stays");
+    assert_eq!(fs::read_dir(&vms).unwrap().count(), 2, "a directory has a name, and stays");
     eventually("its network is gone", || devices(1).is_empty()).await;
     assert!(is_filtered(1), "rules have a name, and stay");
     let engine = MicrovmEngine::start(config(directory.path())).await.unwrap();

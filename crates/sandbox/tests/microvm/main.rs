@@ -12,6 +12,7 @@ mod inside;
 mod kept;
 mod lifecycle;
 mod network;
+mod pool;
 mod support;
 
 use libtest_mimic::{Arguments, Trial};
@@ -32,10 +33,11 @@ fn main() {
         }
     }
     #[cfg_attr(not(feature = "in-place"), expect(unused_mut, reason = "there are no others"))]
-    let mut trials: Vec<Trial> = [lifecycle::tests(), network::tests(), confinement::tests(), firecracker::tests()]
-        .into_iter()
-        .flatten()
-        .collect();
+    let mut trials: Vec<Trial> =
+        [lifecycle::tests(), pool::tests(), network::tests(), confinement::tests(), firecracker::tests()]
+            .into_iter()
+            .flatten()
+            .collect();
     #[cfg(feature = "in-place")]
     trials.extend(in_place::tests());
     libtest_mimic::run(&Arguments::from_args(), trials).exit()

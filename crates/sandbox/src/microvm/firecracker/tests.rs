@@ -15,7 +15,6 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::*;
 use crate::microvm::EngineKind;
-use crate::microvm::machine;
 use crate::process::cgroup::{Group, Hierarchy};
 
 /// Nothing here takes longer, on a busy machine.
@@ -115,7 +114,17 @@ impl Host {
             machine::Drive { file: File::open(&image).unwrap(), writable: false },
             machine::Drive { file: scratch, writable: true },
         ];
-        Vm { id, directory, user: Some((OWNER, OWNER)), group, memory_mb: 64, vcpus: 1, tap: None, drives }
+        Vm {
+            id,
+            directory,
+            user: Some((OWNER, OWNER)),
+            group,
+            memory_mb: 64,
+            vcpus: 1,
+            tap: None,
+            drives,
+            blank: false,
+        }
     }
 
     async fn boot(&self, number: u128) -> Running {
@@ -243,6 +252,44 @@ async fn a_machine_runs_in_its_jail() {
         vm.machine.kill();
         vm.ends().await;
         assert_eq!(fs::metadata(host.directory.path().join("image-1")).unwrap().len(), 1 << 16);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_machine_is_given_other_drives_and_more_sockets() {
+    on_host("firecracker_exchange", guest_code::LETTERS, async |host| {
+        let blank = Vm { blank: true, ..host.vm(1) };
+        let directory = blank.directory.clone();
+        let (id, group) = (blank.id, blank.group.clone());
+        let vm = host.running(host.engine.boot(blank).await.unwrap(), id, group);
+        vm.goes_on().await;
+        let drives = host.vm(2).drives;
+        drives[1].file.set_len(3 << 20).unwrap();
+        let inodes: Vec<_> = drives.iter().map(|drive| drive.file.metadata().unwrap().ino()).collect();
+        let socket = directory.join(format!("{VSOCK}_74537"));
+        drop(UnixListener::bind(&socket).unwrap());
+        chown(&socket, Some(OWNER), Some(OWNER)).unwrap();
+        vm.machine.exchange(drives, &directory).await.unwrap();
+
+        let api = Client::new(&vm.root, "api.sock").unwrap();
+        let made = api.vm_config().await.unwrap();
+        let seen: Vec<_> = made.drives.iter().map(|drive| (&*drive.path_on_host, drive.is_read_only)).collect();
+        assert_eq!(seen, [("drive0", true), ("drive1", false)], "by the names that a snapshot of it will have");
+        assert!(made.drives.iter().all(|drive| drive.rate_limiter == Some(host.engine.disk)), "as before");
+        let opened: Vec<_> = fs::read_dir(format!("/proc/{}/fd", vm.pid))
+            .unwrap()
+            .filter_map(|entry| Some(fs::metadata(entry.ok()?.path()).ok()?.ino()))
+            .collect();
+        assert!(inodes.iter().all(|inode| opened.contains(inode)), "it has them open");
+        assert_eq!(
+            fs::metadata(vm.root.join(format!("{VSOCK}_74537"))).unwrap().ino(),
+            socket.metadata().unwrap().ino()
+        );
+        vm.goes_on().await;
+
+        vm.machine.kill();
+        vm.ends().await;
     })
     .await;
 }
