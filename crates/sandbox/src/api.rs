@@ -107,7 +107,7 @@ pub trait Sandbox: Send + Sync + 'static {
     /// Its id.
     fn id(&self) -> SandboxId;
     /// Whether it was made of one that was kept ready, and so came sooner; for the operator to know.
-    fn from_pool(&self) -> bool {
+    fn is_from_pool(&self) -> bool {
         false
     }
     /// Takes the listener for a port of [`SandboxSpec::listen`], non-blocking; `None` when taken before or not asked for.

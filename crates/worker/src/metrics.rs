@@ -90,7 +90,7 @@ impl Metrics {
     }
 
     /// A sandbox was made of one that waited.
-    pub(crate) fn from_pool(&self) {
+    pub(crate) fn sandbox_from_pool(&self) {
         self.pooled.inc();
     }
 

@@ -186,8 +186,8 @@ impl Inner {
         }
         let sandbox = self.engine.create(spec).await.map_err(|error| WorkerError::Sandbox(error.to_string()))?;
         let created = self.host.clock.monotonic();
-        if sandbox.from_pool() {
-            self.host.metrics.from_pool();
+        if sandbox.is_from_pool() {
+            self.host.metrics.sandbox_from_pool();
             timeline.note(Step::SandboxCreated, created, "pool");
         } else {
             timeline.mark(Step::SandboxCreated, created);

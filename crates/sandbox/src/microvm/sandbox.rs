@@ -78,7 +78,7 @@ impl Sandbox for MicrovmSandbox {
         self.id
     }
 
-    fn from_pool(&self) -> bool {
+    fn is_from_pool(&self) -> bool {
         self.waited
     }
 

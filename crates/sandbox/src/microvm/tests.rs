@@ -243,7 +243,7 @@ async fn waits_badly(attack: Attack, ever_waits: bool) {
     };
     assert_eq!(tokio::time::timeout(Duration::from_secs(5), waits).await.is_ok(), ever_waits);
     let sandbox = host.create().await.unwrap();
-    assert!(!sandbox.from_pool());
+    assert!(!sandbox.is_from_pool());
     sandbox.destroy().await;
     host.stop().await;
 }
@@ -311,7 +311,7 @@ async fn a_vm_that_talks_while_it_waits_is_killed() {
     };
     tokio::time::timeout(Duration::from_secs(30), cut_off).await.unwrap();
     let sandbox = host.create().await.unwrap();
-    assert!(!sandbox.from_pool());
+    assert!(!sandbox.is_from_pool());
     sandbox.destroy().await;
     host.stop().await;
 }

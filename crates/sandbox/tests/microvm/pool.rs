@@ -48,7 +48,7 @@ async fn serves_sooner() {
     let mut boots = Vec::new();
     for _ in 0..3 {
         let (guest, took) = timed(&engine, spec(directory.path())).await;
-        assert!(!guest.sandbox.from_pool());
+        assert!(!guest.sandbox.is_from_pool());
         guest.sandbox.destroy().await;
         boots.push(took);
     }
@@ -59,14 +59,14 @@ async fn serves_sooner() {
     let egress = || Network::Egress(Egress { pool: pool(3), ..Egress::default() });
     let engine = start(directory.path(), |config| config.network = egress()).await;
     let (first, _) = timed(&engine, spec(directory.path())).await;
-    assert!(!first.sandbox.from_pool(), "nobody had asked");
+    assert!(!first.sandbox.is_from_pool(), "nobody had asked");
     first.sandbox.destroy().await;
     let mut pooled = Vec::new();
     for _ in 0..2 {
         waits(&engine).await;
         assert_eq!(machines(directory.path()).len(), 2, "that one alone");
         let (mut guest, took) = timed(&engine, spec(directory.path())).await;
-        assert!(guest.sandbox.from_pool());
+        assert!(guest.sandbox.is_from_pool());
         pooled.push(took);
         let (text, status) = guest.sh("cat text; cat /etc/hosts; echo kept >/tmp/f && cat /tmp/f; exit 3").await;
         assert_eq!(status, ExitStatus::Code(3));
@@ -117,7 +117,7 @@ async fn shares_nothing() {
         assert_eq!(before.len(), 2);
         assert!(vms.insert(before.clone()), "never the same VM again");
         let (mut guest, _) = timed(&engine, spec.clone()).await;
-        assert!(guest.sandbox.from_pool());
+        assert!(guest.sandbox.is_from_pool());
         let (text, _) = guest.sh("cat text; echo; for f in /tmp/*; do echo $f; done; echo secret >/tmp/secret").await;
         assert_eq!(text, format!("{code}\n/tmp/*\n"), "its own code, and an empty /tmp");
         let (text, _) = guest.sh("cat /etc/hosts").await;
@@ -159,7 +159,10 @@ async fn dies_waiting() {
         kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
         // At once: perhaps nobody has noticed.
         let mut guest = create().await;
-        assert!(!guest.sandbox.from_pool() || signal == Signal::STOP, "{victim}; after a while, there may be another");
+        assert!(
+            !guest.sandbox.is_from_pool() || signal == Signal::STOP,
+            "{victim}; after a while, there may be another"
+        );
         assert_eq!(guest.sh("cat text").await.0, "the code of this function");
         guest.sandbox.destroy().await;
     }
@@ -189,7 +192,7 @@ async fn goes_when_unwanted() {
     waits(&engine).await;
     let large = SandboxSpec { memory_mb: 256, ..spec(directory.path()) };
     let (mut guest, _) = timed(&engine, large).await;
-    assert!(!guest.sandbox.from_pool() && engine.waiting() == 0, "it has made room");
+    assert!(!guest.sandbox.is_from_pool() && engine.waiting() == 0, "it has made room");
     assert_eq!(guest.sh("echo here").await.0, "here\n");
     guest.sandbox.destroy().await;
     small.sandbox.destroy().await;
