@@ -502,7 +502,7 @@ pub(crate) mod tests {
                     }
                     Step::Alias(name, version) => {
                         let request = lambda_api::types::CreateAliasRequest {
-                            name: name.to_string(), function_version: version.to_string(), ..Default::default()
+                            name: format!("a{name}"), function_version: version.to_string(), ..Default::default()
                         };
                         let _ = alias::create(&mut function, &request, stamp);
                     }
