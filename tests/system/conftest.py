@@ -150,13 +150,11 @@ def wait_until(condition, timeout=30.0, what="condition"):
 class Emberbox:
     """One `emberbox serve` process."""
 
-    def __init__(self, data_dir=None, config="", args=(), env=None, listen="127.0.0.1:0", by=()):
+    def __init__(self, data_dir=None, config="", args=(), env=None, listen="127.0.0.1:0"):
         self.own_dir = data_dir is None
         self.data_dir = pathlib.Path(data_dir or tempfile.mkdtemp(prefix="emberbox-test-"))
         self.config = config
         self.args = list(args)
-        # What starts it, as another user for example.
-        self.by = list(by)
         self.listen = listen
         self.env = env or {}
         self.endpoint = None
@@ -172,7 +170,7 @@ class Emberbox:
                 link.symlink_to(RUNTIMES / shared)
         config = self.data_dir / "emberbox.toml"
         config.write_text(with_isolation(self.config))
-        command = self.by + [str(BINARY), "serve", "--listen", self.listen, "--data-dir", str(self.data_dir), "--config", str(config)]
+        command = [str(BINARY), "serve", "--listen", self.listen, "--data-dir", str(self.data_dir), "--config", str(config)]
         log = open(self.log_path, "ab")
         self.process = subprocess.Popen(
             command + self.args, stdout=subprocess.PIPE, stderr=log, env={**os.environ, **self.env}, start_new_session=True

@@ -10,7 +10,6 @@ use crate::run;
 /// A program that the tests or the product need, the Debian package that brings it, and why.
 const PROGRAMS: &[(&str, &str, &str)] = &[
     ("nft", "nftables", "network rules of the sandboxes"),
-    ("pasta", "passt", "network of the sandboxes without root"),
     ("ip", "iproute2", "the tests look at links and addresses"),
     ("mkfs.ext4", "e2fsprogs", "the sandboxes' /tmp"),
     ("python3", "python3", "Python functions, and the tests' clients"),

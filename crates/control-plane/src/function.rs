@@ -123,6 +123,8 @@ impl Function {
         if let Some(last) = &self.record.published
             && last.state_id == latest.state_id
             && let Some(version) = self.versions.get(&last.number)
+            // What made one fail may be over.
+            && !matches!(version.version.state, State::Failed { .. })
         {
             return Arc::clone(version);
         }

@@ -153,6 +153,8 @@ impl Service {
     /// sandboxes down. The engine is the caller's to stop.
     pub async fn stop(&self, limit: Duration) {
         self.0.draining.store(true, Ordering::SeqCst);
+        // Snapshots that wait for their turn are taken after the next start.
+        self.0.snapshotting.close();
         let finished = async {
             while self.0.starting.load(Ordering::SeqCst) > 0 || self.0.slots.all().iter().any(|slot| slot.is_busy()) {
                 tokio::time::sleep(Duration::from_millis(10)).await;

@@ -180,13 +180,15 @@ impl Slot {
         u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Runs the initial Init.
+    /// Runs the initial Init. Of a sandbox that has ended already nothing comes: the receiver sees the sender gone.
     pub(crate) fn start(&self) -> oneshot::Receiver<Result<(), InitFailure>> {
         let (done, wait) = oneshot::channel();
         let mut core = self.core.lock();
-        core.init = Some(done);
-        core.machine.start(self.now());
-        self.settle(&mut core);
+        if !core.machine.is_ending() {
+            core.init = Some(done);
+            core.machine.start(self.now());
+            self.settle(&mut core);
+        }
         wait
     }
 

@@ -7,7 +7,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use domain::VersionKey;
@@ -44,7 +44,7 @@ impl Snapshots {
     pub(crate) fn open(directory: PathBuf) -> io::Result<Self> {
         match DirBuilder::new().mode(0o700).create(&directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
+            _ => fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?,
         }
         for entry in fs::read_dir(&directory)? {
             let entry = entry?;
@@ -63,7 +63,21 @@ impl Snapshots {
         (manifest.made_of == *made_of).then_some((directory, manifest.held))
     }
 
-    /// Makes room for one.
+    /// Whether there is room for one of so many bytes: a tenth of the disk is left to what else is kept there.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::StorageFull`], or that of a disk that does not say.
+    pub(crate) fn check_room(&self, bytes: u64) -> io::Result<()> {
+        let disk = rustix::fs::statvfs(&self.0)?;
+        let (free, all) = (disk.f_bavail.saturating_mul(disk.f_frsize), disk.f_blocks.saturating_mul(disk.f_frsize));
+        if free < bytes.saturating_add(all / 10) {
+            let free = format!("{} MiB are free of {} MiB", free >> 20, all >> 20);
+            return Err(io::Error::new(io::ErrorKind::StorageFull, free));
+        }
+        Ok(())
+    }
+
+    /// Makes a place for one.
     pub(crate) fn begin(&self, version: &VersionKey) -> io::Result<Unfinished> {
         let finished = path(&self.0, version)?;
         let mut directory = finished.clone().into_os_string();

@@ -29,10 +29,13 @@ fn fault(error: SnapshotError) -> SnapshotFault {
         SnapshotError::Worker(error @ (WorkerError::Sandbox(_) | WorkerError::Gone(_))) => {
             return SnapshotFault::Unsupported(format!("This host could not run it: {error}."));
         }
+        // Its sandbox died.
+        SnapshotError::Init { kind, .. } if kind == "Sandbox.Failure" => {
+            return SnapshotFault::Unsupported("This host could not run it.".to_owned());
+        }
         SnapshotError::Worker(_) => FailureCode::InternalError,
         SnapshotError::Init { kind, .. } => match kind.as_str() {
             "Sandbox.Timedout" => FailureCode::InitTimeout,
-            "Sandbox.Failure" => FailureCode::InternalError,
             "Runtime.InvalidEntrypoint" => FailureCode::InvalidEntryPoint,
             "Runtime.InvalidWorkingDir" => FailureCode::InvalidWorkingDirectory,
             "Runtime.OutOfMemory" => FailureCode::InitResourceExhausted,

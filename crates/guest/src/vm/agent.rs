@@ -228,6 +228,9 @@ fn obey(carrier: &Arc<Carrier>, channel: &Channel, order: Order) -> io::Result<(
 /// Says nothing until the VM was restored from a snapshot; returns the new control connection. Whatever the sandbox says
 /// meanwhile waits, so that what is kept is whole.
 fn hold(carrier: &Arc<Carrier>, mut control: File, network: &File) -> Result<File, Failure> {
+    // Or each sandbox that is restored would draw the same random numbers, and read an old clock, until it is told.
+    boot::hold(true)?;
+    boot::await_held()?;
     let held = carrier.hold();
     protocol::write(&mut control, &Word::Reply(Ok(Reply::Done))).during("speak to the host")?;
     // Its end is what is seen of a restore: no connection survives that. The host has nothing to say before.
@@ -244,6 +247,7 @@ fn hold(carrier: &Arc<Carrier>, mut control: File, network: &File) -> Result<Fil
     let resumed = boot::clock(resume.time, asked.elapsed() / 2)
         .and_then(|()| boot::entropy(&resume.seed))
         .and_then(|()| resume.uplink.map_or(Ok(()), |uplink| readdress(network, uplink)))
+        .and_then(|()| boot::hold(false))
         .and_then(|()| control.try_clone().during("use the control connection"))
         .and_then(|said| carrier.resume(said, &resume.running).during("connect with the host again"));
     match resumed {

@@ -4,7 +4,8 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags};
@@ -79,6 +80,21 @@ pub fn limit(pid: i32) -> Result<(), Failure> {
 /// Lets no process of that cgroup run, or all again.
 pub fn hold(held: bool) -> Result<(), Failure> {
     fs::write(format!("{GROUP}/cgroup.freeze"), if held { "1" } else { "0" }).during("hold the sandbox")
+}
+
+/// Waits until all of them are held, a second at most.
+pub fn await_held() -> Result<(), Failure> {
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        let events = fs::read_to_string(format!("{GROUP}/cgroup.events")).during("look whether the sandbox is held")?;
+        if events.lines().any(|line| line == "frozen 1") {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(Failure::host("hold the sandbox", &io::ErrorKind::TimedOut.into()));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// What the sandbox has used; zero where the kernel does not say.

@@ -292,6 +292,14 @@ impl Core {
         }
     }
 
+    /// Makes the images that a sandbox wants, which are kept.
+    pub async fn prepare(&self, spec: &SandboxSpec) -> Result<(), SandboxError> {
+        for source in std::iter::once(&spec.root).chain(spec.mounts.iter().map(|mount| &mount.source)) {
+            self.images.of(source).await?;
+        }
+        Ok(())
+    }
+
     /// Gives one that waits what it is for.
     pub async fn take(&self, mut booted: Booted, spec: &SandboxSpec) -> Result<MicrovmSandbox, SandboxError> {
         booted.listeners = links(&booted.directory, booted.user, spec).map_err(host("listen", spec.id))?;
@@ -350,7 +358,9 @@ impl Core {
         order: &Order,
         waited: bool,
     ) -> Result<MicrovmSandbox, SandboxError> {
-        let begun = ask(&booted, order, self.config.boot_limit).await;
+        // One that hangs may have done so for a while.
+        let limit = if waited { self.config.answer_limit } else { self.config.boot_limit };
+        let begun = ask(&booted, order, limit).await;
         let host_mb = self.host_mb(booted.kind);
         let Booted { control, end, gone, machine, drives, group, listeners, outputs, sender, events, ending, .. } =
             booted;

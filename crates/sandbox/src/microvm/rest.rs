@@ -1,12 +1,15 @@
 //! When a VM runs, and how one that nobody needs gives memory back.
 //!
 //! A frozen VM stands still, and so it keeps what memory its kernel has free. Some time after it was frozen, it is let run
-//! once for half a minute in which its kernel tells which memory that is, while no process of the sandbox runs: for a
-//! function nothing happens. Memory that was given back is there again when somebody writes to it.
+//! once for half a minute in which its kernel tells which memory that is, while no process of the sandbox runs: the guest's
+//! agent holds them, which is the first that it hears, and they stay held until the VM is needed again. Memory that was given back is there again when somebody writes to it.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use domain::SandboxId;
@@ -33,8 +36,10 @@ struct State {
     frozen: bool,
     /// How often it was frozen.
     times: u64,
-    /// It runs although it is frozen.
+    /// Its processes are held, or about to be, and it runs although it is frozen.
     giving: bool,
+    /// Of one that gives: it stands still nevertheless, before its agent has been told and when it has given.
+    still: bool,
 }
 
 impl Rest {
@@ -59,6 +64,9 @@ impl Rest {
             return Ok(());
         }
         if state.giving {
+            if std::mem::take(&mut state.still) {
+                self.machine.resume()?;
+            }
             self.needed.notify_one();
             return Ok(());
         }
@@ -74,16 +82,29 @@ impl Rest {
             loop {
                 let times = self.state.lock().times;
                 tokio::time::sleep(after).await;
-                if times == given || !self.begin(times)? {
+                if times == given || !self.begin(times) {
                     continue;
                 }
                 given = times;
-                self.order(&Order::Rest).await?;
+                {
+                    // On its way before the VM runs. Nobody waits for the answer, and the host may be busy.
+                    let mut rest = pin!(self.order(&Order::Rest, takes));
+                    let asked = poll_fn(|context| Poll::Ready(rest.as_mut().poll(context))).await;
+                    self.go()?;
+                    match asked {
+                        Poll::Ready(answer) => answer?,
+                        Poll::Pending => rest.await?,
+                    }
+                }
                 tokio::select! {
-                    () = tokio::time::sleep(takes) => {}
+                    () = tokio::time::sleep(takes) => self.halt()?,
                     () = self.needed.notified() => {}
                 }
-                self.order(&Order::Wake).await?;
+                // There may be a permit of somebody who came and went.
+                while self.state.lock().still {
+                    self.needed.notified().await;
+                }
+                self.order(&Order::Wake, self.answer_limit).await?;
                 self.finish()?;
                 // Of somebody who came when it was over: not for the next time.
                 tokio::select! {
@@ -104,15 +125,29 @@ impl Rest {
         }
     }
 
-    /// Lets it run if it is frozen still.
-    fn begin(&self, times: u64) -> io::Result<bool> {
+    /// Whether it is frozen still, and so begins to give.
+    fn begin(&self, times: u64) -> bool {
         let mut state = self.state.lock();
-        if !state.frozen || state.times != times {
-            return Ok(false);
+        let begins = state.frozen && state.times == times;
+        if begins {
+            (state.giving, state.still) = (true, true);
         }
-        self.machine.resume()?;
-        state.giving = true;
-        Ok(true)
+        begins
+    }
+
+    /// Lets it run, unless somebody has done so.
+    fn go(&self) -> io::Result<()> {
+        if std::mem::take(&mut self.state.lock().still) { self.machine.resume() } else { Ok(()) }
+    }
+
+    /// Lets it stand still again, unless somebody needs it.
+    fn halt(&self) -> io::Result<()> {
+        let mut state = self.state.lock();
+        if state.frozen {
+            self.machine.pause()?;
+            state.still = true;
+        }
+        Ok(())
     }
 
     /// As it was, or as it is wanted by now.
@@ -122,8 +157,8 @@ impl Rest {
         if state.frozen { self.machine.pause() } else { Ok(()) }
     }
 
-    async fn order(&self, order: &Order) -> io::Result<()> {
-        let answer = self.control.ask(order, self.answer_limit).await?;
+    async fn order(&self, order: &Order, limit: Duration) -> io::Result<()> {
+        let answer = self.control.ask(order, limit).await?;
         answer.map(drop).map_err(|failure| io::Error::other(failure.operation))
     }
 }

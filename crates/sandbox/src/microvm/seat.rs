@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, chown};
+use std::os::unix::fs::{DirBuilderExt, lchown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -126,7 +126,8 @@ pub fn listen(directory: &Path, user: Option<(u32, u32)>, port: u32) -> io::Resu
 }
 
 fn give_away(path: &Path, user: Option<(u32, u32)>) -> io::Result<()> {
-    user.map_or(Ok(()), |(user, group)| chown(path, Some(user), Some(group)))
+    // Of a VM that has waited, processes own the directory: what they may have put in its place is not followed.
+    user.map_or(Ok(()), |(user, group)| lchown(path, Some(user), Some(group)))
 }
 
 impl Drop for Seat {

@@ -56,6 +56,11 @@ impl Waiting {
     /// A sandbox in a VM that has waited, if there is one. There will be others, soon after [`Waiting::made`].
     pub async fn take(&self, spec: &SandboxSpec) -> Option<MicrovmSandbox> {
         let kind = self.core.kind(spec);
+        if self.core.config.pool == 0 {
+            return None;
+        }
+        // That may take seconds, or fail, which is nothing of a VM's: the boot will say it.
+        self.core.prepare(spec).await.ok()?;
         loop {
             let taken = self.pool.lock().take(kind, Instant::now());
             let Blank { booted, .. } = taken?;

@@ -230,6 +230,8 @@ impl Group {
         // Kernels without swap accounting have no such file. Version 1 counts memory and swap together.
         let swap = if self.version == Version::One { memory } else { 0 };
         add(Controller::Memory, "memory.memsw.limit_in_bytes", "memory.swap.max", swap.to_string(), true);
+        // A group can be limited again: a quota below the burst that is set is refused.
+        add(Controller::Cpu, "cpu.cfs_burst_us", "cpu.max.burst", "0".to_owned(), true);
         add(Controller::Cpu, "cpu.cfs_period_us", "", period.to_string(), false);
         add(Controller::Cpu, "cpu.cfs_quota_us", "", quota.to_string(), false);
         add(Controller::Cpu, "", "cpu.max", format!("{quota} {period}"), false);
@@ -401,6 +403,7 @@ mod tests {
         let expected = [
             ("memory.limit_in_bytes", "134217728"),
             ("memory.memsw.limit_in_bytes", "134217728"),
+            ("cpu.cfs_burst_us", "0"),
             ("cpu.cfs_period_us", "20000"),
             ("cpu.cfs_quota_us", "1447"),
             ("cpu.cfs_burst_us", "1447"),
@@ -418,6 +421,7 @@ mod tests {
         let expected = [
             ("memory.max", "1073741824"),
             ("memory.swap.max", "0"),
+            ("cpu.max.burst", "0"),
             ("cpu.max", "1000 20000"),
             ("cpu.max.burst", "1000"),
             ("pids.max", "1025"),

@@ -11,6 +11,7 @@ use domain::{
 };
 use sandbox::{Restored, SandboxEngine};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::{Inner, Origin, Parts, Service, StartingGuard};
@@ -18,6 +19,9 @@ use crate::config::Config;
 use crate::machine::{Begin, InitFailure};
 use crate::slot::Slot;
 use crate::snapshots::Snapshots;
+
+/// Of a sandbox that died; a function cannot say it.
+const SANDBOX_FAILURE: &str = "Sandbox.Failure";
 
 /// Opens the place for snapshots; or says why there are none.
 pub(super) fn open(directory: Option<&Path>, engine: &dyn SandboxEngine) -> Result<Snapshots, String> {
@@ -67,6 +71,10 @@ impl Inner {
         let Ok(Err(InitFailure { kind, message, timeout })) = done else {
             return done.map(drop).map_err(|_| WorkerError::Gone(slot.id()));
         };
+        // No fault of the function's: another sandbox may do better.
+        if kind == SANDBOX_FAILURE {
+            return Err(WorkerError::Gone(slot.id()));
+        }
         // It goes by itself.
         Err(match timeout {
             true => WorkerError::RestoreTimeout(format!("{message}.")),
@@ -107,6 +115,12 @@ impl Inner {
         let snapshots = self.snapshots.as_ref().map_err(|reason| SnapshotError::Unsupported(reason.clone()))?;
         let parts = self.parts(&version, &mut Timeline::default()).await?;
         let made_of = self.made_of(&parts);
+        // Before an Init that would be for nothing: all of its memory and of its disk may be written.
+        let size = u64::from(version.memory_mb) + u64::from(version.ephemeral_mb);
+        snapshots.check_room(size << 20).map_err(|error| {
+            tracing::error!(version = %version.key, %error, "cannot keep a snapshot");
+            SnapshotError::Unsupported("This host has no room to keep it.".to_owned())
+        })?;
         let slot = self.hold(SandboxId(Uuid::new_v4()), Arc::clone(&version)).await?;
         let kept = async {
             let held = slot.held().ok_or_else(|| "its sandbox died before it could be kept".to_owned())?;
@@ -118,7 +132,7 @@ impl Inner {
         slot.discard().await;
         kept.map_err(|error| {
             tracing::error!(version = %version.key, error, "cannot keep a snapshot");
-            SnapshotError::Unsupported(format!("This host could not keep it: {error}."))
+            SnapshotError::Unsupported("This host could not keep it.".to_owned())
         })
     }
 
@@ -132,11 +146,14 @@ impl Inner {
     /// All that a snapshot holds and that may change while the version does not.
     fn made_of(&self, Parts { image, mounts, directory, .. }: &Parts) -> Value {
         let Config { credentials, endpoint_url, .. } = &self.host.config;
+        let secrets = json!([credentials.access_key_id, credentials.secret_access_key, credentials.session_token]);
+        // Only compared, and written to disk.
+        let credentials = hex::encode(Sha256::digest(secrets.to_string()));
         json!({
             "engine": self.engine.keeps().unwrap_or_default(),
             "server": env!("CARGO_PKG_VERSION"),
             "runtime": [image.version, image.root, mounts, directory],
-            "credentials": [credentials.access_key_id, credentials.secret_access_key, credentials.session_token],
+            "credentials": credentials,
             "endpoint": endpoint_url,
         })
     }

@@ -31,13 +31,16 @@ impl Slot {
         self.wait_gone().await;
     }
 
-    /// The sandbox runs again, where it was held; that had begun at `began`.
+    /// The sandbox runs again, where it was held; that had begun at `began`. Of one that has ended already nothing comes, as
+    /// with [`Slot::start`].
     pub(crate) fn restore(&self, began: Duration) -> oneshot::Receiver<Result<(), InitFailure>> {
         let (done, wait) = oneshot::channel();
         let mut core = self.core.lock();
-        core.restored = Some(done);
-        core.machine.restored(self.now(), began);
-        self.settle(&mut core);
+        if core.machine.held().is_some() {
+            core.restored = Some(done);
+            core.machine.restored(self.now(), began);
+            self.settle(&mut core);
+        }
         wait
     }
 
