@@ -80,7 +80,12 @@ impl Tools {
     fn set_up(root: &Path, args: &Args) -> Result<Self> {
         let bin = python(root)?;
         let firecracker = if args.system { None } else { firecracker::programs(root, &bin.join("python"))? };
-        let debian_kernel = if args.system { None } else { debian_kernel::set_up(root)? };
+        // Where there is no apt, or it has nothing to download from, the test that wants it says so.
+        let debian_kernel = if args.system { Ok(None) } else { debian_kernel::set_up(root) };
+        let debian_kernel = debian_kernel.unwrap_or_else(|error| {
+            println!("Debian's kernel is not here, and its test is skipped: {error:#}");
+            None
+        });
         Ok(Self { micro_vm: MicroVm::set_up(root)?, firecracker, debian_kernel })
     }
 }
