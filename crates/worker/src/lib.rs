@@ -33,6 +33,7 @@ mod slot;
 mod slot_log;
 mod snapshots;
 pub mod sources;
+mod turns;
 
 #[cfg(fuzzing)]
 pub use api_server::anything::serve_anything;

@@ -16,7 +16,6 @@ use runtimes::RuntimeImage;
 use sandbox::api::LINK_ADDRESS;
 use sandbox::{Command, Mount, Process, Sandbox, SandboxEngine, SandboxSpec, Standby};
 use time::OffsetDateTime;
-use tokio::sync::Semaphore;
 
 use crate::api_server::{self, ApiServer};
 use crate::config::Config;
@@ -32,6 +31,7 @@ use crate::slot::{Host, Programs, Slot};
 use crate::slot_log::SlotLog;
 use crate::snapshots::Snapshots;
 use crate::sources::{Sources, entrypoint, external_extensions, runtime_of};
+use crate::turns::Turns;
 
 mod snap_start;
 
@@ -52,7 +52,7 @@ struct Inner {
     endpoint: Option<Endpoint>,
     /// Or why there are none.
     snapshots: Result<Snapshots, String>,
-    snapshotting: Semaphore,
+    snapshotting: Turns,
     slots: Slots,
     starting: AtomicU32,
     draining: AtomicBool,
@@ -134,7 +134,7 @@ impl Service {
             sources,
             endpoint,
             snapshots,
-            snapshotting: Semaphore::new(SNAPSHOTS_AT_ONCE),
+            snapshotting: Turns::new(SNAPSHOTS_AT_ONCE),
             slots,
             starting: AtomicU32::new(0),
             draining: AtomicBool::new(false),

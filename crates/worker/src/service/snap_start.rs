@@ -103,7 +103,7 @@ impl Inner {
     /// See [`domain::Worker::snapshot`]. What ends because the worker does is no fault of the version's.
     pub(super) async fn take_snapshot(self: &Arc<Self>, version: Arc<FunctionVersion>) -> Result<(), SnapshotError> {
         // It is taken in the background; invocations need the host's processors more.
-        let _turn = self.snapshotting.acquire().await.map_err(|_| WorkerError::Stopping)?;
+        let _turn = self.snapshotting.take(&version.account).await.ok_or(WorkerError::Stopping)?;
         let taken = self.hold_and_keep(version).await;
         match self.draining.load(Ordering::SeqCst) {
             true => taken.map_err(|_| WorkerError::Stopping.into()),
