@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from conftest import ECHO, PYTHON, wait_active, wait_until
+from conftest import ECHO, ISOLATION, PATIENCE, PYTHON, wait_active, wait_until
 from recorded import ACCOUNT, Replay, arn, changed_code, client, compare_whole, load, name, request
 
 INVOKE, BODIES = load("invoke"), load("bodies")
@@ -66,6 +66,9 @@ def function(client, name):
     """Creates the function of a test, and waits for it."""
 
     def create(source, file="index", recorded=None, **changes):
+        if ISOLATION == "microvm" and recorded is None:
+            # As in conftest: what crashed is initialised again within it.
+            changes.setdefault("Timeout", 3 * PATIENCE)
         arguments = request(name, {f"{file}.py": source}, Handler=f"{file}.handler", **changes)
         return created(client, name, arguments, recorded)
 
