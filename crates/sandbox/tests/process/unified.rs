@@ -232,10 +232,9 @@ fn libraries(program: &Path, root: &Path) -> Result<(), Failed> {
 }
 
 fn find(program: &str) -> Option<PathBuf> {
-    ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
-        .iter()
-        .map(|place| Path::new(place).join(program))
-        .find(|path| path.exists())
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let debians = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].into_iter().map(PathBuf::from);
+    debians.chain(std::env::split_paths(&path)).map(|place| place.join(program)).find(|path| path.exists())
 }
 
 /// The one file there whose name begins so.
