@@ -213,9 +213,9 @@ fn disk(directory: &Path, modules: &Path) -> Result<PathBuf, Failed> {
     symlink("../bin/kmod", root.join("usr/sbin/modprobe"))?;
     run(Command::new("cp").arg("-a").arg(modules).arg(root.join("usr/lib/modules")))?;
     let version = only(&root.join("usr/lib/modules"), "")?;
-    run(Command::new("depmod").arg("-b").arg(&root).arg(version.file_name().expect("it has a name")))?;
+    run(tool("depmod").arg("-b").arg(&root).arg(version.file_name().expect("it has a name")))?;
     let disk = directory.join("disk");
-    run(Command::new("mkfs.ext4").args(["-q", "-d"]).arg(&root).arg(&disk).arg("1500M"))?;
+    run(tool("mkfs.ext4").args(["-q", "-d"]).arg(&root).arg(&disk).arg("1500M"))?;
     Ok(disk)
 }
 
@@ -235,6 +235,11 @@ fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let debians = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].into_iter().map(PathBuf::from);
     debians.chain(std::env::split_paths(&path)).map(|place| place.join(program)).find(|path| path.exists())
+}
+
+/// One that Debian keeps where only an administrator's PATH leads; [`missing`] has found it.
+fn tool(program: &str) -> Command {
+    Command::new(find(program).unwrap_or_else(|| program.into()))
 }
 
 /// The one file there whose name begins so.

@@ -140,7 +140,11 @@ impl Inner {
         // Also where this engine takes none: another may have been configured before. Sandboxes that were restored from it have
         // its files open.
         let Some(directory) = &self.host.config.snapshots_dir else { return Ok(()) };
-        Snapshots::remove(directory, version).map_err(|error| format!("remove the snapshot of {version}: {error}"))
+        let (directory, key) = (directory.clone(), version.clone());
+        // It may have gigabytes.
+        let removed = tokio::task::spawn_blocking(move || Snapshots::remove(&directory, &key)).await;
+        let removed = removed.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        removed.map_err(|error| format!("remove the snapshot of {version}: {error}"))
     }
 
     /// All that a snapshot holds and that may change while the version does not.
