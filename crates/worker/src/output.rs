@@ -93,8 +93,13 @@ impl Output {
     pub(crate) fn drain(&self, line: impl FnMut(String)) -> Drained {
         match self.source.try_read(&mut []) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Drained::Empty,
-            _ => self.read_all(DRAIN_COST, line, |buffer| Ok(rustix::io::read(&self.source, buffer)?)),
+            _ => self.drain_unheard(line),
         }
+    }
+
+    /// As [`Output::drain`], whatever the reactor has heard: for what is not told by the process itself, such as its end.
+    pub(crate) fn drain_unheard(&self, line: impl FnMut(String)) -> Drained {
+        self.read_all(DRAIN_COST, line, |buffer| Ok(rustix::io::read(&self.source, buffer)?))
     }
 
     /// As [`Output::drain`], after [`Output::pump`] was woken.
@@ -391,6 +396,21 @@ mod tests {
         assert_eq!(seen, lines);
         assert!(began.elapsed() >= PERIOD * 2, "{:?}", began.elapsed());
         writer.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn last_words_are_read_before_the_reactor_hears_of_them() {
+        let (read, mut write) = std::io::pipe().unwrap();
+        let read = OwnedFd::from(read);
+        rustix::io::ioctl_fionbio(&read, true).unwrap();
+        let output = Output::new(read).unwrap();
+        // The reactor of this runtime hears of nothing as long as this does not wait.
+        std::io::Write::write_all(&mut write, b"going\n").unwrap();
+        drop(write);
+        let mut lines = Vec::new();
+        assert_eq!((output.drain(|line| lines.push(line)), lines.len()), (Drained::Empty, 0));
+        assert_eq!(output.drain_unheard(|line| lines.push(line)), Drained::End);
+        assert_eq!(lines, ["going"]);
     }
 
     #[test]

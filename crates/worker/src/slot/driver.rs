@@ -88,7 +88,7 @@ impl Slot {
 
     fn sandbox_event(&self, event: SandboxEvent) {
         let mut core = self.core.lock();
-        self.drain(&mut core);
+        self.drain_unheard(&mut core);
         match event {
             SandboxEvent::Exited { process, status, oom } => {
                 tracing::debug!(sandbox = %self.id, state = core.state, ?process, ?status, oom, "a process ended");
@@ -172,7 +172,7 @@ impl Slot {
                 core.runtime = None;
                 core.restore = None;
                 core.extensions.clear();
-                self.drain(&mut core);
+                self.drain_unheard(&mut core);
                 core.machine.killed(self.now(), epoch, killed);
                 self.settle(&mut core);
                 self.write_log(core);

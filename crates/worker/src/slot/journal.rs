@@ -40,9 +40,19 @@ impl Slot {
 
     /// Reads what the processes wrote so far: before a `next` is acted on, so that their lines come before END.
     pub(super) fn drain(&self, core: &mut Core) {
+        self.drain_by(core, |output, line| output.drain(line));
+    }
+
+    /// The same before an event of the sandbox's: the reactor may hear of the last words of a process after that.
+    pub(super) fn drain_unheard(&self, core: &mut Core) {
+        self.drain_by(core, |output, line| output.drain_unheard(line));
+    }
+
+    fn drain_by(&self, core: &mut Core, drain: impl Fn(&Output, &mut dyn FnMut(String)) -> Drained) {
         let Core { outputs, queue, .. } = core;
         let (now, wall) = (|| self.now(), || self.host.clock.wall());
-        outputs.retain(|output| output.drain(|text| queue.push(now(), wall(), Entry::Text(text))) != Drained::End);
+        outputs
+            .retain(|output| drain(output, &mut |text| queue.push(now(), wall(), Entry::Text(text))) != Drained::End);
     }
 
     /// Reads one process's output as it comes.
