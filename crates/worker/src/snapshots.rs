@@ -18,6 +18,8 @@ use crate::machine::Held;
 
 const MANIFEST: &str = "manifest.json";
 const UNFINISHED: &str = ".unfinished";
+/// Of a disk of over ten times as much: in bytes, what a snapshot leaves free.
+const LEFT: u64 = 4 << 30;
 
 /// Where they are.
 #[derive(Debug)]
@@ -63,14 +65,15 @@ impl Snapshots {
         (manifest.made_of == *made_of).then_some((directory, manifest.held))
     }
 
-    /// Whether there is room for one of so many bytes: a tenth of the disk is left to what else is kept there.
+    /// Whether there is room for one of so many bytes: a tenth of the disk, and [`LEFT`] of a large one, is left to what else is
+    /// kept there.
     ///
     /// # Errors
     /// [`io::ErrorKind::StorageFull`], or that of a disk that does not say.
     pub(crate) fn check_room(&self, bytes: u64) -> io::Result<()> {
         let disk = rustix::fs::statvfs(&self.0)?;
         let (free, all) = (disk.f_bavail.saturating_mul(disk.f_frsize), disk.f_blocks.saturating_mul(disk.f_frsize));
-        if free < bytes.saturating_add(all / 10) {
+        if free < bytes.saturating_add(LEFT.min(all / 10)) {
             let free = format!("{} MiB are free of {} MiB", free >> 20, all >> 20);
             return Err(io::Error::new(io::ErrorKind::StorageFull, free));
         }

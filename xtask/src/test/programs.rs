@@ -12,8 +12,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-/// Those that use up the host's memory, or measure it: they run after all others, alone.
-const ALONE: &[&str] = &["sandbox::process", "sandbox::microvm"];
+/// Those that use up the host's memory, or measure it, or emulate a machine beside which others come late: they run after all
+/// others, alone.
+const ALONE: &[&str] = &["sandbox::process", "sandbox::microvm", "worker::snap_start"];
 /// Those that take longest: they begin first, so that none runs on by itself.
 const FIRST: &[&str] = &["runtimes::install", "images::image", "event-queue::sqs"];
 /// How many of the slowest are named at the end.

@@ -109,7 +109,7 @@ fn trials() -> Vec<Trial> {
     vec![
         trial("python_cold_and_warm", setup(), python_cold_and_warm),
         trial("errors_of_the_handler", setup(), errors_of_the_handler),
-        trial("timeout_keeps_tmp", Setup { timeout: Duration::from_secs(1), ..setup() }, timeout_keeps_tmp),
+        trial("timeout_keeps_tmp", Setup { timeout: Duration::from_secs(4), ..setup() }, timeout_keeps_tmp),
         trial("exit_and_out_of_memory", setup(), exit_and_out_of_memory),
         trial("failed_init", Setup { env: &[("FAIL_INIT", "1")], ..setup() }, failed_init),
         trial(
