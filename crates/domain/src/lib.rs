@@ -12,6 +12,7 @@ pub mod ids;
 pub mod invoke;
 pub mod lineage;
 pub mod ports;
+pub mod rendezvous;
 pub mod timeline;
 
 pub use arn::{FunctionArn, FunctionRef};
@@ -21,7 +22,7 @@ pub use function::{CodeRef, FunctionVersion, ImageConfig, ImageRef, LogFormat, L
 pub use ids::{AccountId, RequestId, SandboxId, WorkerId};
 pub use invoke::{InvokeOutcome, InvokeRequest, LogType};
 pub use ports::{
-    AssignError, AssignRequest, ConcurrencyLimits, InitDone, InitRequest, Lease, RetireReason, SlotEvents,
-    SnapshotError, ThrottleReason, Worker, WorkerError, WorkerManager, WorkerReport,
+    AssignError, AssignRequest, ConcurrencyLimits, InitDone, InitRequest, Lease, RetireReason, SandboxState,
+    SlotEvents, SlotPhase, SnapshotError, ThrottleReason, Worker, WorkerError, WorkerManager, WorkerReport,
 };
 pub use timeline::{Step, Timeline};

@@ -92,6 +92,9 @@ pub enum AssignError {
     /// `Init` failed for a reason that is the platform's, not the function's.
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    /// Another manager is responsible for the function, or no live one could be asked: look again who is, and ask that one.
+    #[error("another worker manager is responsible: {0}")]
+    NotOwner(String),
 }
 
 /// Why a sandbox is taken down; for logs, metrics and the extensions' `shutdownReason`.
@@ -151,6 +154,19 @@ pub enum WorkerError {
     /// The sandbox is gone (it died before the payload reached it): safe to retry on another.
     #[error("sandbox {0} is gone")]
     Gone(SandboxId),
+    /// The sandbox serves another invocation: it was leased twice, by a manager and by the one that took over from it.
+    #[error("sandbox {0} has an invocation already")]
+    Busy(SandboxId),
+    /// The worker could not be reached; whether the payload was seen is not known unless `unsent`.
+    #[error("worker {worker}: {cause}")]
+    Unreachable {
+        /// Which.
+        worker: WorkerId,
+        /// Why, in words.
+        cause: String,
+        /// No byte of the request was sent.
+        unsent: bool,
+    },
     /// What the runtime does after it was restored from a snapshot failed: `SnapStartException`.
     #[error("{0}")]
     Restore(String),
@@ -165,7 +181,7 @@ pub enum WorkerError {
 impl WorkerError {
     /// Whether the same request may be sent to another sandbox: the payload was certainly not seen by the function.
     pub fn retryable(&self) -> bool {
-        matches!(self, Self::Gone(_) | Self::Stopping)
+        matches!(self, Self::Gone(_) | Self::Busy(_) | Self::Stopping | Self::Unreachable { unsent: true, .. })
     }
 }
 
@@ -215,10 +231,38 @@ pub trait Worker: Send + Sync + 'static {
     fn invoking(&self, _sandbox: SandboxId) -> bool {
         true
     }
+    /// Every sandbox that there is, for a manager that takes over: the worker, not a manager's memory, is the truth about them.
+    fn sandboxes(&self) -> Vec<SandboxState> {
+        Vec::new()
+    }
     /// Load and capacity, for Placement.
     fn report(&self) -> WorkerReport;
     /// Whether the unpacked package is on this host, for Placement.
     fn has_package(&self, sha256: &str) -> bool;
+}
+
+/// A sandbox as its worker sees it.
+#[derive(Clone, Debug)]
+pub struct SandboxState {
+    /// Which.
+    pub sandbox: SandboxId,
+    /// What it was made for.
+    pub version: Arc<FunctionVersion>,
+    /// What it does.
+    pub phase: SlotPhase,
+}
+
+/// See [`SlotEvents`], whose calls lead from one to the next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum SlotPhase {
+    /// `Init` is not over.
+    Starting,
+    /// It can take an invocation.
+    Idle,
+    /// It has one.
+    Invoking,
+    /// The answer is out; runtime or extensions still work.
+    Finishing,
 }
 
 /// A worker's state as Placement sees it.

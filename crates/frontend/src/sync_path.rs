@@ -127,6 +127,9 @@ impl SyncPath {
             Failure::Assign(AssignError::NoCapacity(cause)) => {
                 tracing::warn!(%request_id, function, cause, "no worker has room");
             }
+            Failure::Assign(AssignError::NotOwner(cause)) => {
+                tracing::error!(%request_id, function, cause, "no worker manager was found");
+            }
             Failure::Worker(error) | Failure::Assign(AssignError::Worker(error)) => {
                 tracing::error!(%request_id, function, %error, "invocation failed");
             }
@@ -147,15 +150,22 @@ impl Failure {
                 let message = format!("No worker has room for another sandbox: {cause}");
                 ApiError::new(ErrorCode::ServiceUnavailableException, message).with_retry_after(1)
             }
+            Self::Assign(AssignError::NotOwner(cause)) => {
+                let message = format!("No worker manager answers: {cause}");
+                ApiError::new(ErrorCode::ServiceUnavailableException, message).with_retry_after(1)
+            }
             Self::Worker(error) | Self::Assign(AssignError::Worker(error)) => {
                 let code = match error {
                     WorkerError::Package(_) => ErrorCode::InvalidZipFileException,
                     WorkerError::Runtime(_) => ErrorCode::InvalidRuntimeException,
                     WorkerError::Restore(_) => ErrorCode::SnapStartException,
                     WorkerError::RestoreTimeout(_) => ErrorCode::SnapStartTimeoutException,
-                    WorkerError::Image(_) | WorkerError::Sandbox(_) | WorkerError::Gone(_) | WorkerError::Stopping => {
-                        ErrorCode::ServiceException
-                    }
+                    WorkerError::Image(_)
+                    | WorkerError::Sandbox(_)
+                    | WorkerError::Gone(_)
+                    | WorkerError::Busy(_)
+                    | WorkerError::Unreachable { .. }
+                    | WorkerError::Stopping => ErrorCode::ServiceException,
                 };
                 ApiError::new(code, format!("Lambda was unable to run the function: {error}"))
             }

@@ -42,7 +42,7 @@
 
 use std::time::Duration;
 
-use domain::RetireReason;
+use domain::{RetireReason, SlotPhase};
 use sandbox::ProcessId;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -232,6 +232,22 @@ impl Machine {
             Phase::Busy(_) | Phase::Finishing { .. } => "busy",
             Phase::Stopping(_) => "stopping",
             Phase::Dead => "dead",
+        }
+    }
+
+    /// As a manager sees it that was not told of what led here; `None` if it will not serve, or is one for a snapshot.
+    pub fn phase(&self) -> Option<SlotPhase> {
+        let for_snapshot = self.settings.begin == Begin::Snapshot;
+        match &self.phase {
+            Phase::Starting(Starting { invocation: Some(_), .. }) | Phase::Busy(_) => Some(SlotPhase::Invoking),
+            Phase::Starting(_) if !for_snapshot => Some(SlotPhase::Starting),
+            Phase::Restoring(_) => Some(SlotPhase::Starting),
+            Phase::Down | Phase::Idle { .. } => Some(SlotPhase::Idle),
+            // An answer that waits for its log is not out, and there is no harm in its slot being busy for longer.
+            Phase::Finishing { pending: Some(_), .. } => Some(SlotPhase::Invoking),
+            Phase::Finishing { .. } => Some(SlotPhase::Finishing),
+            Phase::Stopping(Stopping { then: Then::Down { .. }, .. }) => Some(SlotPhase::Invoking),
+            Phase::Starting(_) | Phase::Held | Phase::Stopping(_) | Phase::Dead => None,
         }
     }
 

@@ -9,7 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use domain::{
     Clock, FunctionVersion, ImageRef, InitDone, InitRequest, InvokeOutcome, InvokeRequest, LogFormat, RetireReason,
-    SandboxId, SlotEvents, SnapshotError, Step, Timeline, VersionKey, Worker, WorkerError, WorkerId, WorkerReport,
+    SandboxId, SandboxState, SlotEvents, SnapshotError, Step, Timeline, VersionKey, Worker, WorkerError, WorkerId,
+    WorkerReport,
 };
 use parking_lot::RwLock;
 use runtimes::RuntimeImage;
@@ -440,6 +441,14 @@ impl Worker for Service {
 
     fn invoking(&self, sandbox: SandboxId) -> bool {
         self.0.slots.get(sandbox).is_some_and(|slot| slot.is_invoking())
+    }
+
+    fn sandboxes(&self) -> Vec<SandboxState> {
+        let state = |slot: Arc<Slot>| {
+            let version = Arc::clone(slot.version());
+            slot.phase().map(|phase| SandboxState { sandbox: slot.id(), version, phase })
+        };
+        self.0.slots.all().into_iter().filter_map(state).collect()
     }
 
     fn report(&self) -> WorkerReport {

@@ -12,7 +12,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use domain::{
-    Clock, FunctionVersion, InvokeOutcome, InvokeRequest, LogType, SandboxId, SlotEvents, Step, Timeline, WorkerError,
+    Clock, FunctionVersion, InvokeOutcome, InvokeRequest, LogType, SandboxId, SlotEvents, SlotPhase, Step, Timeline,
+    WorkerError,
 };
 use parking_lot::Mutex;
 use sandbox::{Command, ProcessId, Sandbox, Signal};
@@ -165,7 +166,7 @@ impl Slot {
         self.id
     }
 
-    pub(crate) fn version(&self) -> &FunctionVersion {
+    pub(crate) fn version(&self) -> &Arc<FunctionVersion> {
         &self.version
     }
 
@@ -212,7 +213,7 @@ impl Slot {
         }
         core.machine.invoke(self.now(), ticket).map_err(|refused| match refused {
             Refused::Gone => WorkerError::Gone(self.id),
-            Refused::Busy => WorkerError::Sandbox(format!("sandbox {} has an invocation already", self.id)),
+            Refused::Busy => WorkerError::Busy(self.id),
         })?;
         core.current = Some(Current {
             request,
@@ -243,6 +244,11 @@ impl Slot {
     /// Called by the driver's owner when it has ended and the slot can no longer be found.
     pub(crate) fn set_gone(&self) {
         self.gone.send_replace(true);
+    }
+
+    /// See [`Machine::phase`].
+    pub(crate) fn phase(&self) -> Option<SlotPhase> {
+        self.core.lock().machine.phase()
     }
 
     /// Whether it serves no more.

@@ -493,7 +493,7 @@ impl Fixture {
                     return (outcome, tail);
                 }
                 // These tests have no manager that waits for `idle`.
-                Err(WorkerError::Sandbox(cause)) if cause.contains("has an invocation") => {
+                Err(WorkerError::Busy(_)) => {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
                 Err(error) => panic!("{error}"),
