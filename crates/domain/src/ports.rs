@@ -157,6 +157,9 @@ pub enum WorkerError {
     /// The sandbox serves another invocation: it was leased twice, by a manager and by the one that took over from it.
     #[error("sandbox {0} has an invocation already")]
     Busy(SandboxId),
+    /// The worker has no room for the sandbox: others were placed there since Placement had its report.
+    #[error("worker {0} has no room for another sandbox")]
+    Full(WorkerId),
     /// The worker could not be reached; whether the payload was seen is not known unless `unsent`.
     #[error("worker {worker}: {cause}")]
     Unreachable {
@@ -179,6 +182,11 @@ pub enum WorkerError {
 }
 
 impl WorkerError {
+    /// Whether an `Init` may succeed on another worker.
+    pub fn elsewhere(&self) -> bool {
+        matches!(self, Self::Full(_) | Self::Stopping | Self::Unreachable { .. })
+    }
+
     /// Whether the same request may be sent to another sandbox: the payload was certainly not seen by the function.
     pub fn retryable(&self) -> bool {
         matches!(self, Self::Gone(_) | Self::Busy(_) | Self::Stopping | Self::Unreachable { unsent: true, .. })
@@ -292,6 +300,15 @@ pub trait SlotEvents: Send + Sync + 'static {
     fn idle(&self, sandbox: SandboxId);
     /// The sandbox is gone, or will not serve again.
     fn dead(&self, sandbox: SandboxId, reason: RetireReason);
+}
+
+/// What a manager of a fleet hears from the workers that it watches.
+pub trait WorkerEvents: SlotEvents {
+    /// A worker accepted the claim of the view with this epoch: these are the sandboxes of the functions that were claimed, all of
+    /// them. `worker` is the way to it for leases of that claim.
+    fn claimed(&self, worker: Arc<dyn Worker>, epoch: u64, sandboxes: Vec<SandboxState>);
+    /// The worker cannot be reached, or not any more. It may be claimed again.
+    fn lost(&self, worker: &WorkerId);
 }
 
 /// How long a lease may stay unused before the manager takes it back.

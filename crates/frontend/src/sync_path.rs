@@ -164,6 +164,7 @@ impl Failure {
                     | WorkerError::Sandbox(_)
                     | WorkerError::Gone(_)
                     | WorkerError::Busy(_)
+                    | WorkerError::Full(_)
                     | WorkerError::Unreachable { .. }
                     | WorkerError::Stopping => ErrorCode::ServiceException,
                 };
