@@ -117,6 +117,9 @@ pub trait WorkerManager: Send + Sync + 'static {
     fn release(&self, sandbox: SandboxId);
     /// The version was replaced or deleted: idle sandboxes go at once, busy ones after their invocation.
     fn retire(&self, version: &VersionKey);
+    /// A lease could not be used, since nothing reached its worker: none of that worker's is given until the manager has claimed
+    /// it anew. This lease is over.
+    fn unreachable(&self, _worker: &WorkerId) {}
 }
 
 /// `Init`: make a sandbox for a function version and start its runtime.

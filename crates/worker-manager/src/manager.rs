@@ -17,7 +17,7 @@ use domain::{
 };
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{broadcast, oneshot, watch};
 use uuid::Uuid;
 
 use crate::concurrency::AccountUse;
@@ -27,6 +27,9 @@ use crate::map::ReadMap;
 use crate::partition::Partition;
 use crate::pool::{self, Answer, FunctionPool, Ticket};
 use crate::status::{AccountStatus, Status};
+
+/// Suspicions that may wait for who claims workers; one that is missed is repeated by the next caller.
+const SUSPECTS: usize = 64;
 
 type Result<T, E = AssignError> = std::result::Result<T, E>;
 type Grant = pool::Grant<Arc<dyn Worker>>;
@@ -64,6 +67,8 @@ struct Inner {
     claims: Mutex<HashMap<WorkerId, u64>>,
     /// The last epoch whose sandboxes are all known.
     settled: watch::Sender<u64>,
+    /// Workers that a caller could not reach.
+    suspects: broadcast::Sender<WorkerId>,
     accounts: Mutex<HashMap<AccountId, Arc<AccountUse>>>,
 }
 
@@ -94,6 +99,7 @@ impl Manager {
             partition: ArcSwapOption::empty(),
             claims: Mutex::default(),
             settled: watch::Sender::new(0),
+            suspects: broadcast::Sender::new(SUSPECTS),
             accounts: Mutex::default(),
         }))
     }
@@ -335,6 +341,10 @@ impl WorkerManager for Manager {
         if let Some(function) = self.0.versions.get(version) {
             self.0.with(&function, |pool, now, actions| pool.retire(now, version, actions));
         }
+    }
+
+    fn unreachable(&self, worker: &WorkerId) {
+        self.suspect(worker);
     }
 }
 

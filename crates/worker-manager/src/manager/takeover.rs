@@ -61,6 +61,21 @@ impl Manager {
         });
     }
 
+    /// Workers that a caller could not reach. Nothing of theirs is leased until they are claimed again, so whoever claims them must
+    /// do so anew.
+    pub fn suspects(&self) -> broadcast::Receiver<WorkerId> {
+        self.0.suspects.subscribe()
+    }
+
+    /// In a fleet only: in one process, a worker is not to be had anew.
+    pub(super) fn suspect(&self, worker: &WorkerId) {
+        if self.0.partition.load().is_some() {
+            self.0.lose(worker);
+            // Fails only when nobody claims workers.
+            let _ = self.0.suspects.send(worker.clone());
+        }
+    }
+
     /// The partition in force.
     pub fn partition(&self) -> Option<Arc<Partition>> {
         self.0.partition.load_full()

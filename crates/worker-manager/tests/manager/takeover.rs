@@ -192,7 +192,9 @@ async fn a_worker_that_is_lost_is_not_used_until_it_is_claimed_again() {
     let manager = fleet.managers[0].clone();
     let request = request("f", 128, None);
     let first = fleet.invoke(&request).await;
-    manager.lost(fleet.workers[0].id());
+    let mut suspects = manager.suspects();
+    manager.unreachable(fleet.workers[0].id());
+    assert_eq!(suspects.try_recv().as_ref(), Ok(fleet.workers[0].id()));
     let none = manager.assign(request.clone()).await;
     assert!(matches!(none, Err(AssignError::NoCapacity(_))), "{none:?}");
     fleet.claim(0, 0);
