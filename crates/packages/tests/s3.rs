@@ -57,7 +57,8 @@ async fn open(endpoint: Option<&str>) -> (TempDir, Packages) {
         session_token: Some("token".to_owned()),
     });
     let limits = Limits { unzipped: 1000, ..Limits::default() };
-    let packages = Packages::open(Config { dir: dir.path().to_owned(), storage: Storage::Own, limits, s3, owner: None }).unwrap();
+    let packages =
+        Packages::open(Config { dir: dir.path().to_owned(), storage: Storage::Own, limits, s3, owner: None }).unwrap();
     (dir, packages)
 }
 

@@ -126,7 +126,13 @@ async fn unpacked_files_belong_to_the_configured_owner() {
         return;
     }
     let dir = tempdir().unwrap();
-    let config = Config { dir: dir.path().join("packages"), storage: Storage::Own, limits: Limits::default(), s3: None, owner: Some(993) };
+    let config = Config {
+        dir: dir.path().join("packages"),
+        storage: Storage::Own,
+        limits: Limits::default(),
+        s3: None,
+        owner: Some(993),
+    };
     let packages = Packages::open(config).unwrap();
     let code = packages.ingest(zip(&[file("d/f", "b"), symlink("l", "d/f")])).await.unwrap();
     let path = packages.unpacked(&code).await.unwrap().path;
