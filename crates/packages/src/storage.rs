@@ -40,7 +40,7 @@ pub enum Storage {
     /// and keep what was synced. Packages are unpacked in [`Config::dir`].
     Shared(PathBuf),
     /// A bucket.
-    S3(S3Storage),
+    S3(Box<S3Storage>),
 }
 
 /// An unpacked package.

@@ -35,7 +35,7 @@ pub(crate) struct Zip {
 /// The storage of a process.
 pub(crate) enum Zips {
     Directory(Arc<Directory>),
-    Bucket(Bucket),
+    Bucket(Box<Bucket>),
 }
 
 impl Zips {
@@ -44,7 +44,7 @@ impl Zips {
         Ok(match &config.storage {
             Storage::Own => Self::Directory(Arc::new(Directory::open_own(&config.dir, temp)?)),
             Storage::Shared(dir) => Self::Directory(Arc::new(Directory::open_shared(dir)?)),
-            Storage::S3(s3) => Self::Bucket(Bucket::open(s3, &config.dir.join("cache"), temp)?),
+            Storage::S3(s3) => Self::Bucket(Box::new(Bucket::open(s3, &config.dir.join("cache"), temp)?)),
         })
     }
 

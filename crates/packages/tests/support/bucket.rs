@@ -190,7 +190,7 @@ pub fn storage(endpoint: &str) -> S3Storage {
 
 pub fn open(dir: &TempDir, s3: S3Storage) -> Packages {
     let dir = dir.path().to_owned();
-    let config = Config { dir, storage: Storage::S3(s3), limits: Limits::default(), s3: None, owner: None };
+    let config = Config { dir, storage: Storage::S3(Box::new(s3)), limits: Limits::default(), s3: None, owner: None };
     Packages::open(config).unwrap()
 }
 
