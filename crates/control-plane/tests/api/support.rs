@@ -138,6 +138,7 @@ impl World {
         let store = Arc::new(SqliteStore::open(dir.join("metadata.db")).await.unwrap());
         let packages = Packages::open(packages::Config {
             dir: dir.join("packages"),
+            storage: packages::Storage::Own,
             limits: Limits::default(),
             s3: None,
             owner: None,
