@@ -305,14 +305,5 @@ pub trait SlotEvents: Send + Sync + 'static {
     fn dead(&self, sandbox: SandboxId, reason: RetireReason);
 }
 
-/// What a manager of a fleet hears from the workers that it watches.
-pub trait WorkerEvents: SlotEvents {
-    /// A worker accepted the claim of the view with this epoch: these are the sandboxes of the functions that were claimed, all of
-    /// them. `worker` is the way to it for leases of that claim.
-    fn claimed(&self, worker: Arc<dyn Worker>, epoch: u64, sandboxes: Vec<SandboxState>);
-    /// The worker cannot be reached, or not any more. It may be claimed again.
-    fn lost(&self, worker: &WorkerId);
-}
-
 /// How long a lease may stay unused before the manager takes it back.
 pub const LEASE_LIMIT: Duration = Duration::from_secs(30);

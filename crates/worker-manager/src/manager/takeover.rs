@@ -9,7 +9,7 @@
 
 use std::collections::HashSet;
 
-use domain::{SandboxState, WorkerEvents};
+use domain::SandboxState;
 
 use super::*;
 use crate::pool::Seen;
@@ -82,8 +82,10 @@ impl Manager {
     }
 }
 
-impl WorkerEvents for Manager {
-    fn claimed(&self, worker: Arc<dyn Worker>, epoch: u64, sandboxes: Vec<SandboxState>) {
+impl Manager {
+    /// A worker accepted the claim of the view with this epoch: these are its sandboxes of the functions that are this manager's, all
+    /// of them. `worker` is the way to it for leases of that claim.
+    pub fn claimed(&self, worker: Arc<dyn Worker>, epoch: u64, sandboxes: Vec<SandboxState>) {
         let inner = &self.0;
         let id = worker.id().clone();
         if inner.partition.load().as_ref().is_some_and(|partition| partition.epoch > epoch) {
@@ -96,39 +98,48 @@ impl WorkerEvents for Manager {
                 inner.dead(sandbox);
             }
         }
-        for SandboxState { sandbox, version, phase } in sandboxes {
-            // Of another manager by now; it claims as well.
-            let Ok(function) = inner.function(&version) else { continue };
-            let seen = Seen {
-                sandbox,
-                worker: Arc::clone(&worker),
-                version: version.key.clone(),
-                memory_mb: version.memory_mb,
-                phase,
-            };
-            let now = inner.now();
-            let mut actions = Vec::new();
-            let mut pool = function.pool.lock();
-            if pool.is_closed() {
-                continue;
-            }
-            // Before the pool may lease it, or give it up.
-            inner.sandboxes.insert(sandbox, Arc::clone(&function));
-            inner.versions.insert(version.key.clone(), Arc::clone(&function));
-            inner.fleet.adopt(sandbox, &id, &version);
-            pool.seen(now, seen, &mut actions);
-            inner.carry_out(&function, actions, &mut Timeline::default());
-        }
+        sandboxes.into_iter().for_each(|state| inner.adopt(&worker, state));
         inner.claims.lock().insert(id, epoch);
         inner.look_whether_settled();
     }
 
-    fn lost(&self, worker: &WorkerId) {
+    /// One more sandbox of a worker that was claimed: its Init was asked for by another manager.
+    pub fn adopted(&self, worker: &Arc<dyn Worker>, sandbox: SandboxState) {
+        self.0.adopt(worker, sandbox);
+    }
+
+    /// The worker cannot be reached, or not any more. It may be claimed again.
+    pub fn lost(&self, worker: &WorkerId) {
         self.0.lose(worker);
     }
 }
 
 impl Inner {
+    fn adopt(self: &Arc<Self>, worker: &Arc<dyn Worker>, state: SandboxState) {
+        let SandboxState { sandbox, version, phase } = state;
+        // Of another manager by now; it claims as well.
+        let Ok(function) = self.function(&version) else { return };
+        let seen = Seen {
+            sandbox,
+            worker: Arc::clone(worker),
+            version: version.key.clone(),
+            memory_mb: version.memory_mb,
+            phase,
+        };
+        let now = self.now();
+        let mut actions = Vec::new();
+        let mut pool = function.pool.lock();
+        if pool.is_closed() {
+            return;
+        }
+        // Before the pool may lease it, or give it up.
+        self.sandboxes.insert(sandbox, Arc::clone(&function));
+        self.versions.insert(version.key.clone(), Arc::clone(&function));
+        self.fleet.adopt(sandbox, worker.id(), &version);
+        pool.seen(now, seen, &mut actions);
+        self.carry_out(&function, actions, &mut Timeline::default());
+    }
+
     fn lose(self: &Arc<Self>, worker: &WorkerId) {
         self.fleet.remove(worker).into_iter().for_each(|sandbox| self.dead(sandbox));
     }

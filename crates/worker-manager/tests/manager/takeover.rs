@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use domain::{
     AssignError, AssignRequest, Lease, RetireReason, SandboxId, SlotEvents, ThrottleReason, Worker, WorkerError,
-    WorkerEvents, WorkerId, WorkerManager,
+    WorkerId, WorkerManager,
 };
 use proptest::prelude::Rng as _;
 use proptest::test_runner::{RngAlgorithm, TestRng};
