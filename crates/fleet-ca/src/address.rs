@@ -81,7 +81,9 @@ impl FromStr for Address {
         let wrong = || InvalidAddress(text.to_owned());
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
         let host = match host.strip_prefix('[') {
-            Some(rest) => Host::Ip(IpAddr::V6(rest.strip_suffix(']').and_then(|ip| ip.parse().ok()).ok_or_else(wrong)?)),
+            Some(rest) => {
+                Host::Ip(IpAddr::V6(rest.strip_suffix(']').and_then(|ip| ip.parse().ok()).ok_or_else(wrong)?))
+            }
             None if host.contains(':') => return Err(wrong()),
             None => host.parse()?,
         };
@@ -120,7 +122,9 @@ impl fmt::Display for Address {
 
 /// Not what was expected.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("`{0}` is no address: write HOST:PORT, such as 10.0.0.1:4570, join.example.org:4570 or [fd00::1]:4570, or the host alone where no port is asked for")]
+#[error(
+    "`{0}` is no address: write HOST:PORT, such as 10.0.0.1:4570, join.example.org:4570 or [fd00::1]:4570, or the host alone where no port is asked for"
+)]
 pub struct InvalidAddress(pub String);
 
 #[cfg(test)]
@@ -132,7 +136,20 @@ mod tests {
         for text in ["10.0.0.1:4570", "join.example.org:1", "localhost:65535", "[fd00::1]:4570"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
-        for text in ["", ":1", "host", "host:", "host:0", "host:65536", "host:+1", "a b:1", "fd00::1:1", "[10.0.0.1]:1", "*.a:1", "[::1:1"] {
+        for text in [
+            "",
+            ":1",
+            "host",
+            "host:",
+            "host:0",
+            "host:65536",
+            "host:+1",
+            "a b:1",
+            "fd00::1:1",
+            "[10.0.0.1]:1",
+            "*.a:1",
+            "[::1:1",
+        ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
     }

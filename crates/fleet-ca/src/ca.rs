@@ -101,7 +101,8 @@ impl Ca {
         let key = files::read_secret(&key_path)?;
         let broken = |path: &Path, why: String| CaError::Broken(path.to_owned(), why);
         let key = KeyPair::from_pem(&key).map_err(|_| broken(&key_path, "it is no private key in PEM".to_owned()))?;
-        let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| broken(&pem_path, e.to_string()))?;
+        let certificate =
+            CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| broken(&pem_path, e.to_string()))?;
         let (_, parsed) = X509Certificate::from_der(&certificate).map_err(|e| broken(&pem_path, e.to_string()))?;
         if !parsed.is_ca() || parsed.verify_signature(None).is_err() {
             return Err(broken(&pem_path, "it is not the certificate of an authority".to_owned()));

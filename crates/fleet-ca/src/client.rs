@@ -225,7 +225,9 @@ pub enum ClientError {
     #[error("the token ended at {0}; make another with `emberbox fleet token`")]
     Expired(OffsetDateTime),
     /// The certificate to renew has.
-    #[error("the certificate ended at {0} and cannot be renewed: remove the directory, and join again with a new token")]
+    #[error(
+        "the certificate ended at {0} and cannot be renewed: remove the directory, and join again with a new token"
+    )]
     Ended(OffsetDateTime),
     /// Nobody there, or it does not speak TLS 1.3. Nothing secret was sent.
     #[error("connect to the join server {address}: {cause}. Is it running, and can this machine reach it?")]
@@ -248,7 +250,9 @@ pub enum ClientError {
         why: String,
     },
     /// The connection ended.
-    #[error("no answer from the join server {address}: {cause}. If it has accepted the token, the token may be used up")]
+    #[error(
+        "no answer from the join server {address}: {cause}. If it has accepted the token, the token may be used up"
+    )]
     Lost {
         /// Where.
         address: Address,

@@ -194,7 +194,9 @@ pub(crate) fn uris(certificate: &[u8]) -> Result<Vec<String>, InvalidIdentity> {
     if !rest.is_empty() {
         return Err(broken("bytes follow it".to_owned()));
     }
-    let Some(names) = parsed.subject_alternative_name().map_err(|e| broken(e.to_string()))? else { return Ok(Vec::new()) };
+    let Some(names) = parsed.subject_alternative_name().map_err(|e| broken(e.to_string()))? else {
+        return Ok(Vec::new());
+    };
     let uri = |name: &GeneralName<'_>| match name {
         GeneralName::URI(uri) => Some((*uri).to_owned()),
         _ => None,

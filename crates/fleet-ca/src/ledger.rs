@@ -63,13 +63,17 @@ pub struct Admission {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Refusal {
     /// No such secret.
-    #[error("the token is not one of this fleet, or it ended more than a week ago; make one with `emberbox fleet token`")]
+    #[error(
+        "the token is not one of this fleet, or it ended more than a week ago; make one with `emberbox fleet token`"
+    )]
     Unknown,
     /// Too late.
     #[error("the token ended at {0}; make another with `emberbox fleet token`")]
     Expired(OffsetDateTime),
     /// Nothing is left of it.
-    #[error("the token was used as often as it may be; if that was not you, find out who joined. Make another with `emberbox fleet token`")]
+    #[error(
+        "the token was used as often as it may be; if that was not you, find out who joined. Make another with `emberbox fleet token`"
+    )]
     UsedUp,
     /// For other roles.
     #[error("the token is for the roles {}, not for {}", show_roles(.allowed), show_roles(.wanted))]
@@ -170,9 +174,7 @@ impl FileLedger {
     fn read(&self) -> Result<Book, LedgerError> {
         let path = self.path();
         match files::read(&path) {
-            Ok(text) => {
-                serde_json::from_str(&text).map_err(|error| LedgerError::Broken(path, error.to_string()))
-            }
+            Ok(text) => serde_json::from_str(&text).map_err(|error| LedgerError::Broken(path, error.to_string())),
             Err(error) if error.cause.kind() == std::io::ErrorKind::NotFound => Ok(Book::default()),
             Err(error) => Err(error.into()),
         }

@@ -36,7 +36,9 @@ pub use client::{ClientError, JoinOptions, Joined, join, renew};
 pub use csr::{Csr, InvalidCsr};
 pub use files::FileError;
 pub use identity::{Identity, InvalidIdentity, MemberId, ROLES, Role, Roles, identity_of, parse_roles, show_roles};
-pub use ledger::{Admission, Book, FileLedger, LEDGER, Ledger, LedgerError, MemoryLedger, RedeemError, Refusal, TokenRecord};
+pub use ledger::{
+    Admission, Book, FileLedger, LEDGER, Ledger, LedgerError, MemoryLedger, RedeemError, Refusal, TokenRecord,
+};
 pub use member::{CA_FILE, CERTIFICATE_FILE, FLEET_FILE, KEY_FILE, Member, MemberDir, MemberError, MemberKey, due};
 pub use server::{BindError, JoinServer, Settings};
 pub use token::{Fingerprint, InvalidToken, Secret, SecretHash, TOKEN_PREFIX, Token};

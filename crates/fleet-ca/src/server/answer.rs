@@ -117,7 +117,11 @@ impl Shared {
     ) -> Result<Issued, No> {
         let path = request.uri().path();
         if path != JOIN && path != RENEW {
-            return Err(No::new(StatusCode::NOT_FOUND, "NotFound", format!("this server has {JOIN} and {RENEW} alone")));
+            return Err(No::new(
+                StatusCode::NOT_FOUND,
+                "NotFound",
+                format!("this server has {JOIN} and {RENEW} alone"),
+            ));
         }
         if request.method() != Method::POST {
             return Err(No::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "use POST"));
@@ -154,8 +158,9 @@ impl Shared {
     /// Who renews.
     async fn member(&self, certificate: Option<CertificateDer<'static>>) -> Result<Identity, No> {
         let refused = |code, message: String| No::new(StatusCode::FORBIDDEN, code, message);
-        let certificate = certificate
-            .ok_or_else(|| refused("NoCertificate", "to renew, show the certificate that is to be renewed".to_owned()))?;
+        let certificate = certificate.ok_or_else(|| {
+            refused("NoCertificate", "to renew, show the certificate that is to be renewed".to_owned())
+        })?;
         let identity = identity_of(&certificate).map_err(|error| refused("NoMember", error.to_string()))?;
         if self.ledger.denied(&identity.id).await.map_err(No::internal)? {
             return Err(refused("MemberDenied", format!("the member {} was denied", identity.id)));
@@ -165,8 +170,7 @@ impl Shared {
 
     fn issue(&self, csr: &Csr, identity: Identity, hosts: Vec<Host>, now: OffsetDateTime) -> Result<Done, No> {
         let subject = Subject { identity, hosts };
-        let certificate =
-            self.ca.issue(csr, &subject, now, self.settings.member_life).map_err(No::internal)?;
+        let certificate = self.ca.issue(csr, &subject, now, self.settings.member_life).map_err(No::internal)?;
         let issued = Issued { certificate, ca: self.ca.pem().to_owned() };
         Ok(Done { issued, identity: subject.identity })
     }

@@ -208,5 +208,6 @@ fn an_identity_is_one_member() {
 }
 
 fn known_is(found: &Result<fleet_ca::Identity, fleet_ca::InvalidIdentity>, id: &str, roles: &str) -> bool {
-    found.as_ref() == Ok(&identity(id, roles)) && found.as_ref().is_ok_and(|found| found.is("worker") && !found.is("placement"))
+    found.as_ref() == Ok(&identity(id, roles))
+        && found.as_ref().is_ok_and(|found| found.is("worker") && !found.is("placement"))
 }

@@ -12,7 +12,11 @@ use tokio_rustls::TlsAcceptor;
 use crate::support::{Fleet, HOUR, der, issue, now, options, provider, tls_key};
 
 /// Stands between, takes one connection, and says how many bytes came after the handshake.
-async fn between(token: &mut Token, chain: Vec<CertificateDer<'static>>, key: &MemberKey) -> tokio::task::JoinHandle<usize> {
+async fn between(
+    token: &mut Token,
+    chain: Vec<CertificateDer<'static>>,
+    key: &MemberKey,
+) -> tokio::task::JoinHandle<usize> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -53,7 +57,10 @@ async fn the_secret_is_for_the_join_server_alone() {
         let dir = fleet.member_dir(what);
         let error = join(&token, options("w"), &dir).await.unwrap_err();
         let told = error.to_string();
-        assert!(matches!(error, ClientError::NotTheFleet { .. }) && told.contains("nothing secret was sent"), "{what}: {told}");
+        assert!(
+            matches!(error, ClientError::NotTheFleet { .. }) && told.contains("nothing secret was sent"),
+            "{what}: {told}"
+        );
         assert_eq!(heard.await.unwrap(), 0, "{what}");
         assert!(dir.load().is_err());
         // And it was not used up: nobody saw it.

@@ -1,18 +1,13 @@
 //! Members that join and renew; tokens that are not good.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fleet_ca::{
     CA_FILE, CERTIFICATE_FILE, ClientError, FLEET_FILE, KEY_FILE, Ledger, MemberError, Secret, Settings, join,
     parse_roles, renew,
 };
-use tracing_subscriber::fmt::MakeWriter;
 
-use crate::support::{
-    Fleet, HOUR, assert_refused, connect, der, http, identity, issue, mode, now, options, say,
-};
+use crate::support::{Fleet, HOUR, assert_refused, connect, der, http, identity, issue, log, mode, now, options, say};
 
 fn refused(error: &ClientError) -> &str {
     match error {
@@ -175,35 +170,8 @@ async fn what_has_ended_is_not_renewed() {
     fleet.stop().await;
 }
 
-/// Collects what is logged.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl MakeWriter<'_> for Log {
-    type Writer = Self;
-
-    fn make_writer(&self) -> Self {
-        self.clone()
-    }
-}
-
 #[tokio::test]
 async fn no_secret_is_logged() {
-    let log = Log::default();
-    let subscriber =
-        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(log.clone()).finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
     let fleet = Fleet::start().await;
     let token = fleet.token("worker", 1).await;
     let dir = fleet.member_dir("w");
@@ -216,7 +184,7 @@ async fn no_secret_is_logged() {
     let body = serde_json::json!({ "secret": token.secret, "csr": "", "id": "w", "hosts": [], "roles": [secret] });
     let answer = crate::support::post(fleet.address, "/v1/join", &body.to_string()).await;
     assert_refused(&answer, 400, "InvalidRequest");
-    let said = format!("{}{error}{error:?}{answer}", String::from_utf8_lossy(&log.0.lock().unwrap()));
+    let said = format!("{}{error}{error:?}{answer}", log().text());
     assert!(said.contains("joined the fleet") && said.contains("TokenUsedUp"), "{said}");
     let key = std::fs::read_to_string(dir.path().join(KEY_FILE)).unwrap();
     for hidden in [secret, &token.to_line(), key.lines().nth(1).unwrap()] {

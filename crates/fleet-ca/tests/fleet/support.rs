@@ -1,8 +1,9 @@
 //! A fleet of one CA and one join server, and a client without manners.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use fleet_ca::{
@@ -13,6 +14,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tempfile::TempDir;
 use time::OffsetDateTime;
@@ -22,8 +24,49 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tracing_subscriber::fmt::MakeWriter;
 
 pub const HOUR: Duration = Duration::from_secs(3600);
+
+/// What all of these tests have logged, everything that there is to log.
+#[derive(Clone, Default)]
+pub struct Log(Arc<Mutex<Vec<u8>>>);
+
+/// Begins to collect it.
+pub fn log() -> &'static Log {
+    static LOG: OnceLock<Log> = OnceLock::new();
+    LOG.get_or_init(|| {
+        let log = Log::default();
+        let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(log.clone());
+        tracing::subscriber::set_global_default(subscriber.with_ansi(false).finish()).unwrap();
+        log
+    })
+}
+
+impl Log {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Log {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
 
 pub fn now() -> OffsetDateTime {
     OffsetDateTime::now_utc()
@@ -46,7 +89,14 @@ pub fn options(id: &str) -> JoinOptions {
 }
 
 /// A member's certificate and key made without a join server.
-pub fn issue(ca: &Ca, id: &str, roles: &str, hosts: &[&str], now: OffsetDateTime, life: Duration) -> (String, MemberKey) {
+pub fn issue(
+    ca: &Ca,
+    id: &str,
+    roles: &str,
+    hosts: &[&str],
+    now: OffsetDateTime,
+    life: Duration,
+) -> (String, MemberKey) {
     let key = MemberKey::generate().unwrap();
     let csr = fleet_ca::Csr::parse(&key.csr("whoever").unwrap()).unwrap();
     let hosts = hosts.iter().map(|host| host.parse::<Host>().unwrap()).collect();
@@ -73,6 +123,7 @@ impl Fleet {
     }
 
     pub async fn with(settings: Settings) -> Self {
+        log();
         let dir = tempfile::tempdir().unwrap();
         let ca = Ca::create(&dir.path().join("ca"), "test", now()).unwrap();
         let ledger = MemoryLedger::default();
@@ -116,10 +167,7 @@ impl Fleet {
 }
 
 /// Connects without looking at the server's certificate, with the client's own if there is one.
-pub async fn connect(
-    address: SocketAddr,
-    own: Option<(&str, &MemberKey)>,
-) -> std::io::Result<TlsStream<TcpStream>> {
+pub async fn connect(address: SocketAddr, own: Option<(&str, &MemberKey)>) -> std::io::Result<TlsStream<TcpStream>> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -127,7 +175,12 @@ pub async fn connect(
         .with_custom_certificate_verifier(Arc::new(Anybody));
     let config = match own {
         None => builder.with_no_client_auth(),
-        Some((certificate, key)) => builder.with_client_auth_cert(vec![der(certificate)], tls_key(key)).unwrap(),
+        Some((certificate, key)) => {
+            // As it is: whether the key belongs to the certificate is for the server to find out.
+            let key = aws_lc_rs::sign::any_supported_type(&tls_key(key)).unwrap();
+            let own = CertifiedKey::new(vec![der(certificate)], key);
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own)))
+        }
     };
     let stream = TcpStream::connect(address).await?;
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("localhost").unwrap(), stream).await
