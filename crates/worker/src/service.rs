@@ -488,7 +488,7 @@ impl Worker for Service {
         }
     }
 
-    fn invoking(&self, sandbox: SandboxId) -> bool {
+    async fn invoking(&self, sandbox: SandboxId) -> bool {
         self.0.slots.get(sandbox).is_some_and(|slot| slot.is_invoking())
     }
 
@@ -498,6 +498,10 @@ impl Worker for Service {
             slot.phase().map(|phase| SandboxState { sandbox: slot.id(), version, phase })
         };
         self.0.slots.all().into_iter().filter_map(state).collect()
+    }
+
+    fn drain(&self) {
+        self.0.draining.store(true, Ordering::SeqCst);
     }
 
     fn report(&self) -> WorkerReport {

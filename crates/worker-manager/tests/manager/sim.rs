@@ -221,7 +221,7 @@ impl Worker for SimWorker {
         self.sandboxes.lock().unwrap().remove(&sandbox);
     }
 
-    fn invoking(&self, sandbox: SandboxId) -> bool {
+    async fn invoking(&self, sandbox: SandboxId) -> bool {
         self.sandboxes.lock().unwrap().get(&sandbox).is_some_and(|s| s.running)
     }
 
