@@ -114,8 +114,8 @@ def test_every_frontend_sees_what_another_one_changed(fleet):
         here.update_function_configuration(FunctionName="f", Environment={"Variables": {"STAGE": str(stage)}})
         # No wait in between: a change that was answered is known to all.
         assert there.get_function_configuration(FunctionName="f")["Environment"]["Variables"]["STAGE"] == str(stage)
-        assert invoke(there, "f")["stage"] == str(stage)
         here.get_waiter("function_updated_v2").wait(FunctionName="f", WaiterConfig={"Delay": 1})
+        assert invoke(there, "f")["stage"] == str(stage)
     location = one.get_function(FunctionName="f")["Code"]["Location"]
     assert subprocess.run(["curl", "-sf", location.replace(fleet.endpoints[0], fleet.endpoints[1])], capture_output=True).stdout[:2] == b"PK"
     other.delete_function(FunctionName="f")

@@ -16,6 +16,7 @@
 //! in `rpc`, and who is there in `membership`.
 
 mod managers;
+mod peers;
 mod roles;
 mod workers;
 
@@ -28,7 +29,7 @@ use anyhow::{Context, Result};
 use domain::{Clock, SystemClock};
 use membership::{Member, MemberId, MemberState, Membership, Role};
 use prometheus_client::registry::Registry;
-use rpc::{Channels, Credentials, ManagerServer, Server, Services, Tls};
+use rpc::{Channels, Credentials, FrontendServer, ManagerServer, Server, Services, Tls};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -95,15 +96,23 @@ impl Fleet {
             followers.push(tokio::spawn(manager.clone().run()));
             manager
         });
+        let has_copy = cluster.is(Role::Frontend) || cluster.is(Role::Pollers);
+        let (own, others) = tokio::sync::watch::channel(None);
+        if has_copy {
+            services.frontend = Some(FrontendServer::new(Arc::new(peers::OwnCopy(others))));
+        }
         let stop_rpc = CancellationToken::new();
         let rpc = tokio::spawn(server.serve(services, stop_rpc.clone(), config.stop_limit));
-        let api = if cluster.is(Role::Frontend) || cluster.is(Role::Pollers) {
+        let api = if has_copy {
+            let peers = Arc::new(peers::Peers::new(membership.clone(), channels.clone()));
+            let barrier = peers::Barrier { peers, own };
             let own = manager.clone().map(|manager| (Arc::clone(&id), Arc::new(manager) as _));
             let (sender, receiver) = tokio::sync::watch::channel(Default::default());
             followers.push(tokio::spawn(managers::follow(membership.changes(), own, channels.clone(), sender)));
             let router = frontend::router::Router::new(receiver);
             let logs = host.as_ref().map(|host| host.logs.clone());
-            let shared = roles::Shared { config: &config, cluster: &cluster, dir, content, clock, router, logs };
+            let shared =
+                roles::Shared { config: &config, cluster: &cluster, dir, content, clock, router, logs, barrier };
             Some(Api::start(shared, registry).await?)
         } else {
             None

@@ -64,7 +64,11 @@ fn ten_thousand_workers() {
     println!("package there: {:.1} % of the cold starts; at random {:.1} %", 100.0 * local, 100.0 * local_at_random);
 
     let (p99, mean) = memory_use(&world);
-    println!("memory in use: p99 {p99:.3}, mean {mean:.3}, {:.3} ×; at random {:.3} ×", p99 / mean, random_p99 / random_mean);
+    println!(
+        "memory in use: p99 {p99:.3}, mean {mean:.3}, {:.3} ×; at random {:.3} ×",
+        p99 / mean,
+        random_p99 / random_mean
+    );
     println!("refused: {}", world.refused);
 
     for at_least in [2, 5, 10, 30, 100] {

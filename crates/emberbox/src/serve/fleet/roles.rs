@@ -22,6 +22,7 @@ use super::super::event_sources::EventSources;
 use super::super::events::Asynchronous;
 use super::super::parts::{self, Content};
 use super::super::{prepare, settings};
+use super::peers::Barrier;
 use crate::adapters;
 use crate::config::{Cluster, Config, EventEngine};
 
@@ -90,6 +91,8 @@ pub struct Shared<'a> {
     pub router: Router,
     /// If this process has a worker as well.
     pub logs: Option<worker::logs::LogStore>,
+    /// Others with a copy of the metadata.
+    pub barrier: Barrier,
 }
 
 /// The roles `frontend` and `pollers`.
@@ -110,7 +113,7 @@ struct Frontend {
 impl Api {
     /// Reads the metadata, and answers.
     pub async fn start(shared: Shared<'_>, mut registry: Registry) -> Result<Self> {
-        let Shared { config, cluster, dir, content, clock, router, logs } = shared;
+        let Shared { config, cluster, dir, content, clock, router, logs, barrier } = shared;
         // A fleet's events and queues are nobody's own.
         let mut config = config.clone();
         if config.events.engine == EventEngine::Sqlite {
@@ -131,6 +134,8 @@ impl Api {
             Arc::clone(&clock),
         )
         .await?;
+        control_plane.with_peers(barrier.peers);
+        barrier.own.send_replace(Some(control_plane.clone()));
         let retiring = tokio::spawn(retire(control_plane.retired(), router.clone()));
         let frontend_metrics = frontend::Metrics::register(&mut registry);
         let sync_path = SyncPath::new(Arc::new(router), Arc::clone(&clock), frontend_metrics.clone());
