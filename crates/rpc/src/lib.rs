@@ -44,7 +44,7 @@ pub mod pb;
 
 use std::time::Duration;
 
-pub use channel::{Channel, Channels};
+pub use channel::{Channel, Channels, origin};
 pub use failure::Failure;
 pub use identity::{Member, Role};
 pub use manager::client::RemoteManager;

@@ -54,7 +54,7 @@ impl RemoteManager {
 
 impl Inner {
     fn client(&self) -> WorkerManagerClient<Channel> {
-        WorkerManagerClient::new(self.channel.clone())
+        WorkerManagerClient::with_origin(self.channel.clone(), crate::channel::origin())
             .max_decoding_message_size(crate::MAX_MESSAGE)
             .max_encoding_message_size(crate::MAX_MESSAGE)
     }
