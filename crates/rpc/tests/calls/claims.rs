@@ -148,7 +148,7 @@ async fn a_manager_that_does_not_read_is_in_nobodys_way() {
     let f = worker().await;
     f.bench.put(id(1), &version("f"));
     // Opens the stream, and takes one message from it.
-    let mut raw = rpc::pb::worker_client::WorkerClient::new(f.channel());
+    let mut raw = rpc::pb::worker_client::WorkerClient::with_origin(f.channel(), rpc::origin());
     let message = rpc::pb::Claim { manager: "slow".into(), epoch: 1, managers: vec!["slow".into()] };
     let mut stream = raw.watch(message).await.unwrap().into_inner();
     stream.message().await.unwrap().unwrap();
