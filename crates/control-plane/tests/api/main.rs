@@ -10,6 +10,7 @@ mod functions;
 mod images;
 mod permissions;
 mod resolving;
+mod secrets;
 mod snap_start;
 mod support;
 mod tags;
