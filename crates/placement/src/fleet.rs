@@ -281,13 +281,16 @@ impl Fleet {
         }
     }
 
-    /// Changes a member, and where it stands.
+    /// Changes a member, and with it where it stands. Most reports say what was known, and change nothing.
     fn change(&mut self, number: u32, change: impl FnOnce(&mut Member)) {
-        let Some(mut member) = self.members.remove(&number) else { return };
-        self.delist(number, &member.now);
-        change(&mut member);
-        self.enlist(number, &member.now);
-        self.members.insert(number, member);
+        let Some(member) = self.members.get_mut(&number) else { return };
+        let before = member.now.clone();
+        change(member);
+        if member.now != before {
+            let after = member.now.clone();
+            self.delist(number, &before);
+            self.enlist(number, &after);
+        }
     }
 
     fn enlist(&mut self, number: u32, now: &WorkerReport) {
