@@ -5,6 +5,7 @@ mod demo;
 mod deploy;
 mod doctor;
 mod events;
+mod fleet;
 mod functions;
 mod image;
 mod invoke;
@@ -60,6 +61,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Serve(args) => serve::run(args),
         Command::Runtime(command) => runtime::run(command),
         Command::Image(command) => image::run(command),
+        Command::Fleet(command) => fleet::run(command),
         Command::Demo(args) => demo::run(args),
     }
 }
