@@ -20,6 +20,7 @@
 mod event_sources;
 mod events;
 pub mod isolation;
+mod parts;
 pub mod settings;
 
 use std::future::Future;
@@ -33,6 +34,7 @@ use event_sources::EventSources;
 use events::Asynchronous;
 use frontend::BindError;
 use frontend::sync_path::SyncPath;
+use parts::Content;
 use prometheus_client::registry::Registry;
 use runtimes::Runtimes;
 use sandbox::SandboxEngine;
@@ -76,33 +78,10 @@ impl Emberbox {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let mut registry = Registry::with_prefix("emberbox");
 
-        let engine = isolation::engine(&config, dir).await?;
-        for note in engine.describe() {
-            tracing::info!("sandbox: {note}");
-        }
-
-        let packages = packages::Packages::open(settings::packages(&config, dir))?;
-        #[cfg(feature = "oci")]
-        let images = adapters::Images(images::oci::Store::open(settings::images(&config, dir)?)?);
-        #[cfg(not(feature = "oci"))]
-        let images = adapters::Images;
-        let runtimes = Arc::new(Runtimes::open(settings::runtimes(&config, dir))?);
-        let logs = worker::logs::LogStore::open(settings::logs(&config, dir))?;
-
-        let worker_metrics = worker::metrics::Metrics::default();
-        worker_metrics.register(&mut registry);
-        let worker = worker::Service::new(
-            settings::worker(&config, dir),
-            Arc::clone(&engine),
-            worker::sources::Sources {
-                packages: Arc::new(packages.clone()),
-                runtimes: runtimes.clone(),
-                images: Arc::new(images.clone()),
-            },
-            Arc::clone(&clock),
-            worker_metrics,
-            logs.clone(),
-        )?;
+        let engine = parts::engine(&config, dir).await?;
+        let content = Content::open(&config, dir)?;
+        let (worker, logs) = parts::worker(&config, dir, &engine, &content, &clock, &mut registry)?;
+        let Content { packages, images, runtimes } = content;
 
         let store = Arc::new(store::SqliteStore::open(dir.join("metadata.sqlite")).await?);
         let control_plane = control_plane::ControlPlane::open(

@@ -77,7 +77,8 @@ pub fn packages(config: &Config, dir: &Path) -> packages::Config {
         secret_key: s3.secret_access_key.clone(),
         session_token: None,
     });
-    packages::Config { dir: dir.join("packages"), limits: packages::Limits::default(), s3, owner: None }
+    let (storage, limits) = (packages::Storage::Own, packages::Limits::default());
+    packages::Config { dir: dir.join("packages"), storage, limits, s3, owner: None }
 }
 
 /// How long a container image may take to come.
