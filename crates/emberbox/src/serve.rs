@@ -20,6 +20,7 @@
 mod event_sources;
 mod events;
 pub mod isolation;
+mod secrets;
 pub mod settings;
 
 use std::future::Future;
@@ -105,9 +106,10 @@ impl Emberbox {
         )?;
 
         let store = Arc::new(store::SqliteStore::open(dir.join("metadata.sqlite")).await?);
+        let keys = Arc::new(secrets::keys(&config, dir, &*store).await?);
         let control_plane = control_plane::ControlPlane::open(
             settings::control_plane(&config),
-            store.clone(),
+            control_plane::Metadata { store: store.clone(), keys },
             packages.clone(),
             Arc::new(adapters::Catalog(runtimes.clone())),
             Arc::new(images),
