@@ -35,6 +35,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const LINES: usize = 1024;
 /// What each process says on its standard output once it is ready.
 const READY: &str = "is ready";
+/// The keys of the functions' environment variables, in the data directory.
+const SECRETS: &str = "secrets.key";
 
 /// `emberbox dev-fleet`
 pub fn run(args: DevFleet) -> Result<ExitCode> {
@@ -86,6 +88,10 @@ async fn fleet(args: DevFleet) -> Result<ExitCode> {
         (None, Some(postgres)) => postgres.url(),
         (None, None) => unreachable!("one of them is there"),
     };
+    let keys = dir.join(SECRETS);
+    if secrets::read(&keys)?.is_none() {
+        secrets::create(&keys)?;
+    }
     // Installed once for all workers; without a directory of the user's own, once for good.
     let runtimes = match args.data_dir {
         Some(_) => dir.clone(),
@@ -264,6 +270,7 @@ fn configure(
     cluster.insert("roles".into(), vec![role.to_string()].into());
     cluster.insert("database".into(), database.into());
     cluster.insert("bind".into(), "127.0.0.1:0".into());
+    config.entry("secrets_file").or_insert(text(&dir.join(SECRETS))?.into());
     cluster.insert("packages".into(), text(&dir.join("packages"))?.into());
     config.insert("cluster".into(), cluster.into());
     Ok(config)

@@ -75,7 +75,9 @@ fn a_decision_takes_microseconds_and_hardly_more_of_many_workers() {
     let measured = [100, 1000, 10_000].map(|workers| {
         let m = measure(workers);
         let Measured { decision, p99, life, scan } = m;
-        println!("{workers} workers: decision {decision:.2?}, p99 {p99:.2?}; a sandbox's life {life:.2?}; scan {scan:.2?}");
+        println!(
+            "{workers} workers: decision {decision:.2?}, p99 {p99:.2?}; a sandbox's life {life:.2?}; scan {scan:.2?}"
+        );
         m
     });
     let [few, _, many] = &measured;

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use super::super::event_sources::EventSources;
 use super::super::events::Asynchronous;
 use super::super::parts::{self, Content};
-use super::super::{prepare, settings};
+use super::super::{prepare, secrets, settings};
 use super::peers::Barrier;
 use crate::adapters;
 use crate::config::{Cluster, Config, EventEngine};
@@ -123,10 +123,11 @@ impl Api {
         config.events.sqs_endpoint.get_or_insert_with(|| "aws".to_owned());
         let store = PostgresStore::open(&cluster.database).await;
         let store = Arc::new(store.context("cluster.database names a database that cannot be used")?);
+        let keys = Arc::new(secrets::keys(&config, dir, store.as_ref()).await?);
         let Content { packages, images, runtimes } = content;
         let control_plane = ControlPlane::open(
             control_plane::Config { shared: true, ..settings::control_plane(&config) },
-            store.clone(),
+            control_plane::Metadata { store: store.clone(), keys },
             packages.clone(),
             Arc::new(adapters::RuntimesOfWorkers(adapters::Catalog(runtimes))),
             Arc::new(images),
