@@ -38,6 +38,6 @@ mod view;
 pub use name::Caller;
 pub use record::{Failure, FailureCode};
 pub use service::{
-    Config, ControlPlane, Error, EventSettings, EventSourceCheck, ImageCatalog, ImageFault, ImageFaultKind, Resolved,
-    RuntimeCatalog, SnapshotCatalog, SnapshotFault,
+    Config, ControlPlane, Error, EventSettings, EventSourceCheck, ImageCatalog, ImageFault, ImageFaultKind, Peers,
+    Resolved, RuntimeCatalog, SnapshotCatalog, SnapshotFault,
 };
