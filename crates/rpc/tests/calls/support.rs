@@ -348,6 +348,10 @@ impl Heard {
         self.words.lock().clone()
     }
 
+    pub fn count(&self) -> usize {
+        self.words.lock().len()
+    }
+
     pub async fn wait_for(&self, words: &str) {
         let heard = async {
             loop {
