@@ -117,6 +117,9 @@ pub trait WorkerManager: Send + Sync + 'static {
     fn release(&self, sandbox: SandboxId);
     /// The version was replaced or deleted: idle sandboxes go at once, busy ones after their invocation.
     fn retire(&self, version: &VersionKey);
+    /// A lease could not be used, since nothing reached its worker: none of that worker's is given until the manager has claimed
+    /// it anew. This lease is over.
+    fn unreachable(&self, _worker: &WorkerId) {}
 }
 
 /// `Init`: make a sandbox for a function version and start its runtime.
@@ -157,6 +160,9 @@ pub enum WorkerError {
     /// The sandbox serves another invocation: it was leased twice, by a manager and by the one that took over from it.
     #[error("sandbox {0} has an invocation already")]
     Busy(SandboxId),
+    /// The worker has no room for the sandbox: others were placed there since Placement had its report.
+    #[error("worker {0} has no room for another sandbox")]
+    Full(WorkerId),
     /// The worker could not be reached; whether the payload was seen is not known unless `unsent`.
     #[error("worker {worker}: {cause}")]
     Unreachable {
@@ -179,6 +185,11 @@ pub enum WorkerError {
 }
 
 impl WorkerError {
+    /// Whether an `Init` may succeed on another worker.
+    pub fn elsewhere(&self) -> bool {
+        matches!(self, Self::Full(_) | Self::Stopping | Self::Unreachable { .. })
+    }
+
     /// Whether the same request may be sent to another sandbox: the payload was certainly not seen by the function.
     pub fn retryable(&self) -> bool {
         matches!(self, Self::Gone(_) | Self::Busy(_) | Self::Stopping | Self::Unreachable { unsent: true, .. })

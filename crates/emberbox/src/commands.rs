@@ -3,8 +3,11 @@
 mod delete;
 mod demo;
 mod deploy;
+#[cfg(feature = "cluster")]
+mod dev_fleet;
 mod doctor;
 mod events;
+mod fleet;
 mod functions;
 mod image;
 mod invoke;
@@ -60,7 +63,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Serve(args) => serve::run(args),
         Command::Runtime(command) => runtime::run(command),
         Command::Image(command) => image::run(command),
+        Command::Fleet(command) => fleet::run(command),
         Command::Demo(args) => demo::run(args),
+        #[cfg(feature = "cluster")]
+        Command::DevFleet(args) => dev_fleet::run(args),
     }
 }
 

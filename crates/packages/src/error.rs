@@ -61,12 +61,26 @@ pub enum PackageError {
         sha256: String,
     },
     /// The stored zip is not what was stored: `InvalidZipFileException` (502). Uploading it again repairs it.
-    #[error("package {sha256} is damaged in storage ({path}); upload it again")]
+    #[error("package {sha256} is damaged in storage ({place}); upload it again")]
     Damaged {
         /// As in `CodeSha256`.
         sha256: String,
-        /// Where it is stored.
-        path: PathBuf,
+        /// Where it is stored: a file, or an object of the form `s3://bucket/key`.
+        place: String,
+    },
+    /// The bucket that packages are stored in cannot be used: `ServiceException` (500).
+    #[error("{operation} s3://{bucket}/{key} at {endpoint}: {cause}")]
+    Storage {
+        /// e.g. `read the package`.
+        operation: &'static str,
+        /// Which bucket.
+        bucket: String,
+        /// Which key.
+        key: String,
+        /// Which service, without credentials.
+        endpoint: String,
+        /// What happened, and what to do.
+        cause: String,
     },
     /// The disk failed: `ServiceException` (500).
     #[error("{operation} {path}: {source}")]

@@ -5,6 +5,9 @@
 //!  S3 ──fetch_s3──┘    durable                           a cache of this host, thrown away after a reboot
 //! ```
 //!
+//! The zips of one process are in its directory; those of a fleet are in a directory that it shares, or in a bucket, of which
+//! each host has a cache ([`Storage`]).
+//!
 //! A package is checked in full when it comes in ([`Packages::ingest`]): names, kinds, sizes and checksums of every
 //! entry, by really decompressing it. What is stored was checked, so a worker unpacks it without surprises; it still
 //! holds the zip against its hash while it does.
@@ -13,12 +16,19 @@
 mod archive;
 mod error;
 mod extract;
+mod files;
+mod host;
+mod id;
+mod retry;
 mod s3;
 mod storage;
+mod zips;
 
 pub use error::PackageError;
+pub use retry::Retry;
 pub use s3::{S3Config, S3Error, put_object};
-pub use storage::{Config, Packages, Unpacked};
+pub use storage::{Config, Packages, Storage, Unpacked};
+pub use zips::S3Storage;
 
 /// What a package may be at most. The defaults are AWS's quotas, where AWS has one.
 ///

@@ -1,9 +1,9 @@
-//! `GetObject` and `PutObject` at an S3-compatible endpoint: the two calls that Lambda makes, for `S3Bucket` and `S3Key`
-//! and for a destination that is a bucket.
+//! `GetObject`, `PutObject` and `DeleteObject` at an S3-compatible endpoint: for `S3Bucket` and `S3Key`, for a destination
+//! that is a bucket, and for the package storage of a fleet ([`crate::zips`]).
 
 mod sign;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -20,7 +20,9 @@ use tokio::time::timeout;
 use crate::PackageError;
 
 /// Longest wait for the connection, for the answer's head and for each next piece of its body.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// A request's body may take a second for each of these, beside.
+const SLOWEST: usize = 1024 * 1024;
 /// An S3 error document is far smaller.
 const ERROR_LIMIT: u64 = 64 * 1024;
 
@@ -39,11 +41,28 @@ pub struct S3Config {
     pub session_token: Option<String>,
 }
 
+impl S3Config {
+    /// The endpoint for messages: without a user and a password, which somebody may have written into it.
+    pub(crate) fn shown_endpoint(&self) -> String {
+        let endpoint = self.url();
+        match endpoint.split_once('@') {
+            None => endpoint,
+            Some((before, after)) => {
+                format!("{}://{after}", before.split_once("://").map_or("http", |(scheme, _)| scheme))
+            }
+        }
+    }
+
+    fn url(&self) -> String {
+        self.endpoint.clone().unwrap_or_else(|| format!("https://s3.{}.amazonaws.com", self.region))
+    }
+}
+
 impl std::fmt::Debug for S3Config {
     /// Without the secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("S3Config")
-            .field("endpoint", &self.endpoint)
+            .field("endpoint", &self.shown_endpoint())
             .field("region", &self.region)
             .finish_non_exhaustive()
     }
@@ -70,6 +89,37 @@ pub enum S3Error {
     Unreachable(String),
 }
 
+impl S3Error {
+    /// Whether the same request may succeed a moment later. Which refusals are of that kind: *Error responses* in S3's API
+    /// reference.
+    pub(crate) fn retryable(&self) -> bool {
+        match self {
+            Self::Unreachable(_) => true,
+            Self::TooLarge(_) => false,
+            Self::Refused { status, code, .. } => {
+                const DAMAGED_ON_THE_WAY: [&str; 4] =
+                    ["BadDigest", "IncompleteBody", "RequestTimeout", "XAmzContentSHA256Mismatch"];
+                *status >= 500 || matches!(status, 408 | 429) || DAMAGED_ON_THE_WAY.contains(&code.as_str())
+            }
+        }
+    }
+}
+
+/// One call of S3.
+#[derive(Clone)]
+pub(crate) struct Call<'a> {
+    pub method: Method,
+    pub bucket: &'a str,
+    pub key: &'a str,
+    /// Encoded, without question mark.
+    pub query: String,
+    pub body: Bytes,
+    /// What the answer's body may be at most, in bytes.
+    pub limit: u64,
+    /// Longest wait for the connection, for the answer's head and for each next piece of its body.
+    pub patience: Duration,
+}
+
 /// Reads one object of at most `limit` bytes.
 pub(crate) async fn get_object(
     config: &S3Config,
@@ -81,7 +131,8 @@ pub(crate) async fn get_object(
     let unreachable =
         |cause: String| PackageError::S3Unreachable { bucket: bucket.to_owned(), key: key.to_owned(), cause };
     let query = version.map(|version| format!("versionId={}", sign::encode(version))).unwrap_or_default();
-    call(config, Method::GET, bucket, key, &query, Bytes::new(), limit).await.map_err(|error| match error {
+    let get = Call { method: Method::GET, bucket, key, query, body: Bytes::new(), limit, patience: PATIENCE };
+    call(config, get).await.map_err(|error| match error {
         S3Error::TooLarge(limit) => PackageError::UnzippedTooLarge { limit },
         S3Error::Unreachable(cause) => unreachable(cause),
         S3Error::Refused { code, .. } if code == "AccessDenied" => {
@@ -94,57 +145,59 @@ pub(crate) async fn get_object(
 
 /// Writes one object, or replaces it.
 pub async fn put_object(config: &S3Config, bucket: &str, key: &str, body: Bytes) -> Result<(), S3Error> {
-    call(config, Method::PUT, bucket, key, "", body, ERROR_LIMIT).await?;
+    let query = String::new();
+    let put = Call { method: Method::PUT, bucket, key, query, body, limit: ERROR_LIMIT, patience: PATIENCE };
+    call(config, put).await?;
     Ok(())
 }
 
-/// Sends a request and reads the body of its answer, which is at most `limit` bytes.
-async fn call(
-    config: &S3Config,
-    method: Method,
-    bucket: &str,
-    key: &str,
-    query: &str,
-    body: Bytes,
-    limit: u64,
-) -> Result<Bytes, S3Error> {
-    let endpoint = config.endpoint.clone().unwrap_or_else(|| format!("https://s3.{}.amazonaws.com", config.region));
+/// Sends a request and reads the body of its answer.
+pub(crate) async fn call(config: &S3Config, call: Call<'_>) -> Result<Bytes, S3Error> {
+    let Call { method, bucket, key, query, body, limit, patience } = call;
+    let endpoint = config.shown_endpoint();
     let failed =
         |what: &str, cause: &dyn std::fmt::Display| S3Error::Unreachable(format!("{what} {endpoint}: {cause}"));
-    let uri: Uri = endpoint.parse().map_err(|e| failed("endpoint", &e))?;
+    let uri: Uri = config.url().parse().map_err(|e| failed("endpoint", &e))?;
     let (Some(host), Some(authority)) = (uri.host(), uri.authority()) else {
         return Err(failed("endpoint", &"is not of the form http://host:port"));
     };
+    if authority.as_str().contains('@') {
+        return Err(failed("endpoint", &"is given with a user; give the access key in its own settings instead"));
+    }
     let tls = uri.scheme_str() == Some("https");
     let path = format!("{}/{}/{}", uri.path().trim_end_matches('/'), sign::encode(bucket), sign::encode_path(key));
     let target = if query.is_empty() { path.clone() } else { format!("{path}?{query}") };
     let signed = sign::headers(
         config,
-        &sign::Parts { method: method.as_str(), host: authority.as_str(), path: &path, query, body: &body },
+        &sign::Parts { method: method.as_str(), host: authority.as_str(), path: &path, query: &query, body: &body },
         OffsetDateTime::now_utc(),
     );
     let mut request = Request::builder().method(method).uri(&target).header("host", authority.as_str());
     for (name, value) in &signed {
         request = request.header(*name, value);
     }
+    let sending = patience + Duration::from_secs((body.len() / SLOWEST) as u64);
     let request = request.body(Full::new(body)).map_err(|e| failed("request to", &e))?;
 
     let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let connected = timeout(PATIENCE, TcpStream::connect((host, port))).await.map_err(|e| failed("connect to", &e))?;
+    let connected = timeout(patience, TcpStream::connect((host, port))).await.map_err(|e| failed("connect to", &e))?;
     let stream = connected.map_err(|e| failed("connect to", &e))?;
     let response = if tls {
         let name = ServerName::try_from(host.to_owned()).map_err(|e| failed("endpoint", &e))?;
         let connector = tokio_rustls::TlsConnector::from(client_tls().map_err(|e| failed("TLS set-up for", &e))?);
-        let stream = timeout(PATIENCE, connector.connect(name, stream)).await.map_err(|e| failed("TLS with", &e))?;
-        send(stream.map_err(|e| failed("TLS with", &e))?, request).await
+        let stream = timeout(patience, connector.connect(name, stream)).await.map_err(|e| failed("TLS with", &e))?;
+        timeout(sending, send(stream.map_err(|e| failed("TLS with", &e))?, request)).await
     } else {
-        send(stream, request).await
+        timeout(sending, send(stream, request)).await
     };
-    let response = response.map_err(|e| failed("request to", &e))?;
+    let response = response.map_err(|e| failed("request to", &e))?.map_err(|e| failed("request to", &e))?;
     let status = response.status();
     let limit = if status.is_success() { limit } else { ERROR_LIMIT };
-    let body = read_body(response.into_body(), limit).await?;
+    let body = read_body(response.into_body(), limit, patience).await.map_err(|error| match error {
+        S3Error::Unreachable(cause) => failed("read the answer of", &cause),
+        error => error,
+    })?;
     if status.is_success() { Ok(body) } else { Err(refused(status, &body)) }
 }
 
@@ -163,23 +216,19 @@ fn refused(status: StatusCode, body: &[u8]) -> S3Error {
 async fn send(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<Full<Bytes>>,
-) -> Result<Response<Incoming>, String> {
-    let exchange = async {
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        // Ends with the body, or when it is dropped; its errors reach the reader of the body.
-        tokio::spawn(connection);
-        sender.send_request(request).await
-    };
-    timeout(PATIENCE, exchange).await.map_err(|e| e.to_string())?.map_err(|e: hyper::Error| e.to_string())
+) -> hyper::Result<Response<Incoming>> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // Ends with the body, or when it is dropped; its errors reach the reader of the body.
+    tokio::spawn(connection);
+    sender.send_request(request).await
 }
 
-async fn read_body(mut body: Incoming, limit: u64) -> Result<Bytes, S3Error> {
+async fn read_body(mut body: Incoming, limit: u64, patience: Duration) -> Result<Bytes, S3Error> {
     let mut read = BytesMut::new();
     loop {
-        let frame =
-            timeout(PATIENCE, body.frame()).await.map_err(|e| S3Error::Unreachable(format!("read object: {e}")))?;
+        let frame = timeout(patience, body.frame()).await.map_err(|e| S3Error::Unreachable(e.to_string()))?;
         let Some(frame) = frame else { return Ok(read.freeze()) };
-        let frame = frame.map_err(|e| S3Error::Unreachable(format!("read object: {e}")))?;
+        let frame = frame.map_err(|e| S3Error::Unreachable(e.to_string()))?;
         if let Ok(data) = frame.into_data() {
             if (read.len() + data.len()) as u64 > limit {
                 return Err(S3Error::TooLarge(limit));
@@ -189,8 +238,16 @@ async fn read_body(mut body: Incoming, limit: u64) -> Result<Bytes, S3Error> {
     }
 }
 
-/// Trusts what the host trusts.
+/// Trusts what the host trusts, as it was when this was first asked for.
 fn client_tls() -> Result<Arc<rustls::ClientConfig>, String> {
+    static TLS: OnceLock<Arc<rustls::ClientConfig>> = OnceLock::new();
+    match TLS.get() {
+        Some(tls) => Ok(Arc::clone(tls)),
+        None => make_client_tls().map(|tls| Arc::clone(TLS.get_or_init(|| tls))),
+    }
+}
+
+fn make_client_tls() -> Result<Arc<rustls::ClientConfig>, String> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {

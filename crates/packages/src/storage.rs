@@ -1,38 +1,46 @@
-//! The package directory of one host.
-//!
-//! `zips/` is durable: a file gets its name only after its content was synced. `unpacked/` is a cache that is never
-//! synced; since a power loss can leave files in it empty, it is emptied when the host has rebooted since.
+//! The handle: what comes in is checked and stored, what is needed is fetched and unpacked.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use domain::CodeRef;
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
 
+use crate::files::blocking;
+use crate::host::{Checked, Host};
+use crate::id::PackageId;
 use crate::s3::{self, S3Config};
+use crate::zips::{S3Storage, Zips};
 use crate::{Limits, PackageError, extract};
-
-/// Names the boot in which `unpacked/` was filled.
-const BOOT_FILE: &str = "boot-id";
 
 /// Where packages are kept and what they may be.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Directory of its own; made if it is not there.
+    /// Directory of this host: what is unpacked, caches, and with [`Storage::Own`] the zips. Made if it is not there. Not on
+    /// a network file system that other hosts use.
     pub dir: PathBuf,
+    /// Where the zips are.
+    pub storage: Storage,
     /// Limits of one package.
     pub limits: Limits,
     /// For [`Packages::fetch_s3`].
     pub s3: Option<S3Config>,
     /// Owner (user and group) of unpacked files; needs root, and is ignored without.
     pub owner: Option<u32>,
+}
+
+/// Where the zips of a process are, which is where its packages survive.
+#[derive(Clone, Debug)]
+pub enum Storage {
+    /// `zips/` in [`Config::dir`].
+    Own,
+    /// A directory that the processes of a fleet share, e.g. over NFS; made if it is not there. It must rename atomically,
+    /// and keep what was synced. Packages are unpacked in [`Config::dir`].
+    Shared(PathBuf),
+    /// A bucket.
+    S3(Box<S3Storage>),
 }
 
 /// An unpacked package.
@@ -51,76 +59,27 @@ pub struct Packages {
 }
 
 struct Inner {
-    zips: PathBuf,
-    unpacked: PathBuf,
-    temp: PathBuf,
     config: Config,
-    /// One lock for each package that is being unpacked.
+    host: Host,
+    zips: Zips,
+    /// One lock for each package that is being fetched and unpacked.
     unpacking: Mutex<HashMap<PackageId, Weak<tokio::sync::Mutex<()>>>>,
 }
 
-/// SHA-256 of the zip.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct PackageId([u8; 32]);
-
-impl PackageId {
-    fn of(zip: &[u8]) -> Self {
-        Self(Sha256::digest(zip).into())
-    }
-
-    /// `None` unless `text` is the base64 of 32 bytes.
-    fn parse(text: &str) -> Option<Self> {
-        let bytes = BASE64.decode(text).ok()?;
-        bytes.try_into().ok().map(Self)
-    }
-
-    fn base64(&self) -> String {
-        BASE64.encode(self.0)
-    }
-
-    fn hex(&self) -> String {
-        hex::encode(self.0)
-    }
-}
-
 impl Packages {
-    /// Opens the storage, and clears away what an earlier process left half done.
+    /// Opens the storage, and clears away what earlier processes left half done. Asks no service: a bucket that cannot be
+    /// used shows with its first use.
     pub fn open(config: Config) -> Result<Self, PackageError> {
         let root = rustix::process::geteuid().is_root();
         let config = Config { owner: config.owner.filter(|_| root), ..config };
-        let inner = Inner {
-            zips: config.dir.join("zips"),
-            unpacked: config.dir.join("unpacked"),
-            temp: config.dir.join("temp"),
-            unpacking: Mutex::default(),
-            config,
-        };
-        for dir in [&inner.zips, &inner.unpacked, &inner.temp] {
-            fs::create_dir_all(dir).map_err(PackageError::io("create", dir))?;
-        }
-        inner.drop_cache_of_earlier_boot()?;
-        let packages = Self { inner: Arc::new(inner) };
-        packages.sweep()?;
-        Ok(packages)
-    }
-
-    /// Removes temporary files and unpacked packages whose zip is gone. Legal only before anything is in flight, hence
-    /// called by [`Self::open`].
-    fn sweep(&self) -> Result<(), PackageError> {
-        for path in entries(&self.inner.temp)? {
-            remove_all(&path)?;
-        }
-        for path in entries(&self.inner.unpacked)? {
-            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-            if name != BOOT_FILE && !self.inner.zips.join(format!("{name}.zip")).exists() {
-                self.inner.discard(&path)?;
-            }
-        }
-        Ok(())
+        let mut host = Host::open(&config.dir)?;
+        let zips = Zips::open(&config, host.temp())?;
+        host.clear_up(|name| zips.has_file(name))?;
+        Ok(Self { inner: Arc::new(Inner { config, host, zips, unpacking: Mutex::default() }) })
     }
 
     /// Checks a directly uploaded zip in full and stores it. When this returns it survives power loss. Storing the same
-    /// zip again is cheap, and repairs a damaged one.
+    /// zip again is cheap in a directory and one more PUT in a bucket, and repairs a damaged one.
     pub async fn ingest(&self, zip: Bytes) -> Result<CodeRef, PackageError> {
         let limit = self.inner.config.limits.zipped;
         if zip.len() as u64 > limit {
@@ -136,8 +95,21 @@ impl Packages {
     }
 
     async fn ingest_unbounded(&self, zip: Bytes) -> Result<CodeRef, PackageError> {
-        let inner = self.inner.clone();
-        blocking(move || inner.ingest(&zip)).await
+        let (inner, checked) = (Arc::clone(&self.inner), zip.clone());
+        let (id, stored) = blocking(move || {
+            let id = PackageId::of(&checked);
+            let stored = inner.zips.holds(id, &checked);
+            if !stored {
+                extract::check(&checked, &inner.config.limits)?;
+            }
+            Ok((id, stored))
+        })
+        .await?;
+        let code = CodeRef { sha256: id.base64(), size: zip.len() as u64, image: None };
+        if !stored {
+            self.inner.zips.put(id, zip).await?;
+        }
+        Ok(code)
     }
 
     /// Reads an object from the configured S3-compatible endpoint; at most `limits.unzipped` bytes.
@@ -152,139 +124,65 @@ impl Packages {
         s3::get_object(s3, bucket, key, version, self.inner.config.limits.unzipped).await
     }
 
-    /// The zip as it was uploaded, checked against its hash.
+    /// The zip as it was uploaded, checked against its hash, for a client's download: from a bucket it is not kept here.
     pub async fn zip(&self, sha256_base64: &str) -> Result<Bytes, PackageError> {
-        let id = parse(sha256_base64)?;
-        let inner = self.inner.clone();
-        blocking(move || {
-            let zip = inner.read(id)?;
-            inner.verify(id, &zip)?;
-            Ok(zip.into())
-        })
-        .await
+        self.inner.zips.read(PackageId::parse(sha256_base64)?, self.inner.config.limits.unzipped).await
     }
 
     /// Removes the zip. What is unpacked stays until [`Self::evict`] or the next start, since sandboxes may still run
-    /// from it. No error if it is gone.
+    /// from it. No error if it is gone. Other hosts' caches find out by themselves that nobody uses it.
     pub async fn remove(&self, sha256_base64: &str) -> Result<(), PackageError> {
-        let id = parse(sha256_base64)?;
-        let inner = self.inner.clone();
-        blocking(move || remove_all(&inner.zip_path(id))).await
+        self.inner.zips.remove(PackageId::parse(sha256_base64)?).await
     }
 
     /// Removes the unpacked package from this host. Legal when no sandbox uses it.
     pub async fn evict(&self, sha256_base64: &str) -> Result<(), PackageError> {
-        let id = parse(sha256_base64)?;
-        let inner = self.inner.clone();
-        blocking(move || inner.discard(&inner.unpacked_path(id))).await
+        let id = PackageId::parse(sha256_base64)?;
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.host.discard(&inner.host.path(id))).await
     }
 
-    /// The package's directory on this host, unpacked first if need be. Concurrent callers share one unpacking; a
-    /// package that is there costs one `stat`.
+    /// The package's directory on this host, fetched and unpacked first if need be. Concurrent callers share one fetch and
+    /// one unpacking, which goes on when they go away; a package that is there costs two system calls.
     pub async fn unpacked(&self, code: &CodeRef) -> Result<Unpacked, PackageError> {
-        let id = parse(&code.sha256)?;
-        let path = self.inner.unpacked_path(id);
+        let id = PackageId::parse(&code.sha256)?;
+        let path = self.inner.host.path(id);
+        if path.is_dir() {
+            self.inner.zips.used(id);
+            return Ok(Unpacked { path, cached: true });
+        }
+        let alone = self.inner.unpack_lock(id).lock_owned().await;
         if path.is_dir() {
             return Ok(Unpacked { path, cached: true });
         }
-        let lock = self.inner.unpack_lock(id);
-        let _guard = lock.lock().await;
-        if path.is_dir() {
-            return Ok(Unpacked { path, cached: true });
-        }
-        let inner = self.inner.clone();
-        blocking(move || inner.unpack(id)).await?;
+        let (inner, size) = (Arc::clone(&self.inner), code.size);
+        let work = tokio::spawn(async move {
+            let result = inner.unpack(id, size).await;
+            drop(alone);
+            result
+        });
+        work.await.expect("package work neither panics nor is cancelled")?;
         Ok(Unpacked { path, cached: false })
     }
 
     /// Whether [`Self::unpacked`] would be cheap.
     pub fn is_unpacked(&self, sha256_base64: &str) -> bool {
-        PackageId::parse(sha256_base64).is_some_and(|id| self.inner.unpacked_path(id).is_dir())
+        PackageId::parse(sha256_base64).is_ok_and(|id| self.inner.host.path(id).is_dir())
     }
 }
 
 impl Inner {
-    fn zip_path(&self, id: PackageId) -> PathBuf {
-        self.zips.join(format!("{}.zip", id.hex()))
-    }
-
-    fn unpacked_path(&self, id: PackageId) -> PathBuf {
-        self.unpacked.join(id.hex())
-    }
-
-    fn ingest(&self, zip: &[u8]) -> Result<CodeRef, PackageError> {
-        let id = PackageId::of(zip);
-        let code = CodeRef { sha256: id.base64(), size: zip.len() as u64, image: None };
-        let path = self.zip_path(id);
-        if fs::read(&path).is_ok_and(|stored| stored == zip) {
-            return Ok(code);
-        }
-        extract::check(zip, &self.config.limits)?;
-        let mut temp =
-            tempfile::NamedTempFile::new_in(&self.temp).map_err(PackageError::io("create file in", &self.temp))?;
-        temp.write_all(zip).map_err(PackageError::io("write", &path))?;
-        temp.as_file().sync_all().map_err(PackageError::io("sync", &path))?;
-        temp.persist(&path).map_err(|e| e.error).map_err(PackageError::io("rename to", &path))?;
-        let dir = File::open(&self.zips).map_err(PackageError::io("open", &self.zips))?;
-        dir.sync_all().map_err(PackageError::io("sync", &self.zips))?;
-        Ok(code)
-    }
-
-    fn read(&self, id: PackageId) -> Result<Vec<u8>, PackageError> {
-        let path = self.zip_path(id);
-        fs::read(&path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => PackageError::NotFound { sha256: id.base64() },
-            _ => PackageError::io("read", &path)(error),
+    /// `size`: the zip's, in bytes.
+    async fn unpack(self: Arc<Self>, id: PackageId, size: u64) -> Result<(), PackageError> {
+        let zip = self.zips.fetch(id, size).await?;
+        blocking(move || {
+            let Config { limits, owner, .. } = &self.config;
+            match self.host.unpack(id, &zip.bytes, !zip.checked, limits, *owner)? {
+                Checked::Whole => Ok(()),
+                Checked::Damaged => Err(self.zips.damaged(id)),
+            }
         })
-    }
-
-    fn verify(&self, id: PackageId, zip: &[u8]) -> Result<(), PackageError> {
-        let same = PackageId::of(zip) == id;
-        same.then_some(()).ok_or_else(|| PackageError::Damaged { sha256: id.base64(), path: self.zip_path(id) })
-    }
-
-    fn unpack(&self, id: PackageId) -> Result<(), PackageError> {
-        let zip = self.read(id)?;
-        let temp = tempfile::tempdir_in(&self.temp).map_err(PackageError::io("create directory in", &self.temp))?;
-        // The hash takes about as long as the unpacking, so both run at once; damage wins over what it made of the zip.
-        let (verified, unpacked) = std::thread::scope(|scope| {
-            let verifier = scope.spawn(|| self.verify(id, &zip));
-            let unpacked = extract::unpack(&zip, &self.config.limits, temp.path(), self.config.owner);
-            (verifier.join().expect("hashing does not panic"), unpacked)
-        });
-        verified?;
-        unpacked?;
-        let path = self.unpacked_path(id);
-        match fs::rename(temp.path(), &path) {
-            Ok(()) => drop(temp.keep()),
-            // A caller that went away left its unpacking to finish on its own: the content is the same.
-            Err(_) if path.is_dir() => {}
-            Err(error) => return Err(PackageError::io("rename to", &path)(error)),
-        }
-        Ok(())
-    }
-
-    /// Removes an unpacked package so that nobody ever sees part of it.
-    fn discard(&self, path: &Path) -> Result<(), PackageError> {
-        if !path.exists() {
-            return Ok(());
-        }
-        let temp = tempfile::tempdir_in(&self.temp).map_err(PackageError::io("create directory in", &self.temp))?;
-        fs::rename(path, temp.path().join("discarded")).map_err(PackageError::io("move", path))?;
-        temp.close().map_err(PackageError::io("remove", path))
-    }
-
-    fn drop_cache_of_earlier_boot(&self) -> Result<(), PackageError> {
-        // Without a boot id (no /proc) every start counts as one.
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
-        let file = self.unpacked.join(BOOT_FILE);
-        if boot.is_some() && fs::read_to_string(&file).ok() == boot {
-            return Ok(());
-        }
-        for path in entries(&self.unpacked)? {
-            remove_all(&path)?;
-        }
-        fs::write(&file, boot.unwrap_or_default()).map_err(PackageError::io("write", &file))
+        .await
     }
 
     fn unpack_lock(&self, id: PackageId) -> Arc<tokio::sync::Mutex<()>> {
@@ -297,29 +195,4 @@ impl Inner {
         unpacking.insert(id, Arc::downgrade(&lock));
         lock
     }
-}
-
-fn parse(sha256_base64: &str) -> Result<PackageId, PackageError> {
-    PackageId::parse(sha256_base64).ok_or_else(|| PackageError::NotFound { sha256: sha256_base64.to_owned() })
-}
-
-fn entries(dir: &Path) -> Result<Vec<PathBuf>, PackageError> {
-    let read = fs::read_dir(dir).map_err(PackageError::io("list", dir))?;
-    read.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>().map_err(PackageError::io("list", dir))
-}
-
-fn remove_all(path: &Path) -> Result<(), PackageError> {
-    let removed = match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(_) => return Ok(()),
-    };
-    removed.map_err(PackageError::io("remove", path))
-}
-
-/// Zip work is CPU and disk: it stays off the async threads.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, PackageError> + Send + 'static,
-) -> Result<T, PackageError> {
-    tokio::task::spawn_blocking(work).await.expect("package work neither panics nor is cancelled")
 }

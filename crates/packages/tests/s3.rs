@@ -10,7 +10,7 @@ use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper::{Request, Response, body::Incoming};
 use hyper_util::rt::TokioIo;
-use packages::{Config, Limits, PackageError, Packages, S3Config};
+use packages::{Config, Limits, PackageError, Packages, S3Config, Storage};
 use tempfile::{TempDir, tempdir};
 use tokio::net::TcpListener;
 use zips::{file, zip};
@@ -57,7 +57,8 @@ async fn open(endpoint: Option<&str>) -> (TempDir, Packages) {
         session_token: Some("token".to_owned()),
     });
     let limits = Limits { unzipped: 1000, ..Limits::default() };
-    let packages = Packages::open(Config { dir: dir.path().to_owned(), limits, s3, owner: None }).unwrap();
+    let packages =
+        Packages::open(Config { dir: dir.path().to_owned(), storage: Storage::Own, limits, s3, owner: None }).unwrap();
     (dir, packages)
 }
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use bytes::Bytes;
-use packages::{Config, Limits, PackageError, Packages};
+use packages::{Config, Limits, PackageError, Packages, Storage};
 use tempfile::tempdir;
 use zips::{entry, file, open, open_with, symlink, zip};
 
@@ -75,7 +75,8 @@ async fn removal_leaves_running_sandboxes_their_files() {
     packages.remove(&code.sha256).await.unwrap();
     assert!(matches!(packages.zip(&code.sha256).await, Err(PackageError::NotFound { .. })));
     assert!(unpacked.path.join("a").exists());
-    drop(open(&dir));
+    drop(packages);
+    let packages = open(&dir);
     assert!(!unpacked.path.exists(), "the next start clears it away");
     assert!(matches!(packages.unpacked(&code).await, Err(PackageError::NotFound { .. })));
 }
@@ -111,6 +112,7 @@ async fn opening_clears_leftovers_and_a_cache_of_an_earlier_boot() {
     fs::write(temp.join("half/x"), "").unwrap();
     fs::write(temp.join("file"), "").unwrap();
     fs::write(dir.path().join("packages/unpacked/boot-id"), "another boot").unwrap();
+    drop(packages);
     let packages = open(&dir);
     assert_eq!(fs::read_dir(&temp).unwrap().count(), 0);
     assert!(!packages.unpacked(&code).await.unwrap().cached);
@@ -124,7 +126,13 @@ async fn unpacked_files_belong_to_the_configured_owner() {
         return;
     }
     let dir = tempdir().unwrap();
-    let config = Config { dir: dir.path().join("packages"), limits: Limits::default(), s3: None, owner: Some(993) };
+    let config = Config {
+        dir: dir.path().join("packages"),
+        storage: Storage::Own,
+        limits: Limits::default(),
+        s3: None,
+        owner: Some(993),
+    };
     let packages = Packages::open(config).unwrap();
     let code = packages.ingest(zip(&[file("d/f", "b"), symlink("l", "d/f")])).await.unwrap();
     let path = packages.unpacked(&code).await.unwrap().path;

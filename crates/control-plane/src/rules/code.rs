@@ -89,7 +89,9 @@ pub(crate) fn package_error(error: &PackageError) -> ApiError {
         PackageError::ZippedTooLarge { .. } => ErrorCode::RequestEntityTooLargeException,
         PackageError::S3AccessDenied { .. } => ErrorCode::AccessDeniedException,
         PackageError::NotFound { .. } | PackageError::Damaged { .. } => ErrorCode::InvalidZipFileException,
-        PackageError::S3Unreachable { .. } | PackageError::Io { .. } => ErrorCode::ServiceException,
+        PackageError::S3Unreachable { .. } | PackageError::Storage { .. } | PackageError::Io { .. } => {
+            ErrorCode::ServiceException
+        }
     };
     ApiError::new(code, error.to_string())
 }

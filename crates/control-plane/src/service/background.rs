@@ -13,6 +13,7 @@ use crate::catalog::{Effects, Entry};
 use crate::name::not_found;
 use crate::record::{ACCOUNT, FUNCTION, Failure, FailureCode, IMAGE, PACKAGE, SNAPSHOT, Stored, VERSION, function_key};
 use crate::rules::code;
+use crate::sealed::Sealing;
 
 /// How long a package stays after its last use: an invocation that was resolved to it before must find it still.
 const GRACE: Duration = Duration::from_secs(60);
@@ -44,9 +45,12 @@ impl Drop for Busy {
 pub(super) async fn start(inner: &Arc<Inner>) -> Result<(), Error> {
     let changes = inner.store.changes();
     inner.load().await?;
-    // No sandbox is older than this process, so what is unused now was so long enough.
+    inner.log_sealing();
     inner.drop_unreferenced().await?;
-    inner.collect(|_| Duration::ZERO).await;
+    if !inner.config.shared {
+        // No sandbox is older than this process, so what is unused now was so long enough.
+        inner.collect(|_| Duration::ZERO).await;
+    }
     let follower = Task(tokio::spawn(follow(Arc::downgrade(inner), changes)));
     let collector = Task(tokio::spawn(collect(Arc::downgrade(inner))));
     inner.tasks.lock().extend([follower, collector]);
@@ -116,6 +120,20 @@ impl Inner {
         self.follow_up(effects);
         self.applied_up_to(functions.revision);
         Ok(())
+    }
+
+    /// For the operator, who wants to know when an old key can go.
+    fn log_sealing(&self) {
+        let (plain, old) = (self.catalog.count(Sealing::Plain), self.catalog.count(Sealing::OldKey));
+        if plain + old > 0 {
+            tracing::warn!(
+                plain,
+                old_key = old,
+                current_key = self.keys.current(),
+                "records of functions and versions whose environment variables are not encrypted, or with a key that is not the \
+                 first; each is encrypted anew with the next change of its function, and until then old keys are needed"
+            );
+        }
     }
 
     fn applied_up_to(&self, revision: u64) {
@@ -212,7 +230,9 @@ impl Inner {
         let images = self.store.scan(IMAGE, "").await?.records.into_iter().map(|(key, _)| Stored::Image(key));
         let snapshots = self.store.scan(SNAPSHOT, "").await?.records.into_iter().map(|(key, _)| Stored::Snapshot(key));
         let unused = packages.chain(images).chain(snapshots).filter(|stored| !self.catalog.uses(stored));
-        self.dropped.lock().extend(unused.map(|stored| (stored, Duration::ZERO)));
+        // Where others have the same metadata, it may be unused since just now.
+        let since = if self.config.shared { self.clock.monotonic() } else { Duration::ZERO };
+        self.dropped.lock().extend(unused.map(|stored| (stored, since)));
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use bytes::Bytes;
-use packages::{Config, Limits, Packages};
+use packages::{Config, Limits, Packages, Storage};
 use tempfile::TempDir;
 
 /// One entry, stored without compression.
@@ -78,5 +78,6 @@ pub fn open(dir: &TempDir) -> Packages {
 }
 
 pub fn open_with(dir: &TempDir, limits: Limits) -> Packages {
-    Packages::open(Config { dir: dir.path().join("packages"), limits, s3: None, owner: None }).unwrap()
+    let dir = dir.path().join("packages");
+    Packages::open(Config { dir, storage: Storage::Own, limits, s3: None, owner: None }).unwrap()
 }

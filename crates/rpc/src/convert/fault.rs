@@ -20,6 +20,7 @@ pub(crate) fn fault(error: &WorkerError) -> pb::Fault {
         }
         WorkerError::Restore(text) => of("restore", text),
         WorkerError::RestoreTimeout(text) => of("restore_timeout", text),
+        WorkerError::Full(worker) => pb::Fault { worker: worker.to_string(), ..of("full", "") },
         WorkerError::Stopping => of("stopping", ""),
     }
 }
@@ -36,6 +37,7 @@ pub(crate) fn worker_error(fault: pb::Fault) -> WorkerError {
         ("unreachable", _) => WorkerError::Unreachable { worker: WorkerId(worker.into()), cause: text, unsent },
         ("restore", _) => WorkerError::Restore(text),
         ("restore_timeout", _) => WorkerError::RestoreTimeout(text),
+        ("full", _) => WorkerError::Full(WorkerId(worker.into())),
         ("stopping", _) => WorkerError::Stopping,
         (other, _) => WorkerError::Sandbox(format!("{other}: {text}")),
     }

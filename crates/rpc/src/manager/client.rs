@@ -117,6 +117,17 @@ impl WorkerManager for RemoteManager {
         self.0.runtime.spawn(async move { manager.release(sandbox).await });
     }
 
+    /// Goes on in the background, once: whoever cannot use another lease tells it again.
+    fn unreachable(&self, worker: &WorkerId) {
+        let manager = Arc::clone(&self.0);
+        let message = pb::UnreachableRequest { worker: worker.to_string() };
+        self.0.runtime.spawn(async move {
+            if let Err(error) = Inner::call(LIMIT, manager.client().unreachable(message)).await {
+                tracing::debug!(%error, "a manager was not told of a worker that cannot be reached");
+            }
+        });
+    }
+
     /// Goes on in the background, for some seconds; idle sandboxes of a version that is not used go after a while in any case.
     fn retire(&self, version: &VersionKey) {
         let manager = Arc::clone(&self.0);

@@ -266,3 +266,18 @@ async fn the_exec_wrapper_of_a_managed_runtime_is_not_for_custom_ones() {
     f.init().await;
     assert_eq!(text(&f.invoke("{}").await), "1");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_without_room_refuses_what_another_manager_places() {
+    let f = Fixture::new(&python("next()"), Setup { slots: 2, ..setup(5_000) });
+    f.init().await;
+    let request = |n: u128| domain::InitRequest {
+        sandbox: domain::SandboxId(uuid::Uuid::from_u128(n)),
+        version: f.version.clone(),
+    };
+    f.service.init(request(1)).await.unwrap();
+    let refused = f.service.init(request(2)).await.unwrap_err();
+    assert!(matches!(refused, WorkerError::Full(_)) && refused.elsewhere(), "{refused}");
+    f.service.shutdown(f.sandbox, RetireReason::Spindown).await;
+    f.service.init(request(3)).await.unwrap();
+}
