@@ -121,6 +121,10 @@ async fn a_new_claim_takes_the_place_of_the_old_one() {
     drop(alone);
     let among = Watch::start(&remote, claim("manager-1", 2, &all));
     among.0.wait_for("claimed []").await;
+    // One that leaves.
+    drop(among);
+    let leaving = Watch::start(&remote, claim("manager-1", 3, &["manager-2"]));
+    leaving.0.wait_for("claimed []").await;
 }
 
 #[tokio::test]
@@ -136,7 +140,7 @@ async fn a_stream_that_breaks_is_made_again() {
     within(&mut f.server.serving, "the end of the server").await.unwrap();
     // A moment later it is there again, with the same hub, and one sandbox more.
     f.bench.put(id(2), &version("f"));
-    let services = Services { worker: Some(f.hub.clone()), manager: None };
+    let services = Services { worker: Some(f.hub.clone()), ..rpc::Services::default() };
     let _again = Running::at(f.server.address, services, None).await;
     watch.0.wait_for("claimed [1 f Idle, 2 f Idle]").await;
     f.bench.tell(|e| e.idle(id(2)));
