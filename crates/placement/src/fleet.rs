@@ -4,7 +4,7 @@ mod caches;
 mod ladder;
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{self, BTreeMap};
 
 use domain::{FunctionArn, SandboxId, WorkerId, WorkerReport};
 use foldhash::{HashMap, HashSet};
@@ -12,6 +12,7 @@ use foldhash::{HashMap, HashSet};
 use self::caches::Caches;
 use self::ladder::{Ladder, Spot};
 use crate::cost::{Candidate, LOOKED_AT, admits, free_mb, level, size};
+use crate::specification::explain;
 use crate::{NoCapacity, Reason, WorkerView};
 
 /// What an operator wants of a worker. A worker that drains by itself says so in its reports.
@@ -142,19 +143,25 @@ impl Fleet {
         }
     }
 
-    /// Which worker takes a new sandbox, and why. Book it before the next question.
-    pub fn place(&self, wanted: &Wanted<'_>) -> Result<(WorkerId, Reason), NoCapacity> {
+    /// Which worker takes a new sandbox, and why: none of `except`, which are few (they have refused it). Book it before the next
+    /// question.
+    pub fn place(
+        &self,
+        wanted: &Wanted<'_>,
+        except: &collections::HashSet<WorkerId>,
+    ) -> Result<(WorkerId, Reason), NoCapacity> {
         let counts = self.functions.get(wanted.function);
         let same_function = |number: u32| counts.and_then(|c| c.get(&number)).copied().unwrap_or(0);
         let holders = self.caches.holders(wanted.package);
         let candidate = |number: u32, has_package: bool| {
             let now = &self.members.get(&number)?.now;
-            admits(now, wanted.memory_mb)
+            (admits(now, wanted.memory_mb) && !except.contains(&now.worker))
                 .then(|| Candidate::new(number, now, wanted.memory_mb, has_package, same_function(number)))
         };
         let mut candidates: Vec<_> = holders.iter().filter_map(|&number| candidate(number, true)).collect();
         for ladder in self.ladders.values() {
-            for (before, spot) in ladder.with_free(wanted.memory_mb.into()).take(LOOKED_AT).enumerate() {
+            let spots = ladder.with_free(wanted.memory_mb.into()).filter(|spot| !except.contains(&spot.worker));
+            for (before, spot) in spots.take(LOOKED_AT).enumerate() {
                 if !holders.contains(&spot.number) {
                     candidates.extend(candidate(spot.number, false));
                 }
@@ -164,9 +171,14 @@ impl Fleet {
                 }
             }
         }
-        match Candidate::choose(&candidates, self.members.len()) {
+        let excepted = except.iter().filter(|worker| self.numbers.contains_key(worker)).count();
+        match Candidate::choose(&candidates, self.members.len() - excepted) {
             Some((number, reason)) => Ok((self.members[&number].now.worker.clone(), reason)),
-            None => Err(self.explain(wanted.memory_mb)),
+            None if excepted == 0 => Err(self.explain(wanted.memory_mb)),
+            None => {
+                let asked = self.members.values().map(|m| &m.now).filter(|now| !except.contains(&now.worker));
+                Err(explain(asked, wanted.memory_mb))
+            }
         }
     }
 
@@ -208,9 +220,10 @@ impl Fleet {
         Some(&self.members.get(&booking.member)?.now.worker)
     }
 
-    /// What this decider has on a worker: to be retired when it drains, lost when it is.
-    pub fn sandboxes_on(&self, worker: &WorkerId) -> impl Iterator<Item = SandboxId> {
-        self.member(worker).into_iter().flat_map(|m| m.sandboxes.iter().copied())
+    /// What this decider has on a worker, to be retired when it drains, lost when it is; and whether its Init is under way.
+    pub fn sandboxes_on(&self, worker: &WorkerId) -> impl Iterator<Item = (SandboxId, bool)> {
+        let sandboxes = self.member(worker).into_iter().flat_map(|m| &m.sandboxes);
+        sandboxes.filter_map(|sandbox| Some((*sandbox, self.sandboxes.get(sandbox)?.starting)))
     }
 
     /// As [`crate::make_room`]: which of `idle` (least recently used first) have to go so that a sandbox of `memory_mb` has a

@@ -1,6 +1,6 @@
 //! The fleet against the specification and a model of the books that is kept as simply as can be.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use domain::AccountId;
 use proptest::prelude::*;
@@ -172,7 +172,7 @@ fn apply(fleet: &mut Fleet, event: &Event) -> Option<WorkerId> {
         Event::Drops(worker, package) => fleet.drops(worker, PACKAGES[*package]),
         Event::Place(sandbox, want) => {
             return ask(*want, |wanted| {
-                let (worker, _) = fleet.place(wanted).ok()?;
+                let (worker, _) = place(fleet, wanted).ok()?;
                 assert!(fleet.book(*sandbox, &worker, wanted));
                 Some(worker)
             });
@@ -194,9 +194,20 @@ fn specified(views: &[WorkerView], want: Want) -> Result<(WorkerId, Reason), NoC
     }
 }
 
+fn place(fleet: &Fleet, wanted: &Wanted<'_>) -> Result<(WorkerId, Reason), NoCapacity> {
+    fleet.place(wanted, &HashSet::new())
+}
+
 fn agree(fleet: &Fleet, views: &[WorkerView], want: Want) -> Result<(), TestCaseError> {
-    let answer = ask(want, |wanted| fleet.place(wanted));
+    let answer = ask(want, |wanted| place(fleet, wanted));
     prop_assert_eq!(&answer, &specified(views, want), "{:?}", want);
+    // The first choice, and one that is no member, refuse.
+    if let Ok((first, _)) = &answer {
+        let except = HashSet::from([first.clone(), WorkerId("gone".into())]);
+        let others: Vec<_> = views.iter().filter(|v| v.report.worker != *first).cloned().collect();
+        let second = ask(want, |wanted| fleet.place(wanted, &except));
+        prop_assert_eq!(second, specified(&others, want), "{:?} but not {}", want, first);
+    }
     if let Ok((worker, _)) = answer {
         let now = &views.iter().find(|v| v.report.worker == worker).expect("a worker").report;
         prop_assert!(!now.draining && now.slots_used < now.slots);
@@ -285,9 +296,10 @@ proptest! {
         prop_assert_eq!(booked, model.sandboxes.keys().copied().collect::<BTreeSet<_>>());
         for (id, worker) in &model.workers {
             prop_assert_eq!(fleet.drains(id), worker.told.draining || worker.standing == Standing::Draining);
-            let there: BTreeSet<_> = fleet.sandboxes_on(id).collect();
-            prop_assert!(there.iter().all(|s| fleet.worker_of(*s) == Some(id)));
-            prop_assert_eq!(there.len(), model.sandboxes.values().filter(|(w, ..)| w == id).count());
+            let there: BTreeMap<_, _> = fleet.sandboxes_on(id).collect();
+            prop_assert!(there.keys().all(|s| fleet.worker_of(*s) == Some(id)));
+            let of_model = model.sandboxes.iter().filter(|(_, (w, ..))| w == id);
+            prop_assert_eq!(there, of_model.map(|(s, (.., starting))| (*s, *starting)).collect::<BTreeMap<_, _>>());
         }
         assert_empties(fleet);
     }
@@ -335,7 +347,7 @@ proptest! {
             .map(|w| Candidate::new(&w.report.worker, &w.report, want.memory_mb, w.has_package, w.same_function))
             .collect();
         let cheapest = Candidate::choose(&of_all, views.len()).map(|(worker, reason)| (worker.clone(), reason));
-        prop_assert_eq!(ask(want, |wanted| fleet.place(wanted)).ok(), cheapest);
+        prop_assert_eq!(ask(want, |wanted| place(&fleet, wanted)).ok(), cheapest);
     }
 
     #[test]
@@ -344,7 +356,7 @@ proptest! {
         let (mut one, mut other) = (Fleet::default(), Fleet::default());
         last.values().for_each(|report| one.report(report.clone()));
         last.values().rev().for_each(|report| other.report(report.clone()));
-        prop_assert_eq!(ask(want, |wanted| one.place(wanted)), ask(want, |wanted| other.place(wanted)));
+        prop_assert_eq!(ask(want, |wanted| place(&one, wanted)), ask(want, |wanted| place(&other, wanted)));
     }
 
     #[test]
@@ -418,10 +430,10 @@ fn a_cordon_keeps_what_is_there_and_a_drain_does_not() {
     for standing in [Standing::Cordoned, Standing::Draining] {
         assert!(fleet.set_standing(&id(0), standing));
         fleet.report(empty(0));
-        let why = ask(SMALL, |wanted| fleet.place(wanted)).expect_err("closed");
+        let why = ask(SMALL, |wanted| place(&fleet, wanted)).expect_err("closed");
         assert_eq!(why.to_string(), "all 1 workers are draining or cordoned");
         assert_eq!(fleet.drains(&id(0)), standing == Standing::Draining);
-        assert_eq!(fleet.sandboxes_on(&id(0)).collect::<Vec<_>>(), [sandbox]);
+        assert_eq!(fleet.sandboxes_on(&id(0)).collect::<Vec<_>>(), [(sandbox, true)]);
     }
     fleet.report(WorkerReport { draining: true, ..empty(0) });
     fleet.set_standing(&id(0), Standing::Open);

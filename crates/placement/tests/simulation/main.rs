@@ -67,7 +67,11 @@ fn ten_thousand_workers() {
     assert!(local >= 0.85 && local >= 20.0 * local_at_random);
 
     let (p99, mean) = memory_use(&world);
-    println!("memory in use: p99 {p99:.3}, mean {mean:.3}, {:.3} ×; at random {:.3} ×", p99 / mean, random_p99 / random_mean);
+    println!(
+        "memory in use: p99 {p99:.3}, mean {mean:.3}, {:.3} ×; at random {:.3} ×",
+        p99 / mean,
+        random_p99 / random_mean
+    );
     assert!(p99 <= 1.35 * mean && p99 / mean < random_p99 / random_mean);
 
     // By managers that do not know of each other's last two seconds.
@@ -75,7 +79,8 @@ fn ten_thousand_workers() {
     // A sandbox of 10 GB has no place once every worker of 12 has some memory in use.
     assert!(world.without_place * 10_000 <= world.starts && world.collided * 1000 <= world.starts);
 
-    for (at_least, bound_of_worker, bound_of_zone) in [(5, 0.8, 1.0), (10, 0.4, 1.0), (30, 0.15, 0.9), (100, 0.06, 0.7)] {
+    for (at_least, bound_of_worker, bound_of_zone) in [(5, 0.8, 1.0), (10, 0.4, 1.0), (30, 0.15, 0.9), (100, 0.06, 0.7)]
+    {
         let mut worker = largest_part(&world, at_least, |worker| worker);
         let mut zone = largest_part(&world, at_least, |worker| worker % 3);
         println!("of {} functions with {at_least} sandboxes or more, the largest part", worker.len());

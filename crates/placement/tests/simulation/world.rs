@@ -1,6 +1,6 @@
 //! Workers, functions and managers in virtual time.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use domain::{AccountId, FunctionArn, SandboxId, WorkerId, WorkerReport};
 use fastrand::Rng;
@@ -175,7 +175,7 @@ impl World {
                     break n;
                 }
             },
-            Policy::Fleet => match fleet.place(&wanted) {
+            Policy::Fleet => match fleet.place(&wanted, &HashSet::new()) {
                 Ok((worker, _)) => {
                     assert!(fleet.book(sandbox, &worker, &wanted));
                     worker.0["worker-".len()..].parse().expect("as it was named")
