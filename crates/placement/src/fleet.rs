@@ -46,11 +46,13 @@ pub struct Wanted<'a> {
 #[derive(Default)]
 pub struct Fleet {
     members: HashMap<u32, Member>,
-    /// By id. A worker that leaves and comes back gets a new number, so that nothing of the old one's is taken for its own.
+    /// By id. A number is used once.
     numbers: HashMap<WorkerId, u32>,
     next_number: u32,
     /// The open members with a free slot, by size.
     ladders: BTreeMap<u32, Ladder>,
+    /// How many members are here; how many of them are closed, or open without a free slot.
+    here: usize,
     closed: usize,
     without_slot: usize,
     /// How many open members have how much memory in all.
@@ -62,6 +64,8 @@ pub struct Fleet {
 }
 
 struct Member {
+    /// One that has left is remembered until nothing is booked there: it may come back, and then counts again.
+    here: bool,
     /// What there is now, as far as known: as reported, and closed also where the operator says so.
     now: WorkerReport,
     /// What the worker itself said last.
@@ -87,36 +91,38 @@ struct Booking {
 }
 
 impl Fleet {
-    /// A worker has reported. The first report makes it a member.
+    /// A worker has reported. The first report makes it a member, also of one that was one before.
     pub fn report(&mut self, report: WorkerReport) {
-        if let Some(&number) = self.numbers.get(&report.worker) {
+        if let Some(number) = self.here(&report.worker) {
             return self.change(number, |member| member.reported(report));
         }
-        let number = self.next_number;
-        self.next_number += 1;
-        self.numbers.insert(report.worker.clone(), number);
-        self.enlist(number, &report);
-        let draining = report.draining;
-        let (standing, own, sandboxes) = (Standing::default(), Load::default(), HashSet::default());
-        self.members.insert(number, Member { now: report, draining, standing, own, sandboxes });
+        let next = self.next_number;
+        let number = *self.numbers.entry(report.worker.clone()).or_insert(next);
+        let member = self.members.entry(number).or_insert_with(|| {
+            self.next_number += 1;
+            Member::new(report.clone())
+        });
+        member.here = true;
+        member.reported(report);
+        let now = member.now.clone();
+        self.enlist(number, &now);
     }
 
-    /// A worker has left or died; `true` if it was one. With it goes what was booked there, see [`Self::sandboxes_on`].
+    /// A worker has left or died: nothing is placed there any more. What was booked there is until it is [`Self::gone`], see
+    /// [`Self::sandboxes_on`]. `false` if it was no member.
     pub fn remove(&mut self, worker: &WorkerId) -> bool {
-        let Some(number) = self.numbers.remove(worker) else { return false };
-        let Some(member) = self.members.remove(&number) else { return false };
-        self.delist(number, &member.now);
-        for sandbox in member.sandboxes {
-            if let Some(booking) = self.sandboxes.remove(&sandbox) {
-                self.count_down(&booking);
-            }
-        }
+        let Some(number) = self.here(worker) else { return false };
+        self.change(number, |member| {
+            member.here = false;
+            member.standing = Standing::Open;
+        });
+        self.forget_if_over(number);
         true
     }
 
     /// What the operator wants of a worker; `false` if it is no member.
     pub fn set_standing(&mut self, worker: &WorkerId, standing: Standing) -> bool {
-        let Some(&number) = self.numbers.get(worker) else { return false };
+        let Some(number) = self.here(worker) else { return false };
         self.change(number, |member| {
             member.standing = standing;
             member.now.draining = member.draining || standing != Standing::Open;
@@ -126,19 +132,19 @@ impl Fleet {
 
     /// Whether the idle sandboxes of this worker are to be retired: it drains, of itself or for the operator.
     pub fn drains(&self, worker: &WorkerId) -> bool {
-        self.member(worker).is_some_and(|m| m.draining || m.standing == Standing::Draining)
+        self.member(worker).is_some_and(|m| m.here && (m.draining || m.standing == Standing::Draining))
     }
 
     /// The worker has this package or image.
     pub fn holds(&mut self, worker: &WorkerId, package: &str) {
-        if let Some(&number) = self.numbers.get(worker) {
+        if let Some(number) = self.here(worker) {
             self.caches.insert(package, number);
         }
     }
 
     /// The worker has it no more.
     pub fn drops(&mut self, worker: &WorkerId, package: &str) {
-        if let Some(&number) = self.numbers.get(worker) {
+        if let Some(number) = self.here(worker) {
             self.caches.remove(package, number);
         }
     }
@@ -154,7 +160,7 @@ impl Fleet {
         let same_function = |number: u32| counts.and_then(|c| c.get(&number)).copied().unwrap_or(0);
         let holders = self.caches.holders(wanted.package);
         let candidate = |number: u32, has_package: bool| {
-            let now = &self.members.get(&number)?.now;
+            let now = &self.members.get(&number).filter(|m| m.here)?.now;
             (admits(now, wanted.memory_mb) && !except.contains(&now.worker))
                 .then(|| Candidate::new(number, now, wanted.memory_mb, has_package, same_function(number)))
         };
@@ -171,12 +177,12 @@ impl Fleet {
                 }
             }
         }
-        let excepted = except.iter().filter(|worker| self.numbers.contains_key(worker)).count();
-        match Candidate::choose(&candidates, self.members.len() - excepted) {
+        let excepted = except.iter().filter(|worker| self.here(worker).is_some()).count();
+        match Candidate::choose(&candidates, self.here - excepted) {
             Some((number, reason)) => Ok((self.members[&number].now.worker.clone(), reason)),
             None if excepted == 0 => Err(self.explain(wanted.memory_mb)),
             None => {
-                let asked = self.members.values().map(|m| &m.now).filter(|now| !except.contains(&now.worker));
+                let asked = self.members.values().filter(|m| m.here && !except.contains(&m.now.worker)).map(|m| &m.now);
                 Err(explain(asked, wanted.memory_mb))
             }
         }
@@ -211,6 +217,7 @@ impl Fleet {
                 member.shrink(booking.load());
             });
             self.count_down(&booking);
+            self.forget_if_over(booking.member);
         }
     }
 
@@ -236,7 +243,7 @@ impl Fleet {
             load.memory_mb += u64::from(booking.memory_mb);
             load.slots += 1;
             sandboxes.push(sandbox);
-            let mut after = self.members.get(&booking.member)?.now.clone();
+            let mut after = self.members.get(&booking.member).filter(|m| m.here)?.now.clone();
             after.memory_used_mb = after.memory_used_mb.saturating_sub(load.memory_mb);
             after.slots_used = after.slots_used.saturating_sub(load.slots);
             admits(&after, memory_mb).then(|| std::mem::take(sandboxes))
@@ -252,7 +259,13 @@ impl Fleet {
             has_package: holders.contains(number),
             same_function: counts.and_then(|c| c.get(number)).copied().unwrap_or(0),
         };
-        self.members.iter().map(view).collect()
+        self.members.iter().filter(|(_, member)| member.here).map(view).collect()
+    }
+
+    /// Its number, if it is here.
+    fn here(&self, worker: &WorkerId) -> Option<u32> {
+        let number = self.numbers.get(worker)?;
+        self.members.get(number)?.here.then_some(*number)
     }
 
     fn member(&self, worker: &WorkerId) -> Option<&Member> {
@@ -266,7 +279,7 @@ impl Fleet {
         wanted: &Wanted<'_>,
         count: impl FnOnce(&mut Member, Load),
     ) -> bool {
-        let Some(&member) = self.numbers.get(worker) else { return false };
+        let Some(member) = self.here(worker) else { return false };
         // Whoever books one twice means the second.
         self.gone(sandbox);
         let (memory_mb, function) = (wanted.memory_mb, wanted.function.clone());
@@ -279,6 +292,13 @@ impl Fleet {
         self.sandboxes.insert(sandbox, booking);
         self.caches.insert(wanted.package, member);
         true
+    }
+
+    fn forget_if_over(&mut self, number: u32) {
+        if let Some(member) = self.members.get(&number).filter(|m| !m.here && m.sandboxes.is_empty()) {
+            self.numbers.remove(&member.now.worker);
+            self.members.remove(&number);
+        }
     }
 
     fn count_down(&mut self, booking: &Booking) {
@@ -297,16 +317,21 @@ impl Fleet {
     /// Changes a member, and with it where it stands. Most reports say what was known, and change nothing.
     fn change(&mut self, number: u32, change: impl FnOnce(&mut Member)) {
         let Some(member) = self.members.get_mut(&number) else { return };
-        let before = member.now.clone();
+        let (was_here, before) = (member.here, member.now.clone());
         change(member);
-        if member.now != before {
-            let after = member.now.clone();
-            self.delist(number, &before);
-            self.enlist(number, &after);
+        let (here, after) = (member.here, member.now.clone());
+        if (here, &after) != (was_here, &before) {
+            if was_here {
+                self.delist(number, &before);
+            }
+            if here {
+                self.enlist(number, &after);
+            }
         }
     }
 
     fn enlist(&mut self, number: u32, now: &WorkerReport) {
+        self.here += 1;
         if now.draining {
             self.closed += 1;
             return;
@@ -324,6 +349,7 @@ impl Fleet {
 
     /// Undoes [`Self::enlist`].
     fn delist(&mut self, number: u32, now: &WorkerReport) {
+        self.here -= 1;
         if now.draining {
             self.closed -= 1;
             return;
@@ -347,7 +373,7 @@ impl Fleet {
     fn explain(&self, memory_mb: u32) -> NoCapacity {
         NoCapacity {
             memory_mb,
-            workers: self.members.len(),
+            workers: self.here,
             draining: self.closed,
             without_slot: self.without_slot,
             largest_free_mb: self.ladders.values().filter_map(Ladder::most_free_mb).max().unwrap_or(0),
@@ -357,6 +383,11 @@ impl Fleet {
 }
 
 impl Member {
+    fn new(now: WorkerReport) -> Self {
+        let (standing, own, sandboxes) = (Standing::default(), Load::default(), HashSet::default());
+        Self { here: true, draining: now.draining, now, standing, own, sandboxes }
+    }
+
     fn reported(&mut self, report: WorkerReport) {
         self.draining = report.draining;
         self.now = report;
