@@ -2,15 +2,17 @@
 
 mod caches;
 mod ladder;
+mod member;
 
 use std::cmp::Reverse;
 use std::collections::{self, BTreeMap};
 
 use domain::{FunctionArn, SandboxId, WorkerId, WorkerReport};
-use foldhash::{HashMap, HashSet};
+use foldhash::HashMap;
 
 use self::caches::Caches;
 use self::ladder::{Ladder, Spot};
+use self::member::{Load, Member};
 use crate::cost::{Candidate, LOOKED_AT, admits, free_mb, level, size};
 use crate::specification::explain;
 use crate::{NoCapacity, Reason, WorkerView};
@@ -61,26 +63,6 @@ pub struct Fleet {
     /// On which member how many sandboxes of a function are.
     functions: HashMap<FunctionArn, HashMap<u32, u32>>,
     caches: Caches,
-}
-
-struct Member {
-    /// One that has left is remembered until nothing is booked there: it may come back, and then counts again.
-    here: bool,
-    /// What there is now, as far as known: as reported, and closed also where the operator says so.
-    now: WorkerReport,
-    /// What the worker itself said last.
-    draining: bool,
-    standing: Standing,
-    /// This decider's part of `now`.
-    own: Load,
-    sandboxes: HashSet<SandboxId>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-struct Load {
-    memory_mb: u64,
-    slots: u32,
-    starting: u32,
 }
 
 struct Booking {
@@ -378,55 +360,6 @@ impl Fleet {
             without_slot: self.without_slot,
             largest_free_mb: self.ladders.values().filter_map(Ladder::most_free_mb).max().unwrap_or(0),
             largest_worker_mb: self.memories.last_key_value().map_or(0, |(memory_mb, _)| *memory_mb),
-        }
-    }
-}
-
-impl Member {
-    fn new(now: WorkerReport) -> Self {
-        let (standing, own, sandboxes) = (Standing::default(), Load::default(), HashSet::default());
-        Self { here: true, draining: now.draining, now, standing, own, sandboxes }
-    }
-
-    fn reported(&mut self, report: WorkerReport) {
-        self.draining = report.draining;
-        self.now = report;
-        self.now.draining |= self.standing != Standing::Open;
-        self.at_least_own();
-    }
-
-    /// A report cannot show less than there certainly is: then it is older than that.
-    fn at_least_own(&mut self) {
-        let (now, own) = (&mut self.now, &self.own);
-        now.memory_used_mb = now.memory_used_mb.max(own.memory_mb);
-        now.slots_used = now.slots_used.max(own.slots);
-        now.starting = now.starting.max(own.starting);
-    }
-
-    fn own_up(&mut self, added: Load) {
-        self.own.memory_mb += added.memory_mb;
-        self.own.slots += added.slots;
-        self.own.starting += added.starting;
-        self.at_least_own();
-    }
-
-    fn grow(&mut self, added: Load) {
-        self.now.memory_used_mb += added.memory_mb;
-        self.now.slots_used += added.slots;
-        self.now.starting += added.starting;
-        self.own_up(added);
-    }
-
-    /// `now` holds at least this decider's own, so nothing wraps.
-    fn shrink(&mut self, taken: Load) {
-        for load in [&mut self.own.memory_mb, &mut self.now.memory_used_mb] {
-            *load -= taken.memory_mb;
-        }
-        for load in [&mut self.own.slots, &mut self.now.slots_used] {
-            *load -= taken.slots;
-        }
-        for load in [&mut self.own.starting, &mut self.now.starting] {
-            *load -= taken.starting;
         }
     }
 }
