@@ -53,6 +53,7 @@ class Fleet:
             raise AssertionError("the fleet did not start:\n" + self.log())
         shown = json.loads(line)
         self.endpoints = shown["endpoints"]
+        self.replaced = []
         self.pids = {process["name"]: process["pid"] for process in shown["processes"]}
 
     def log(self):
@@ -68,6 +69,20 @@ class Fleet:
     def kill(self, name, sig=signal.SIGKILL):
         os.kill(self.pids[name], sig)
 
+    def replace(self, name):
+        """Stops a member as an upgrade does, and starts another process in its place."""
+        self.kill(name, signal.SIGTERM)
+        gone = lambda: not alive(self.pids[name])
+        wait_until(gone, what=f"{name} has stopped")
+        with open(self.log_path, "ab") as log:
+            process = subprocess.Popen(
+                [str(BINARY), "serve", "--config", str(self.dir / name / "emberbox.toml")],
+                stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+            )
+        assert b"is ready" in process.stdout.readline(), self.log()
+        self.replaced.append(process)
+        self.pids[name] = process.pid
+
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(60)
@@ -75,10 +90,22 @@ class Fleet:
         return code
 
     def remove(self):
+        for process in self.replaced:
+            process.kill()
+            process.wait()
+            process.stdout.close()
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
         shutil.rmtree(self.dir, ignore_errors=True)
+
+
+def alive(pid):
+    """Whether it runs; one that only waits to be waited for does not."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.fixture
@@ -193,12 +220,38 @@ def succeeded(fleet, name):
     return 4 - json.loads(out.stdout)["depth"]
 
 
+def test_members_are_replaced_under_load_without_a_failed_invocation(fleet):
+    create(fleet.client(0), "f")
+    create(fleet.client(1), "g")
+    over, failures, done = threading.Event(), [], [0] * 6
+
+    def load(n):
+        client = fleet.client(n % 2)
+        while not over.is_set():
+            try:
+                assert invoke(client, "fg"[n // 2 % 2], n=n, sleep=0.02 * (n % 3))["n"] == n
+                done[n] += 1
+            except Exception as error:
+                failures.append((time.time(), str(error)))
+
+    threads = [threading.Thread(target=load, args=(n,), daemon=True) for n in range(6)]
+    [thread.start() for thread in threads]
+    for name in ["worker-1", "worker-manager-1", "worker-2", "pollers-1", "worker-manager-2", "worker-3"]:
+        wait_until(lambda: min(done) > 3, what="the load runs")
+        fleet.replace(name)
+        done[:] = [0] * 6
+        wait_until(lambda: min(done) > 3 or failures, what="the load runs on")
+    over.set()
+    [thread.join(60) for thread in threads]
+    assert not failures, failures[:3]
+
+
 def test_the_fleet_stops_and_leaves_nothing(fleet):
     create(fleet.client(), "f")
     invoke(fleet.client(), "f")
     assert fleet.stop() == 0, fleet.log()
     for name, pid in fleet.pids.items():
-        assert not pathlib.Path(f"/proc/{pid}").exists(), f"{name} is left"
+        assert not alive(pid), f"{name} is left"
     left = [cgroup for cgroup in pathlib.Path("/sys/fs/cgroup").rglob("*emberbox*") if any(str(pid) in cgroup.name for pid in fleet.pids.values())]
     assert not left
 
@@ -206,5 +259,5 @@ def test_the_fleet_stops_and_leaves_nothing(fleet):
 def test_the_fleet_ends_with_who_started_it(fleet):
     fleet.process.kill()
     fleet.process.wait()
-    gone = lambda: not any(pathlib.Path(f"/proc/{pid}").exists() for pid in fleet.pids.values())
+    gone = lambda: not any(alive(pid) for pid in fleet.pids.values())
     wait_until(gone, what="the processes are gone")
