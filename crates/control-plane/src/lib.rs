@@ -43,5 +43,5 @@ pub use record::{Failure, FailureCode};
 pub use sealed::encrypted_with;
 pub use service::{
     Config, ControlPlane, Error, EventSettings, EventSourceCheck, ImageCatalog, ImageFault, ImageFaultKind, Metadata,
-    Resolved, RuntimeCatalog, SnapshotCatalog, SnapshotFault,
+    Peers, Resolved, RuntimeCatalog, SnapshotCatalog, SnapshotFault,
 };

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -53,12 +53,14 @@ pub struct Config {
     pub min_unreserved: u32,
     /// All code of all versions, in bytes.
     pub total_code_size: u64,
+    /// Other processes have the same metadata, so that what is unused when this one starts may be about to be used.
+    pub shared: bool,
 }
 
 impl Default for Config {
     /// AWS's quotas.
     fn default() -> Self {
-        Self { account_concurrency: 1000, min_unreserved: 100, total_code_size: 75 * 1024 * 1024 * 1024 }
+        Self { account_concurrency: 1000, min_unreserved: 100, total_code_size: 75 * 1024 * 1024 * 1024, shared: false }
     }
 }
 
@@ -92,6 +94,13 @@ pub trait SnapshotCatalog: Send + Sync {
     async fn take(&self, version: Arc<FunctionVersion>) -> Result<(), SnapshotFault>;
     /// Removes what is kept of a version, if anything is.
     async fn remove(&self, version: &VersionKey) -> Result<(), String>;
+}
+
+/// The other processes that answer requests from their own copies of the metadata.
+#[async_trait]
+pub trait Peers: Send + Sync {
+    /// Returns when each of them has followed the commits up to `revision`, or is not worth waiting for.
+    async fn caught_up(&self, revision: u64);
 }
 
 /// Why there is no snapshot of a version.
@@ -169,6 +178,7 @@ struct Inner {
     event_sources: EventSources,
     /// The last commit that the catalog has followed.
     applied: watch::Sender<u64>,
+    peers: OnceLock<Arc<dyn Peers>>,
     retired: broadcast::Sender<VersionKey>,
     hasher: RandomState,
     stripes: Vec<tokio::sync::Mutex<()>>,
@@ -220,6 +230,7 @@ impl ControlPlane {
             clock,
             event_sources: EventSources::default(),
             applied: watch::Sender::new(0),
+            peers: OnceLock::new(),
             retired: broadcast::Sender::new(RETIRED_CAPACITY),
             hasher: RandomState::new(),
             stripes: (0..STRIPES).map(|_| tokio::sync::Mutex::default()).collect(),
@@ -239,6 +250,20 @@ impl ControlPlane {
     /// some; sandboxes that nobody uses go in the end anyway.
     pub fn retired(&self) -> broadcast::Receiver<VersionKey> {
         self.inner.retired.subscribe()
+    }
+
+    /// From now on a change is answered only when these have it as well. Legal once.
+    ///
+    /// # Panics
+    /// The second time.
+    pub fn with_peers(&self, peers: Arc<dyn Peers>) {
+        assert!(self.inner.peers.set(peers).is_ok(), "the peers were given before");
+    }
+
+    /// Returns when this process' copy of the metadata has the commit of `revision` and all before it.
+    pub async fn applied(&self, revision: u64) {
+        // Cannot fail: the sender is in `inner`, which `self` holds.
+        let _ = self.inner.applied.subscribe().wait_for(|applied| *applied >= revision).await;
     }
 
     /// Waits until no function is Pending or being updated: for tests, and for a stop that leaves nothing half done.
@@ -277,6 +302,10 @@ impl Inner {
         let revision = self.store.commit(ops).await?;
         let mut applied = self.applied.subscribe();
         applied.wait_for(|applied| *applied >= revision).await.map_err(|_| StoreError::Closed)?;
+        // Whoever asked for the change may send the next request to another process.
+        if let Some(peers) = self.peers.get() {
+            peers.caught_up(revision).await;
+        }
         Ok(())
     }
 

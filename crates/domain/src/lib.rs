@@ -23,6 +23,7 @@ pub use ids::{AccountId, RequestId, SandboxId, WorkerId};
 pub use invoke::{InvokeOutcome, InvokeRequest, LogType};
 pub use ports::{
     AssignError, AssignRequest, ConcurrencyLimits, InitDone, InitRequest, Lease, RetireReason, SandboxState,
-    SlotEvents, SlotPhase, SnapshotError, ThrottleReason, Worker, WorkerError, WorkerManager, WorkerReport,
+    SlotEvents, SlotPhase, SnapshotError, ThrottleReason, Worker, WorkerError, WorkerEvents, WorkerManager,
+    WorkerReport, WorkerRoute,
 };
 pub use timeline::{Step, Timeline};

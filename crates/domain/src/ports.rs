@@ -117,6 +117,9 @@ pub trait WorkerManager: Send + Sync + 'static {
     fn release(&self, sandbox: SandboxId);
     /// The version was replaced or deleted: idle sandboxes go at once, busy ones after their invocation.
     fn retire(&self, version: &VersionKey);
+    /// A lease could not be used, since nothing reached its worker: none of that worker's is given until the manager has claimed
+    /// it anew. This lease is over.
+    fn unreachable(&self, _worker: &WorkerId) {}
 }
 
 /// `Init`: make a sandbox for a function version and start its runtime.
@@ -157,6 +160,9 @@ pub enum WorkerError {
     /// The sandbox serves another invocation: it was leased twice, by a manager and by the one that took over from it.
     #[error("sandbox {0} has an invocation already")]
     Busy(SandboxId),
+    /// The worker has no room for the sandbox: others were placed there since Placement had its report.
+    #[error("worker {0} has no room for another sandbox")]
+    Full(WorkerId),
     /// The worker could not be reached; whether the payload was seen is not known unless `unsent`.
     #[error("worker {worker}: {cause}")]
     Unreachable {
@@ -179,6 +185,11 @@ pub enum WorkerError {
 }
 
 impl WorkerError {
+    /// Whether an `Init` may succeed on another worker.
+    pub fn elsewhere(&self) -> bool {
+        matches!(self, Self::Full(_) | Self::Stopping | Self::Unreachable { .. })
+    }
+
     /// Whether the same request may be sent to another sandbox: the payload was certainly not seen by the function.
     pub fn retryable(&self) -> bool {
         matches!(self, Self::Gone(_) | Self::Busy(_) | Self::Stopping | Self::Unreachable { unsent: true, .. })
@@ -227,18 +238,38 @@ pub trait Worker: Send + Sync + 'static {
     /// Takes a sandbox down, with the shutdown phases that its extensions are due. Returns when nothing is left of it.
     async fn shutdown(&self, sandbox: SandboxId, reason: RetireReason);
     /// Whether an invocation runs in the sandbox. Asked only about a lease older than [`LEASE_LIMIT`], to tell a long
-    /// invocation from a lease that its holder lost; a worker that cannot tell says `true`.
-    fn invoking(&self, _sandbox: SandboxId) -> bool {
+    /// invocation from a lease that its holder lost; a worker that cannot tell, or cannot be asked, says `true`.
+    async fn invoking(&self, _sandbox: SandboxId) -> bool {
         true
     }
     /// Every sandbox that there is, for a manager that takes over: the worker, not a manager's memory, is the truth about them.
     fn sandboxes(&self) -> Vec<SandboxState> {
         Vec::new()
     }
-    /// Load and capacity, for Placement.
+    /// Takes no new sandboxes from now on; those that there are serve on.
+    fn drain(&self) {}
+    /// Load and capacity, for Placement. Of a worker in another process: as last heard of, and draining while there is nothing
+    /// to hear.
     fn report(&self) -> WorkerReport;
     /// Whether the unpacked package is on this host, for Placement.
     fn has_package(&self, sha256: &str) -> bool;
+    /// Every [`crate::CodeRef::sha256`] that [`Self::has_package`] is true of, for managers in other processes; may read a directory.
+    fn packages(&self) -> Vec<String> {
+        Vec::new()
+    }
+    /// How a process that gets a [`Lease`] on this worker reaches it; `None` of a worker that only this process can call.
+    fn route(&self) -> Option<WorkerRoute> {
+        None
+    }
+}
+
+/// See [`Worker::route`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WorkerRoute {
+    /// `host:port`.
+    pub address: Arc<str>,
+    /// Of the view of the manager that gives the lease: the worker refuses it after a claim with a higher one.
+    pub epoch: u64,
 }
 
 /// A sandbox as its worker sees it.
@@ -292,6 +323,23 @@ pub trait SlotEvents: Send + Sync + 'static {
     fn idle(&self, sandbox: SandboxId);
     /// The sandbox is gone, or will not serve again.
     fn dead(&self, sandbox: SandboxId, reason: RetireReason);
+}
+
+/// What a manager hears of a worker in another process. Calls must not block.
+///
+/// ```text
+///  claimed ──► answered, idle, dead, adopted … ──► lost ──► claimed …
+/// ```
+///
+/// An event may be told that the list in `claimed` knew already: see `rpc::WorkerServer`.
+pub trait WorkerEvents: SlotEvents {
+    /// The worker's sandboxes that are this manager's: all of them, in place of what was known. Earlier managers' leases on them are
+    /// refused from now on.
+    fn claimed(&self, worker: &WorkerId, sandboxes: Vec<SandboxState>);
+    /// One more: its Init was asked for by another manager, or by this one over a connection that broke.
+    fn adopted(&self, worker: &WorkerId, sandbox: SandboxState);
+    /// Nothing is heard of the worker until it is claimed again; its sandboxes may live.
+    fn lost(&self, worker: &WorkerId);
 }
 
 /// How long a lease may stay unused before the manager takes it back.

@@ -19,7 +19,10 @@
 
 mod event_sources;
 mod events;
+#[cfg(feature = "cluster")]
+pub mod fleet;
 pub mod isolation;
+mod parts;
 mod secrets;
 pub mod settings;
 
@@ -29,11 +32,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
-use domain::{Clock, SystemClock, VersionKey, WorkerManager};
+use domain::{Clock, SystemClock, VersionKey, WorkerId, WorkerManager};
 use event_sources::EventSources;
 use events::Asynchronous;
 use frontend::BindError;
 use frontend::sync_path::SyncPath;
+use parts::Content;
 use prometheus_client::registry::Registry;
 use runtimes::Runtimes;
 use sandbox::SandboxEngine;
@@ -77,36 +81,14 @@ impl Emberbox {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let mut registry = Registry::with_prefix("emberbox");
 
-        let engine = isolation::engine(&config, dir).await?;
-        for note in engine.describe() {
-            tracing::info!("sandbox: {note}");
-        }
-
-        let packages = packages::Packages::open(settings::packages(&config, dir))?;
-        #[cfg(feature = "oci")]
-        let images = adapters::Images(images::oci::Store::open(settings::images(&config, dir)?)?);
-        #[cfg(not(feature = "oci"))]
-        let images = adapters::Images;
-        let runtimes = Arc::new(Runtimes::open(settings::runtimes(&config, dir))?);
-        let logs = worker::logs::LogStore::open(settings::logs(&config, dir))?;
-
-        let worker_metrics = worker::metrics::Metrics::default();
-        worker_metrics.register(&mut registry);
-        let worker = worker::Service::new(
-            settings::worker(&config, dir),
-            Arc::clone(&engine),
-            worker::sources::Sources {
-                packages: Arc::new(packages.clone()),
-                runtimes: runtimes.clone(),
-                images: Arc::new(images.clone()),
-            },
-            Arc::clone(&clock),
-            worker_metrics,
-            logs.clone(),
-        )?;
+        let engine = parts::engine(&config, dir).await?;
+        let content = Content::open(&config, dir)?;
+        let id = WorkerId(settings::host_name());
+        let (worker, logs) = parts::worker(&config, dir, id, &engine, &content, &clock, &mut registry)?;
+        let Content { packages, images, runtimes } = content;
 
         let store = Arc::new(store::SqliteStore::open(dir.join("metadata.sqlite")).await?);
-        let keys = Arc::new(secrets::keys(&config, dir, &*store).await?);
+        let keys = Arc::new(secrets::own_keys(&config, dir, &*store).await?);
         let control_plane = control_plane::ControlPlane::open(
             settings::control_plane(&config),
             control_plane::Metadata { store: store.clone(), keys },
@@ -144,7 +126,7 @@ impl Emberbox {
         let own_queues = settings::OwnQueues { endpoint: endpoint.clone(), client };
         let delivery = settings::delivery(&config, &own_queues);
         let asynchronous =
-            Asynchronous::start(&config, dir, &control_plane, direct.clone(), delivery, &mut registry).await?;
+            Asynchronous::start(&config, dir, &control_plane, direct.clone(), delivery, true, &mut registry).await?;
         let sources = settings::queues(&config, &own_queues);
         let event_sources = EventSources::start(sources, &control_plane, direct, &mut registry);
 

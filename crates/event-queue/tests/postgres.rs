@@ -2,104 +2,37 @@
 #![cfg(feature = "postgres")]
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use event_queue::postgres::PgQueue;
 use proptest::test_runner::{Config as ProptestConfig, TestRunner};
+use test_postgres::Server;
 
 #[path = "conformance/suite.rs"]
 mod suite;
 
 use suite::{ManualClock, Queue, entry, lease_now};
 
-/// A server in a directory of its own, stopped in the end.
-struct Server {
-    dir: tempfile::TempDir,
-    bin: PathBuf,
-    port: u16,
-}
-
-impl Server {
-    fn start() -> Option<Self> {
-        let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
-        let bin =
-            versions.flatten().map(|version| version.path().join("bin")).find(|bin| bin.join("initdb").exists())?;
-        let dir = tempfile::tempdir().unwrap();
-        assert!(Command::new("chown").arg("postgres").arg(dir.path()).status().ok()?.success());
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let server = Self { dir, bin, port };
-        server.run("initdb", &["-A", "trust", "-U", "emberbox", "-N"]).then_some(())?;
-        server.up();
-        Some(server)
-    }
-
-    fn run(&self, program: &str, arguments: &[&str]) -> bool {
-        let data = self.dir.path().join("data");
-        let command = ["-u", "postgres", "--"].map(String::from);
-        let mut command = Command::new("runuser")
-            .args(command)
-            .arg(self.bin.join(program))
-            .arg("-D")
-            .arg(data)
-            .args(arguments)
-            .current_dir("/")
-            .stdout(std::process::Stdio::null())
-            .status();
-        command.as_mut().is_ok_and(|status| status.success())
-    }
-
-    fn up(&self) {
-        let options = format!("-p {} -k {} -h 127.0.0.1", self.port, self.dir.path().display());
-        let log = self.dir.path().join("log");
-        assert!(self.run("pg_ctl", &["-w", "-o", &options, "-l", log.to_str().unwrap(), "start"]));
-    }
-
-    fn down(&self) -> bool {
-        self.run("pg_ctl", &["-w", "-m", "immediate", "stop"])
-    }
-
-    fn url(&self) -> String {
-        format!("postgres://emberbox@127.0.0.1:{}/postgres", self.port)
-    }
-
-    async fn connect(&self, clock: &Arc<ManualClock>) -> Queue {
-        let clock = Arc::clone(clock);
-        Arc::new(PgQueue::connect(&self.url(), Some(clock)).await.unwrap())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.down();
-    }
-}
-
-fn server(test: &str) -> Option<Server> {
-    let server = Server::start();
-    if server.is_none() {
-        assert!(std::env::var_os("EMBERBOX_REQUIRE_ALL").is_none(), "needs root and the package postgresql");
-        println!("SKIPPED {test}: needs root and the package postgresql");
-    }
-    server
+async fn connect(server: &Server, clock: &Arc<ManualClock>) -> Queue {
+    let clock = Arc::clone(clock);
+    Arc::new(PgQueue::connect(&server.url(), Some(clock)).await.unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn conforms_and_survives_a_restart() {
-    let Some(server) = server("conforms_and_survives_a_restart") else { return };
+    let Some(server) = Server::start("conforms_and_survives_a_restart") else { return };
     let clock = Arc::new(ManualClock::default());
-    let first = server.connect(&clock).await;
+    let first = connect(&server, &clock).await;
     suite::all(Arc::clone(&first), Arc::clone(&clock), suite::EXACT).await;
 
-    let second = server.connect(&clock).await;
+    let second = connect(&server, &clock).await;
     first.enqueue((0..10).map(|n| entry("a", n)).collect()).await.unwrap();
     assert_eq!(lease_now(&first, 4).await.len() + lease_now(&second, 10).await.len(), 10);
-    assert!(server.down());
+    server.stop();
     assert!(first.enqueue(vec![entry("a", 99)]).await.is_err_and(|error| error.retryable()));
-    server.up();
+    server.start_again();
     clock.advance(suite::LEASE);
     let until = std::time::Instant::now() + Duration::from_secs(20);
     while let Err(error) = first.enqueue(vec![entry("a", 10)]).await {
@@ -112,9 +45,9 @@ async fn conforms_and_survives_a_restart() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restarts_under_load_lose_nothing() {
-    let Some(server) = server("restarts_under_load_lose_nothing") else { return };
+    let Some(server) = Server::start("restarts_under_load_lose_nothing") else { return };
     let clock = Arc::new(ManualClock::default());
-    let engine = server.connect(&clock).await;
+    let engine = connect(&server, &clock).await;
     let stop = Arc::new(AtomicBool::new(false));
     let fills: Vec<_> = (0..8u128)
         .map(|caller| {
@@ -152,8 +85,7 @@ async fn restarts_under_load_lose_nothing() {
     };
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        assert!(server.down());
-        server.up();
+        server.restart();
     }
     tokio::time::sleep(Duration::from_millis(500)).await;
     stop.store(true, Ordering::SeqCst);
@@ -180,20 +112,15 @@ async fn restarts_under_load_lose_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn enqueues_share_commits_which_are_synced() {
-    let Some(server) = server("enqueues_share_commits_which_are_synced") else { return };
-    let psql = |sql: &str| {
-        let output = Command::new(server.bin.join("psql")).args(["-At", &server.url(), "-c", sql]).output().unwrap();
-        assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    };
+    let Some(server) = Server::start("enqueues_share_commits_which_are_synced") else { return };
+    let psql = |sql: &str| server.psql(&server.url(), sql);
     // A server that answers before it syncs, and does that late.
     psql("ALTER SYSTEM SET synchronous_commit = off");
     psql("ALTER SYSTEM SET wal_writer_delay = '10s'");
-    assert!(server.down());
-    server.up();
+    server.restart();
     assert_eq!(psql("SHOW synchronous_commit"), "off");
     let clock = Arc::new(ManualClock::default());
-    let engine = server.connect(&clock).await;
+    let engine = connect(&server, &clock).await;
     let put = async |from: u128| {
         let puts = (from..from + 200).map(|n| {
             let engine = Arc::clone(&engine);
@@ -210,8 +137,7 @@ async fn enqueues_share_commits_which_are_synced() {
     assert!(transactions < 100);
     put(2000).await;
     // At once after the last answer.
-    assert!(server.down());
-    server.up();
+    server.restart();
     let found: BTreeSet<_> = loop {
         match engine.lease(1000, suite::LEASE, Duration::ZERO).await {
             Ok(leases) => break leases.iter().map(|lease| lease.event.as_u128()).collect(),
@@ -224,13 +150,13 @@ async fn enqueues_share_commits_which_are_synced() {
 
 #[test]
 fn agrees_with_the_model() {
-    let Some(server) = server("agrees_with_the_model") else { return };
+    let Some(server) = Server::start("agrees_with_the_model") else { return };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(25) };
     let run = TestRunner::new(config).run(&suite::steps(), |steps| {
         runtime.block_on(async {
             let clock = Arc::new(ManualClock::default());
-            let engine = server.connect(&clock).await;
+            let engine = connect(&server, &clock).await;
             for queue in engine.queues().await.unwrap() {
                 engine.purge(&queue).await.unwrap();
             }
@@ -251,10 +177,10 @@ async fn child_of_the_crash_test() {
 
 #[tokio::test]
 async fn kill_minus_nine_loses_nothing_that_was_answered() {
-    let Some(server) = server("kill_minus_nine_loses_nothing_that_was_answered") else { return };
+    let Some(server) = Server::start("kill_minus_nine_loses_nothing_that_was_answered") else { return };
     let mut seen = suite::crash(&server.url(), 100);
     // An hour later than the server's time: the leases of the dead are over.
     let clock = Arc::new(ManualClock::at(SystemTime::now() + Duration::from_secs(3600)));
-    seen.find(&server.connect(&clock).await).await;
+    seen.find(&connect(&server, &clock).await).await;
     seen.none_lost();
 }

@@ -5,6 +5,7 @@
 //! server ──► service ──► auth, sigv4, loopback      who is calling
 //!               ├──────► operations                 management, by the control plane
 //!               ├──────► invoke, sync_path          invocations: run at once, or put on the queue
+//!               │            └──► router            which Worker Manager is asked, if there are several
 //!               ├──────► events_api                 how queued events are doing
 //!               ├──────► (sqs)                      queues, by the part of that name
 //!               ├──────► logs_api, code_url         reading logs, downloading code
@@ -22,6 +23,7 @@ mod logs_api;
 mod loopback;
 mod metrics;
 pub mod ports;
+pub mod router;
 mod server;
 mod service;
 pub mod sigv4;

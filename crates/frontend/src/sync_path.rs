@@ -109,7 +109,12 @@ impl SyncPath {
                 // From here on the worker ends the lease. Nothing is awaited in between, so none is left unused.
                 Ok(lease) => match lease.worker.invoke(lease.sandbox, invocation.request.clone()).await {
                     Ok(outcome) => return Ok((outcome, lease.timeline, lease.cold)),
-                    Err(error) => error,
+                    Err(error) => {
+                        if let WorkerError::Unreachable { worker, .. } = &error {
+                            self.0.manager.unreachable(worker);
+                        }
+                        error
+                    }
                 },
             };
             if !failed.retryable() || attempt == ATTEMPTS {
@@ -164,6 +169,7 @@ impl Failure {
                     | WorkerError::Sandbox(_)
                     | WorkerError::Gone(_)
                     | WorkerError::Busy(_)
+                    | WorkerError::Full(_)
                     | WorkerError::Unreachable { .. }
                     | WorkerError::Stopping => ErrorCode::ServiceException,
                 };

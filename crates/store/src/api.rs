@@ -32,6 +32,17 @@ pub enum Precondition {
     Version(u64),
 }
 
+impl Precondition {
+    /// Whether it holds for a record with this version (`None`: there is no record).
+    pub(crate) fn holds(self, version: Option<u64>) -> bool {
+        match self {
+            Self::None => true,
+            Self::DoesNotExist => version.is_none(),
+            Self::Version(expected) => version == Some(expected),
+        }
+    }
+}
+
 /// One change within a commit.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Op {
@@ -104,17 +115,20 @@ pub trait Store: Send + Sync + 'static {
 
     /// Applies all of `ops` or none, and returns the commit's revision once it is on disk.
     ///
-    /// Preconditions are those of the state before the commit. [`StoreError::Conflict`] if one does not hold.
+    /// Preconditions are those of the state before the commit. [`StoreError::Conflict`] if one does not hold. A store on a
+    /// server also fails while the server is away, and says so if it cannot find out whether a commit was made
+    /// (`Unavailable`, `Uncertain`).
     async fn commit(&self, ops: Vec<Op>) -> Result<u64, StoreError>;
 
-    /// Every commit from now on.
+    /// Every commit from now on. The feed may begin with some that a scan made from now on has seen already: their
+    /// revision is not above the scan's.
     fn changes(&self) -> Changes;
 }
 
 /// A subscription to the commits of a [`Store`].
 #[derive(Debug)]
 pub struct Changes {
-    receiver: broadcast::Receiver<Arc<Commit>>,
+    receiver: broadcast::Receiver<Feed>,
 }
 
 /// What a subscription has to say.
@@ -122,7 +136,8 @@ pub struct Changes {
 pub enum Feed {
     /// The next commit.
     Commit(Arc<Commit>),
-    /// The subscriber was too slow and missed some: scan again, then go on.
+    /// The subscriber missed some, since it was too slow, or since the store has no longer what came while it could not
+    /// be reached: scan again, then go on.
     Missed,
     /// The store is closed.
     Closed,
@@ -132,7 +147,7 @@ impl Changes {
     /// Waits for the next commit. Safe to cancel.
     pub async fn next(&mut self) -> Feed {
         match self.receiver.recv().await {
-            Ok(commit) => Feed::Commit(commit),
+            Ok(feed) => feed,
             Err(broadcast::error::RecvError::Lagged(_)) => Feed::Missed,
             Err(broadcast::error::RecvError::Closed) => Feed::Closed,
         }
@@ -142,7 +157,7 @@ impl Changes {
 /// The sending side of [`Changes`], for implementations.
 #[derive(Debug, Clone)]
 pub(crate) struct Publisher {
-    sender: broadcast::Sender<Arc<Commit>>,
+    sender: broadcast::Sender<Feed>,
 }
 
 impl Publisher {
@@ -156,6 +171,32 @@ impl Publisher {
 
     pub(crate) fn publish(&self, commit: Commit) {
         // Fails only when nobody listens.
-        let _ = self.sender.send(Arc::new(commit));
+        let _ = self.sender.send(Feed::Commit(Arc::new(commit)));
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(crate) fn missed(&self) {
+        let _ = self.sender.send(Feed::Missed);
+    }
+
+    #[cfg(feature = "postgres")]
+    pub(crate) fn subscriptions(&self) -> Subscriptions {
+        Subscriptions { sender: self.sender.downgrade() }
+    }
+}
+
+/// Makes subscriptions for as long as there is a [`Publisher`].
+#[cfg(feature = "postgres")]
+#[derive(Debug)]
+pub(crate) struct Subscriptions {
+    sender: broadcast::WeakSender<Feed>,
+}
+
+#[cfg(feature = "postgres")]
+impl Subscriptions {
+    pub(crate) fn subscribe(&self) -> Changes {
+        // One without a sender says that it is closed.
+        let sender = self.sender.upgrade().unwrap_or_else(|| broadcast::Sender::new(1));
+        Changes { receiver: sender.subscribe() }
     }
 }

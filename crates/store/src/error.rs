@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::api::Op;
+
 /// A failure of the store. Every message says what was tried, on what, why it failed and, where the operator can do
 /// something about it, what.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -31,11 +33,13 @@ pub enum StoreError {
         /// What SQLite says.
         reason: String,
     },
-    /// The file was written by a newer Emberbox.
-    #[error("open metadata {}: it has schema {found}, this Emberbox knows {known}; use the newer Emberbox that wrote it", path.display())]
+    /// It was written by a newer Emberbox, in a way that this one does not understand.
+    #[error(
+        "open metadata {place}: it has schema {found}, this Emberbox knows {known}; use the newer Emberbox that wrote it"
+    )]
     Newer {
-        /// The file.
-        path: PathBuf,
+        /// The file, or the server.
+        place: String,
         /// Its schema.
         found: i64,
         /// The newest that this program can read.
@@ -58,6 +62,43 @@ pub enum StoreError {
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
+    /// The server cannot be reached, or does not answer. Nothing was done. The store goes on connecting by itself.
+    #[cfg(feature = "postgres")]
+    #[error(
+        "{operation} metadata in PostgreSQL at {server}: {reason}; nothing was done. See that the server runs and can be reached from this host; Emberbox connects again by itself"
+    )]
+    Unavailable {
+        /// What was tried.
+        operation: &'static str,
+        /// Host, port, database and schema.
+        server: String,
+        /// Why it failed.
+        reason: String,
+    },
+    /// The connection broke when the commit was under way, and whether it was made could not be found out.
+    #[cfg(feature = "postgres")]
+    #[error(
+        "commit metadata in PostgreSQL at {server}: the connection broke before the answer ({reason}); the commit may have been made or not. Read again before you repeat it"
+    )]
+    Uncertain {
+        /// Host, port, database and schema.
+        server: String,
+        /// What broke the connection, or kept it from being made again.
+        reason: String,
+    },
+    /// The server answers, and refuses. Nothing was done.
+    #[cfg(feature = "postgres")]
+    #[error("{operation} metadata in PostgreSQL at {server}: {reason}; {remedy}")]
+    Refused {
+        /// What was tried.
+        operation: &'static str,
+        /// Host, port, database and schema.
+        server: String,
+        /// What the server says.
+        reason: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// The store was closed.
     #[error("the metadata store is closed")]
     Closed,
@@ -67,6 +108,11 @@ impl StoreError {
     /// Whether the caller may read again and repeat the commit.
     pub fn retryable(&self) -> bool {
         matches!(self, Self::Conflict { .. })
+    }
+
+    /// Of the first op whose precondition did not hold.
+    pub(crate) fn conflict(op: &Op) -> Self {
+        Self::Conflict { kind: op.kind.to_string(), key: op.key.clone() }
     }
 
     pub(crate) fn io(

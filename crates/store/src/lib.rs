@@ -9,13 +9,18 @@
 //!  subscribe ─► scan (state at revision R) ─► apply every commit > R ─► … ─► missed some? scan again
 //! ```
 //!
-//! [`SqliteStore`] keeps it all in one file and needs no other service.
+//! [`SqliteStore`] keeps it all in one file and needs no other service. `PostgresStore` (feature `postgres`) keeps it in a
+//! PostgreSQL database, for many processes at once. Both pass the same tests (`tests/conformance`).
 #![forbid(unsafe_code)]
 
 mod api;
 mod error;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod sqlite;
 
 pub use api::{Change, Changes, Commit, Feed, Op, Precondition, Record, Snapshot, Store};
 pub use error::StoreError;
+#[cfg(feature = "postgres")]
+pub use postgres::PostgresStore;
 pub use sqlite::SqliteStore;

@@ -14,7 +14,12 @@ impl AccountUse {
         self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < limit).then(|| n + 1)).is_ok()
     }
 
-    /// Counts one less. Every successful [`Self::acquire`] is released exactly once.
+    /// Counts one more that runs already, whatever the limit.
+    pub fn count(&self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Counts one less. Every [`Self::count`] and successful [`Self::acquire`] is released exactly once.
     pub fn release(&self) {
         let before = self.0.fetch_sub(1, Ordering::AcqRel);
         debug_assert!(before > 0, "released more than was acquired");

@@ -14,9 +14,11 @@ mod config;
 mod fleet;
 mod manager;
 mod map;
+mod partition;
 mod pool;
 mod status;
 
 pub use config::Config;
 pub use manager::Manager;
+pub use partition::Partition;
 pub use status::{AccountStatus, FunctionStatus, Status};

@@ -1,6 +1,7 @@
 //! The shell around the pools.
 
 mod cold;
+mod takeover;
 mod upkeep;
 
 use std::collections::HashMap;
@@ -8,22 +9,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use domain::{
     AccountId, AssignError, AssignRequest, Clock, FunctionArn, FunctionVersion, Lease, RetireReason, SandboxId,
-    SlotEvents, Step, Timeline, VersionKey, Worker, WorkerError, WorkerManager,
+    SlotEvents, Step, Timeline, VersionKey, Worker, WorkerError, WorkerId, WorkerManager,
 };
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{broadcast, oneshot, watch};
 use uuid::Uuid;
 
 use crate::concurrency::AccountUse;
 use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::map::ReadMap;
+use crate::partition::Partition;
 use crate::pool::{self, Answer, FunctionPool, Ticket};
 use crate::status::{AccountStatus, Status};
+
+/// Suspicions that may wait for who claims workers; one that is missed is repeated by the next caller.
+const SUSPECTS: usize = 64;
 
 type Result<T, E = AssignError> = std::result::Result<T, E>;
 type Grant = pool::Grant<Arc<dyn Worker>>;
@@ -55,12 +61,22 @@ struct Inner {
     versions: ReadMap<VersionKey, Function>,
     sandboxes: ReadMap<SandboxId, Function>,
     functions: Mutex<HashMap<FunctionArn, Arc<Function>>>,
+    /// `None` of the only manager. Changes under the lock of `functions` only.
+    partition: ArcSwapOption<Partition>,
+    /// The epoch in which each worker was claimed last.
+    claims: Mutex<HashMap<WorkerId, u64>>,
+    /// The last epoch whose sandboxes are all known.
+    settled: watch::Sender<u64>,
+    /// Workers that a caller could not reach.
+    suspects: broadcast::Sender<WorkerId>,
     accounts: Mutex<HashMap<AccountId, Arc<AccountUse>>>,
 }
 
 struct Function {
     arn: FunctionArn,
     pool: Mutex<Pool>,
+    /// Of the partition in which it became this manager's.
+    since: u64,
     /// Whether [`Inner::watch`] runs. Changes under the pool's lock only.
     watched: AtomicBool,
 }
@@ -80,6 +96,10 @@ impl Manager {
             versions: ReadMap::new(),
             sandboxes: ReadMap::new(),
             functions: Mutex::default(),
+            partition: ArcSwapOption::empty(),
+            claims: Mutex::default(),
+            settled: watch::Sender::new(0),
+            suspects: broadcast::Sender::new(SUSPECTS),
             accounts: Mutex::default(),
         }))
     }
@@ -114,20 +134,29 @@ impl Inner {
     }
 
     /// The function's pool, made if this is its first request.
-    fn function(&self, version: &FunctionVersion) -> Arc<Function> {
+    fn function(&self, version: &FunctionVersion) -> Result<Arc<Function>> {
         if let Some(function) = self.versions.get(&version.key) {
-            return function;
+            return Ok(function);
         }
         let mut functions = self.functions.lock();
         if let Some(function) = functions.get(&version.arn) {
-            return Arc::clone(function);
+            return Ok(Arc::clone(function));
+        }
+        let partition = self.partition.load();
+        if let Some(partition) = partition.as_deref().filter(|partition| !partition.owns(&version.arn)) {
+            let owner = partition.owner(&version.arn).unwrap_or("nobody");
+            return Err(AssignError::NotOwner(format!("{owner}, in epoch {}", partition.epoch)));
         }
         let account = Arc::clone(self.accounts.lock().entry(version.account.clone()).or_default());
         let pool = FunctionPool::new(self.config, account, || SandboxId(Uuid::new_v4()), self.now());
-        let function =
-            Arc::new(Function { arn: version.arn.clone(), pool: Mutex::new(pool), watched: AtomicBool::new(false) });
+        let function = Arc::new(Function {
+            arn: version.arn.clone(),
+            pool: Mutex::new(pool),
+            since: partition.as_deref().map_or(0, |partition| partition.epoch),
+            watched: AtomicBool::new(false),
+        });
         functions.insert(version.arn.clone(), Arc::clone(&function));
-        function
+        Ok(function)
     }
 
     /// An event about a sandbox. One that is not known (any more) concerns nobody.
@@ -178,6 +207,13 @@ impl Inner {
                 Action::Shutdown { sandbox } => {
                     self.sandboxes.remove(&sandbox);
                     self.runtime.spawn(Arc::clone(self).shut_down(sandbox));
+                }
+                Action::Disown { sandbox } => {
+                    self.sandboxes.remove(&sandbox);
+                    self.fleet.gone(sandbox);
+                }
+                Action::NotOwner { caller } => {
+                    let _ = caller.send(Err(AssignError::NotOwner("it took the function over just now".to_owned())));
                 }
                 Action::Forget { version } => self.versions.remove(&version),
             }
@@ -251,7 +287,10 @@ impl WorkerManager for Manager {
     async fn assign(&self, request: AssignRequest) -> Result<Lease> {
         let inner = &self.0;
         loop {
-            let function = inner.function(&request.version);
+            let function = inner.function(&request.version)?;
+            if function.since > *inner.settled.borrow() {
+                inner.settle(function.since).await;
+            }
             let now = inner.now();
             let mut receiver = None;
             let answer = {
@@ -302,6 +341,10 @@ impl WorkerManager for Manager {
         if let Some(function) = self.0.versions.get(version) {
             self.0.with(&function, |pool, now, actions| pool.retire(now, version, actions));
         }
+    }
+
+    fn unreachable(&self, worker: &WorkerId) {
+        self.suspect(worker);
     }
 }
 

@@ -9,6 +9,7 @@
 //!                             └──────────────────► Idle ◄──────────────────────────┘
 //!                                   (or straight to the request that waits longest)
 //!
+//!  (none) ──► any state, and any state ──► (none): taken over from another manager, or by one.
 //!  Idle ──► gone: expired, too old, version retired, room needed.   Any ──► gone: dead.
 //! ```
 //!
@@ -20,6 +21,7 @@
 //! Methods are events. What the shell must do about them is appended to `actions`.
 
 mod events;
+mod takeover;
 mod upkeep;
 mod waiting;
 
@@ -33,6 +35,8 @@ use foldhash::HashMap;
 
 use crate::concurrency::{AccountUse, ScalingRate};
 use crate::config::Config;
+
+pub use takeover::Seen;
 
 /// `C` is how the shell reaches a waiting caller, `W` how it reaches a worker.
 pub struct FunctionPool<C, W> {
@@ -176,6 +180,14 @@ pub enum Action<C, W> {
     /// The pool has dropped it.
     Shutdown {
         sandbox: SandboxId,
+    },
+    /// The pool has dropped it, and another manager has it.
+    Disown {
+        sandbox: SandboxId,
+    },
+    /// Another manager is to be asked.
+    NotOwner {
+        caller: C,
     },
     /// Nothing is known of this version any more.
     Forget {

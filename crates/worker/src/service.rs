@@ -12,7 +12,7 @@ use domain::{
     SandboxId, SandboxState, SlotEvents, SnapshotError, Step, Timeline, VersionKey, Worker, WorkerError, WorkerId,
     WorkerReport,
 };
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use runtimes::RuntimeImage;
 use sandbox::api::LINK_ADDRESS;
 use sandbox::{Command, Mount, Process, Sandbox, SandboxEngine, SandboxSpec, Standby};
@@ -55,6 +55,8 @@ struct Inner {
     snapshots: Result<Snapshots, String>,
     snapshotting: Turns,
     slots: Slots,
+    /// Slots that are not among those yet, and their memory in MB.
+    coming: Mutex<(u32, u64)>,
     starting: AtomicU32,
     draining: AtomicBool,
 }
@@ -106,6 +108,49 @@ impl Slots {
     }
 }
 
+/// Room for a sandbox that is being made, and is not among the slots yet.
+struct Admitted {
+    inner: Arc<Inner>,
+    memory_mb: u64,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut coming = self.inner.coming.lock();
+        coming.0 -= 1;
+        coming.1 -= self.memory_mb;
+    }
+}
+
+impl Inner {
+    /// Managers place by reports, which lag behind, and by what they have placed themselves: where there are several, two can
+    /// find the same room.
+    fn admit(self: &Arc<Self>, version: &FunctionVersion) -> Result<Admitted, WorkerError> {
+        let Config { id, slots, memory_mb, .. } = &self.host.config;
+        let mut coming = self.coming.lock();
+        let (there, used) = self.used();
+        let memory = u64::from(version.memory_mb);
+        if there + coming.0 >= *slots || used + coming.1 + memory > *memory_mb {
+            return Err(WorkerError::Full(id.clone()));
+        }
+        coming.0 += 1;
+        coming.1 += memory;
+        Ok(Admitted { inner: Arc::clone(self), memory_mb: memory })
+    }
+
+    /// Slots, and their memory in MB.
+    fn used(&self) -> (u32, u64) {
+        let mut used = (0, 0);
+        for shard in &self.slots.0 {
+            for slot in shard.read().values() {
+                used.0 += 1;
+                used.1 += u64::from(slot.version().memory_mb);
+            }
+        }
+        used
+    }
+}
+
 /// Counts an Init under way.
 struct StartingGuard<'a>(&'a AtomicU32);
 
@@ -137,6 +182,7 @@ impl Service {
             snapshots,
             snapshotting: Turns::new(SNAPSHOTS_AT_ONCE),
             slots,
+            coming: Mutex::default(),
             starting: AtomicU32::new(0),
             draining: AtomicBool::new(false),
         })))
@@ -397,7 +443,10 @@ impl Worker for Service {
             return Ok(done);
         }
         let mut timeline = Timeline::default();
+        let admitted = inner.admit(&request.version)?;
         let slot = inner.create(request, Begin::OnDemand, &mut timeline).await?;
+        // It counts by itself from here on.
+        drop(admitted);
         let result = slot.start().await;
         let now = inner.host.clock.monotonic();
         if let Some(at) = slot.runtime_started() {
@@ -439,7 +488,7 @@ impl Worker for Service {
         }
     }
 
-    fn invoking(&self, sandbox: SandboxId) -> bool {
+    async fn invoking(&self, sandbox: SandboxId) -> bool {
         self.0.slots.get(sandbox).is_some_and(|slot| slot.is_invoking())
     }
 
@@ -451,24 +500,22 @@ impl Worker for Service {
         self.0.slots.all().into_iter().filter_map(state).collect()
     }
 
+    fn drain(&self) {
+        self.0.draining.store(true, Ordering::SeqCst);
+    }
+
     fn report(&self) -> WorkerReport {
         let config = &self.0.host.config;
-        let mut report = WorkerReport {
+        let (slots_used, memory_used_mb) = self.0.used();
+        WorkerReport {
             worker: config.id.clone(),
             memory_mb: config.memory_mb,
-            memory_used_mb: 0,
+            memory_used_mb,
             slots: config.slots,
-            slots_used: 0,
+            slots_used,
             starting: self.0.starting.load(Ordering::Relaxed),
             draining: self.0.draining.load(Ordering::Relaxed),
-        };
-        for shard in &self.0.slots.0 {
-            for slot in shard.read().values() {
-                report.memory_used_mb += u64::from(slot.version().memory_mb);
-                report.slots_used += 1;
-            }
         }
-        report
     }
 
     fn has_package(&self, sha256: &str) -> bool {

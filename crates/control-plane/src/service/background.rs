@@ -46,9 +46,11 @@ pub(super) async fn start(inner: &Arc<Inner>) -> Result<(), Error> {
     let changes = inner.store.changes();
     inner.load().await?;
     inner.log_sealing();
-    // No sandbox is older than this process, so what is unused now was so long enough.
     inner.drop_unreferenced().await?;
-    inner.collect(|_| Duration::ZERO).await;
+    if !inner.config.shared {
+        // No sandbox is older than this process, so what is unused now was so long enough.
+        inner.collect(|_| Duration::ZERO).await;
+    }
     let follower = Task(tokio::spawn(follow(Arc::downgrade(inner), changes)));
     let collector = Task(tokio::spawn(collect(Arc::downgrade(inner))));
     inner.tasks.lock().extend([follower, collector]);
@@ -228,7 +230,9 @@ impl Inner {
         let images = self.store.scan(IMAGE, "").await?.records.into_iter().map(|(key, _)| Stored::Image(key));
         let snapshots = self.store.scan(SNAPSHOT, "").await?.records.into_iter().map(|(key, _)| Stored::Snapshot(key));
         let unused = packages.chain(images).chain(snapshots).filter(|stored| !self.catalog.uses(stored));
-        self.dropped.lock().extend(unused.map(|stored| (stored, Duration::ZERO)));
+        // Where others have the same metadata, it may be unused since just now.
+        let since = if self.config.shared { self.clock.monotonic() } else { Duration::ZERO };
+        self.dropped.lock().extend(unused.map(|stored| (stored, since)));
         Ok(())
     }
 

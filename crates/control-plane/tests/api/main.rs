@@ -8,6 +8,7 @@ mod event_invoke;
 mod event_source;
 mod functions;
 mod images;
+mod peers;
 mod permissions;
 mod resolving;
 mod secrets;

@@ -155,6 +155,22 @@ impl World {
             None => secrets::create(&key_file).unwrap(),
         };
         let store = Arc::new(SqliteStore::open(dir.join("metadata.db")).await.unwrap());
+        Self::of(dir, config, store, pulled, snapshots).await
+    }
+
+    /// Another process with the same metadata.
+    pub async fn beside(&self) -> Self {
+        let config = Config { shared: true, ..Config::default() };
+        Self::of(&self.dir, config, self.store.clone(), BTreeSet::new(), Arc::default()).await
+    }
+
+    async fn of(
+        dir: &Path,
+        config: Config,
+        store: Arc<SqliteStore>,
+        pulled: BTreeSet<String>,
+        snapshots: Arc<Snapshots>,
+    ) -> Self {
         let packages = Packages::open(packages::Config {
             dir: dir.join("packages"),
             storage: packages::Storage::Own,

@@ -117,7 +117,7 @@ async fn migrate(path: &Path, connection: &mut SqliteConnection) -> Result<(), S
         .map_err(failed)?;
     let known = MIGRATIONS.len() as i64;
     if done > known {
-        return Err(StoreError::Newer { path: path.to_owned(), found: done, known });
+        return Err(StoreError::Newer { place: path.display().to_string(), found: done, known });
     }
     for (number, sql) in (1i64..).zip(MIGRATIONS).filter(|(number, _)| *number > done) {
         transaction.execute(sqlx::raw_sql(*sql)).await.map_err(failed)?;

@@ -92,7 +92,7 @@ impl Writer {
         let mut outcomes = Vec::with_capacity(group.len());
         for ops in group {
             if let Some(op) = first_conflict(&mut transaction, ops).await? {
-                outcomes.push(Err(StoreError::Conflict { kind: op.kind.to_string(), key: op.key.clone() }));
+                outcomes.push(Err(StoreError::conflict(op)));
                 continue;
             }
             revision += 1;
@@ -114,12 +114,7 @@ async fn first_conflict<'a>(connection: &mut SqliteConnection, ops: &'a [Op]) ->
             .bind(&op.key)
             .fetch_optional(&mut *connection)
             .await?;
-        let holds = match op.precondition {
-            Precondition::None => true,
-            Precondition::DoesNotExist => version.is_none(),
-            Precondition::Version(expected) => version == Some(expected.cast_signed()),
-        };
-        if !holds {
+        if !op.precondition.holds(version.map(i64::cast_unsigned)) {
             return Ok(Some(op));
         }
     }

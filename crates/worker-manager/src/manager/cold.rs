@@ -1,5 +1,7 @@
 //! A cold start: Placement, room, `Init`.
 
+use std::collections::HashSet;
+
 use futures::future::join_all;
 
 use super::*;
@@ -7,6 +9,8 @@ use crate::fleet::Candidate;
 
 /// How often idle sandboxes are given up for one start. Each time others may take the room that was made.
 const ROUNDS: usize = 4;
+/// How many workers are asked for one start, if one has no room after all or cannot be reached.
+const WORKERS: usize = 3;
 
 impl Inner {
     /// Runs whether or not the request still waits: a sandbox that starts for nobody serves the next one.
@@ -21,7 +25,9 @@ impl Inner {
             Ok(worker) => {
                 self.fleet.init_over(id);
                 if !pool.init_done(now, id, worker, &mut actions) {
-                    actions.push(Action::Shutdown { sandbox: id });
+                    // Another manager that took the function over has found it, or will.
+                    let taken = pool.is_closed() && self.partition.load().is_some();
+                    actions.push(if taken { Action::Disown { sandbox: id } } else { Action::Shutdown { sandbox: id } });
                 }
                 self.carry_out(&function, actions, &mut timeline);
             }
@@ -44,21 +50,35 @@ impl Inner {
         version: Arc<FunctionVersion>,
         timeline: &mut Timeline,
     ) -> Result<Arc<dyn Worker>> {
-        let worker = self.place(sandbox, &version, timeline).await?;
-        let done = worker.init(domain::InitRequest { sandbox, version }).await?;
-        timeline.append(done.timeline);
-        Ok(worker)
+        let mut except = HashSet::new();
+        loop {
+            let worker = self.place(sandbox, &version, &except, timeline).await?;
+            match worker.init(domain::InitRequest { sandbox, version: Arc::clone(&version) }).await {
+                Ok(done) => {
+                    timeline.append(done.timeline);
+                    return Ok(worker);
+                }
+                Err(error) if error.elsewhere() && except.len() + 1 < WORKERS => {
+                    tracing::info!(%sandbox, worker = %worker.id(), %error, "trying another worker");
+                    // What an unreachable one began nevertheless is found when it is claimed again.
+                    self.fleet.displaced(sandbox);
+                    except.insert(worker.id().clone());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     async fn place(
         self: &Arc<Self>,
         sandbox: SandboxId,
         version: &FunctionVersion,
+        except: &HashSet<WorkerId>,
         timeline: &mut Timeline,
     ) -> Result<Arc<dyn Worker>> {
         let mut round = 0;
         loop {
-            let why = match self.fleet.place(sandbox, version) {
+            let why = match self.fleet.place(sandbox, version, except) {
                 Ok((worker, reason)) => {
                     timeline.note(Step::Placed, self.now(), format!("{}: {reason}", worker.id()));
                     return Ok(worker);

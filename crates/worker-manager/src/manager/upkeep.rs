@@ -58,10 +58,14 @@ impl Inner {
             pool.overdue_leases(now)
         });
         for lease in overdue {
-            if !lease.worker.invoking(lease.sandbox) {
-                tracing::warn!(sandbox = %lease.sandbox, function = %function.arn, "a lease was never used; taken back");
-                self.with(function, |pool, now, actions| pool.take_back(now, lease.sandbox, lease.since, actions));
-            }
+            let (inner, function) = (Arc::clone(self), Arc::clone(function));
+            // Beside the rest: the worker may be in another process.
+            self.runtime.spawn(async move {
+                if !lease.worker.invoking(lease.sandbox).await {
+                    tracing::warn!(sandbox = %lease.sandbox, function = %function.arn, "a lease was never used; taken back");
+                    inner.with(&function, |pool, now, actions| pool.take_back(now, lease.sandbox, lease.since, actions));
+                }
+            });
         }
         // The map first, as where functions are found: nobody finds this one once it is closed.
         let mut functions = self.functions.lock();

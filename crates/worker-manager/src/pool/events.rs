@@ -7,7 +7,7 @@ impl<C, W: Clone> FunctionPool<C, W> {
     /// whoever waits. `false` if the pool has given the sandbox up meanwhile: it must go.
     pub fn init_done(&mut self, now: Duration, id: SandboxId, worker: W, actions: &mut Vec<Action<C, W>>) -> bool {
         let Some(sandbox) = self.sandboxes.get_mut(&id) else { return false };
-        let State::Starting { waiter, dead } = sandbox.state else { return false };
+        let State::Starting { dead, .. } = sandbox.state else { return false };
         sandbox.worker = Some(worker);
         if dead {
             if let Some(caller) = self.init_failed(now, id, actions) {
@@ -15,6 +15,14 @@ impl<C, W: Clone> FunctionPool<C, W> {
             }
             return true;
         }
+        self.ready(now, id, actions);
+        true
+    }
+
+    /// It has started, and was not found dead.
+    fn ready(&mut self, now: Duration, id: SandboxId, actions: &mut Vec<Action<C, W>>) {
+        let sandbox = &self.sandboxes[&id];
+        let State::Starting { waiter, .. } = sandbox.state else { return };
         let key = sandbox.version.clone();
         if let Some(waiter) = waiter.and_then(|ticket| self.leave_with(ticket)) {
             let (permit, _) = waiter.start.expect("a request with a starting sandbox has a permit");
@@ -25,7 +33,6 @@ impl<C, W: Clone> FunctionPool<C, W> {
             version.spare.retain(|s| *s != id);
             self.free(now, id, None, actions);
         }
-        true
     }
 
     /// `Init` failed, or there was no place. Returns whom to tell.
@@ -59,6 +66,8 @@ impl<C, W: Clone> FunctionPool<C, W> {
                 self.finishing -= 1;
                 permit
             }
+            // One that another manager began to start: this one hears of the end of its Init like this.
+            State::Starting { .. } if sandbox.worker.is_some() => return self.ready(now, id, actions),
             State::Starting { .. } | State::Idle { .. } => return,
         };
         self.free(now, id, Some(permit), actions);
@@ -73,9 +82,16 @@ impl<C, W: Clone> FunctionPool<C, W> {
 
     /// It is gone, or will not serve again. `false` while it starts: the end of `Init` settles that.
     pub fn dead(&mut self, now: Duration, id: SandboxId, actions: &mut Vec<Action<C, W>>) -> bool {
-        if let Some(State::Starting { dead, .. }) = self.sandboxes.get_mut(&id).map(|s| &mut s.state) {
-            *dead = true;
-            return false;
+        if let Some(Sandbox { state: State::Starting { dead, .. }, worker, .. }) = self.sandboxes.get_mut(&id) {
+            if worker.is_none() {
+                *dead = true;
+                return false;
+            }
+            // Another manager began to start it, so nobody here hears of the end of that.
+            if let Some(caller) = self.init_failed(now, id, actions) {
+                actions.push(Action::Gone { caller, sandbox: id });
+            }
+            return true;
         }
         let Some(sandbox) = self.remove(id) else { return false };
         if let State::Busy { permit, .. } | State::Finishing { permit } = sandbox.state {

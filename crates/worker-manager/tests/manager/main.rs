@@ -1,6 +1,7 @@
 //! The manager over simulated workers, in tokio's paused time.
 
 mod sim;
+mod takeover;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

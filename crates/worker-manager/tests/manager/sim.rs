@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use domain::{
     AccountId, AssignRequest, Clock, CodeRef, ConcurrencyLimits, FunctionArn, FunctionVersion, InitDone, InitRequest,
-    InvokeOutcome, InvokeRequest, Lease, LogFormat, LoggingSettings, RetireReason, SandboxId, SlotEvents, Step,
-    Timeline, VersionKey, Worker, WorkerError, WorkerId, WorkerReport,
+    InvokeOutcome, InvokeRequest, Lease, LogFormat, LoggingSettings, RetireReason, SandboxId, SandboxState, SlotEvents,
+    SlotPhase, Step, Timeline, VersionKey, Worker, WorkerError, WorkerId, WorkerReport,
 };
 use tokio::time::Instant;
 use worker_manager::{Config, Manager};
@@ -140,6 +140,7 @@ pub struct SimWorker {
 
 struct SimSandbox {
     version: Arc<FunctionVersion>,
+    ready: bool,
     running: bool,
 }
 
@@ -195,7 +196,7 @@ impl Worker for SimWorker {
             return Err(WorkerError::Sandbox("no more of them".into()));
         }
         self.inits.fetch_add(1, Ordering::SeqCst);
-        let sandbox = SimSandbox { version: request.version, running: false };
+        let sandbox = SimSandbox { version: request.version, ready: false, running: false };
         {
             let mut sandboxes = self.sandboxes.lock().unwrap();
             sandboxes.insert(request.sandbox, sandbox);
@@ -203,6 +204,9 @@ impl Worker for SimWorker {
             assert!(used <= self.memory_mb, "placed beyond the worker's memory");
         }
         tokio::time::sleep(ms(10)).await;
+        if let Some(sandbox) = self.sandboxes.lock().unwrap().get_mut(&request.sandbox) {
+            sandbox.ready = true;
+        }
         let mut timeline = Timeline::default();
         timeline.mark(Step::InitDone, self.clock.monotonic());
         Ok(InitDone { timeline })
@@ -217,8 +221,20 @@ impl Worker for SimWorker {
         self.sandboxes.lock().unwrap().remove(&sandbox);
     }
 
-    fn invoking(&self, sandbox: SandboxId) -> bool {
+    async fn invoking(&self, sandbox: SandboxId) -> bool {
         self.sandboxes.lock().unwrap().get(&sandbox).is_some_and(|s| s.running)
+    }
+
+    fn sandboxes(&self) -> Vec<SandboxState> {
+        let state = |(id, s): (&SandboxId, &SimSandbox)| {
+            let phase = match (s.ready, s.running) {
+                (false, _) => SlotPhase::Starting,
+                (true, false) => SlotPhase::Idle,
+                (true, true) => SlotPhase::Invoking,
+            };
+            SandboxState { sandbox: *id, version: Arc::clone(&s.version), phase }
+        };
+        self.sandboxes.lock().unwrap().iter().map(state).collect()
     }
 
     fn report(&self) -> WorkerReport {

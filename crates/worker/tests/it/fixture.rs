@@ -129,6 +129,7 @@ pub struct Setup {
     pub json: bool,
     pub endpoint_url: Option<String>,
     pub freeze_after: Duration,
+    pub slots: u32,
 }
 
 impl Default for Setup {
@@ -141,6 +142,7 @@ impl Default for Setup {
             json: false,
             endpoint_url: None,
             freeze_after: Duration::from_millis(20),
+            slots: Config::default().slots,
         }
     }
 }
@@ -197,6 +199,7 @@ impl Fixture {
         let config = Config {
             init_limit: setup.init_limit,
             freeze_after: setup.freeze_after,
+            slots: setup.slots,
             layers_dir: dir.path().join("layers"),
             endpoint_url: setup.endpoint_url,
             ..Config::default()

@@ -247,7 +247,7 @@ async fn sandboxes_side_by_side_do_not_mix_up() {
                     match f.service.invoke(sandbox, f.request(&event, LogType::None)).await {
                         Ok(outcome) => break outcome,
                         // Nobody waits for `idle` here.
-                        Err(domain::WorkerError::Sandbox(_)) => tokio::task::yield_now().await,
+                        Err(domain::WorkerError::Busy(_)) => tokio::task::yield_now().await,
                         Err(error) => panic!("{error}"),
                     }
                 };

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use domain::{LogType, RetireReason, Step, Worker as _, WorkerError};
+use domain::{LogType, RetireReason, SlotPhase, Step, Worker as _, WorkerError};
 use sandbox::SandboxEvent;
 
 use crate::fixture::{Fixture, Setup, json, python, text, wait};
@@ -194,7 +194,7 @@ async fn a_sandbox_that_dies_fails_its_invocation_and_is_gone() {
     let service = f.service.clone();
     let (sandbox, request) = (f.sandbox, f.request("{}", LogType::None));
     let invocation = tokio::spawn(async move { service.invoke(sandbox, request).await });
-    wait(|| f.service.invoking(f.sandbox), "invoking").await;
+    wait(|| f.service.sandboxes().iter().any(|s| s.phase == SlotPhase::Invoking), "invoking").await;
     f.observed.senders.lock().unwrap()[&f.sandbox].send(SandboxEvent::Gone).unwrap();
     let outcome = invocation.await.unwrap().unwrap();
     assert_eq!(json(&outcome)["errorType"], "Sandbox.Failure");
@@ -221,7 +221,7 @@ async fn stop_lets_invocations_finish_and_takes_no_new_sandboxes() {
     let service = f.service.clone();
     let (sandbox, request) = (f.sandbox, f.request("{}", LogType::None));
     let invocation = tokio::spawn(async move { service.invoke(sandbox, request).await });
-    wait(|| f.service.invoking(f.sandbox), "invoking").await;
+    wait(|| f.service.sandboxes().iter().any(|s| s.phase == SlotPhase::Invoking), "invoking").await;
     f.service.stop(Duration::from_secs(30)).await;
     assert_eq!(text(&invocation.await.unwrap().unwrap()), "1");
     assert_eq!((f.service.report().slots_used, f.service.report().draining), (0, true));
@@ -265,4 +265,19 @@ async fn the_exec_wrapper_of_a_managed_runtime_is_not_for_custom_ones() {
     let f = Fixture::new(&code, Setup { environment, ..Setup::default() });
     f.init().await;
     assert_eq!(text(&f.invoke("{}").await), "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_without_room_refuses_what_another_manager_places() {
+    let f = Fixture::new(&python("next()"), Setup { slots: 2, ..setup(5_000) });
+    f.init().await;
+    let request = |n: u128| domain::InitRequest {
+        sandbox: domain::SandboxId(uuid::Uuid::from_u128(n)),
+        version: f.version.clone(),
+    };
+    f.service.init(request(1)).await.unwrap();
+    let refused = f.service.init(request(2)).await.unwrap_err();
+    assert!(matches!(refused, WorkerError::Full(_)) && refused.elsewhere(), "{refused}");
+    f.service.shutdown(f.sandbox, RetireReason::Spindown).await;
+    f.service.init(request(3)).await.unwrap();
 }

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
+use domain::SlotPhase;
+
 use super::*;
 
 const VERSIONS: usize = 3;
@@ -30,10 +32,23 @@ enum Op {
     TakeBack(Index),
     /// Another function of the account comes or goes.
     Neighbour(bool),
+    /// Another manager had this one.
+    Adopt {
+        version: usize,
+        phase: SlotPhase,
+    },
+    /// Its worker calls it idle, and the event may have been missed.
+    Seen(Index),
 }
 
 fn op() -> impl Strategy<Value = Op> {
     let limits = (prop_oneof![3 => Just(None), 2 => (0u32..4).prop_map(Some)], 0u32..6);
+    let phase = prop_oneof![
+        Just(SlotPhase::Starting),
+        Just(SlotPhase::Idle),
+        Just(SlotPhase::Invoking),
+        Just(SlotPhase::Finishing)
+    ];
     prop_oneof![
         8 => (0..VERSIONS, limits).prop_map(|(version, (reserved, unreserved))| Op::Assign { version, reserved, unreserved }),
         6 => any::<Index>().prop_map(Op::InitDone),
@@ -49,6 +64,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Expire),
         1 => any::<Index>().prop_map(Op::TakeBack),
         1 => any::<bool>().prop_map(Op::Neighbour),
+        2 => (0..VERSIONS, phase).prop_map(|(version, phase)| Op::Adopt { version, phase }),
+        2 => any::<Index>().prop_map(Op::Seen),
     ]
 }
 
@@ -69,6 +86,8 @@ struct Model {
     /// Every sandbox that exists, with its version.
     alive: BTreeMap<SandboxId, usize>,
     starting: BTreeSet<SandboxId>,
+    /// Started by another manager, and not ready.
+    adopted: BTreeSet<SandboxId>,
     leased: BTreeSet<SandboxId>,
     /// In the order in which they became idle.
     idle: Vec<SandboxId>,
@@ -94,6 +113,7 @@ impl Model {
             waiting: BTreeMap::new(),
             alive: BTreeMap::new(),
             starting: BTreeSet::new(),
+            adopted: BTreeSet::new(),
             leased: BTreeSet::new(),
             idle: Vec::new(),
             retired: [false; VERSIONS],
@@ -171,8 +191,37 @@ impl Model {
                     }
                     let finishing =
                         matches!(self.pool.sandboxes.get(&id), Some(s) if matches!(s.state, State::Finishing { .. }));
-                    if !finishing && self.leased.remove(&id) && !granted(a, id) && !shut_down(a, id) {
+                    let ready = matches!(op, Op::Idle(_)) && self.adopted.remove(&id);
+                    if !finishing && (self.leased.remove(&id) || ready) && !granted(a, id) && !shut_down(a, id) {
                         self.idle.push(id);
+                    }
+                }
+            }
+            Op::Adopt { version, phase } => {
+                let id = new_id();
+                self.alive.insert(id, *version);
+                let key = VersionKey(version.to_string().into());
+                self.pool.seen(now, Seen { sandbox: id, worker: (), version: key, memory_mb: 128, phase: *phase }, a);
+                match phase {
+                    SlotPhase::Starting => _ = self.adopted.insert(id),
+                    SlotPhase::Invoking | SlotPhase::Finishing => _ = self.leased.insert(id),
+                    SlotPhase::Idle if granted(a, id) || shut_down(a, id) => {}
+                    SlotPhase::Idle => self.idle.push(id),
+                }
+            }
+            Op::Seen(i) => {
+                if let Some(id) = any(known(self), i) {
+                    let before = self.idle.contains(&id);
+                    let version = self.pool.sandboxes[&id].version.clone();
+                    let seen = Seen { sandbox: id, worker: (), version, memory_mb: 128, phase: SlotPhase::Idle };
+                    self.pool.seen(now, seen, a);
+                    let idle = matches!(self.pool.sandboxes.get(&id), Some(s) if matches!(s.state, State::Idle { .. }));
+                    if granted(a, id) || shut_down(a, id) || idle {
+                        self.leased.remove(&id);
+                        self.adopted.remove(&id);
+                        if idle && !before {
+                            self.idle.push(id);
+                        }
                     }
                 }
             }
@@ -258,7 +307,9 @@ impl Model {
                     self.forget(sandbox);
                 }
                 Action::Forget { version } => self.retired[version.0.parse::<usize>().unwrap()] = false,
-                Action::Stopping { .. } => panic!("not stopped"),
+                Action::Stopping { .. } | Action::Disown { .. } | Action::NotOwner { .. } => {
+                    panic!("neither stopped nor disowned")
+                }
             }
         }
     }
@@ -274,7 +325,28 @@ impl Model {
     fn forget(&mut self, id: SandboxId) {
         assert!(self.alive.remove(&id).is_some(), "ends once");
         self.leased.remove(&id);
+        self.adopted.remove(&id);
         self.idle.retain(|i| *i != id);
+    }
+
+    /// Another manager takes over, at any moment: this one has nothing left, and everybody is told.
+    fn disown(mut self) {
+        let mut actions = Vec::new();
+        self.pool.disown(&mut actions);
+        for action in actions {
+            match action {
+                Action::Disown { sandbox } => assert!(self.alive.remove(&sandbox).is_some(), "given up once"),
+                Action::NotOwner { caller } => assert!(self.waiting.remove(&caller).is_some(), "told once"),
+                Action::Forget { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(self.alive.is_empty() && self.waiting.is_empty());
+        assert_eq!((self.pool.in_use, self.account.in_use()), (0, self.neighbours));
+        // What comes late changes nothing.
+        for id in self.starting {
+            assert!(!self.pool.init_done(self.now, id, (), &mut vec![]));
+        }
     }
 
     fn check(&self) {
@@ -317,7 +389,7 @@ impl Model {
         while !self.starting.is_empty() {
             self.step(&zero);
         }
-        while let Some(id) = self.leased.first().copied() {
+        while let Some(id) = self.leased.first().or(self.adopted.first()).copied() {
             let at = self.alive.keys().position(|k| *k == id).unwrap();
             let op = Op::Idle(index_of(at, self.alive.len()));
             self.step(&op);
@@ -369,11 +441,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
     #[test]
-    fn always_holds(ops in prop::collection::vec(op(), 0..120)) {
+    fn always_holds(ops in prop::collection::vec(op(), 0..120), disowned: bool) {
         let mut model = Model::new();
         for op in &ops {
             model.step(op);
         }
-        model.wind_down();
+        if disowned { model.disown() } else { model.wind_down() }
     }
 }

@@ -1,0 +1,243 @@
+//! What a member has on its disk: its key, its certificate, and whom it believes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::address::{Address, Host};
+use crate::files::{self, FileError, PUBLIC, SECRET};
+use crate::identity::{Identity, InvalidIdentity, identity_of};
+use crate::token::Fingerprint;
+
+/// The fleet's CA certificate, in PEM.
+pub const CA_FILE: &str = "ca.pem";
+/// The member's certificate, in PEM.
+pub const CERTIFICATE_FILE: &str = "member.pem";
+/// The member's private key, in PEM (PKCS #8), mode 0600.
+pub const KEY_FILE: &str = "member.key";
+/// Where to renew, and with which names; JSON.
+pub const FLEET_FILE: &str = "fleet.json";
+
+/// Whether a certificate is to be renewed: two thirds of its life are over. The last third is the time in which a join server may be
+/// away; ask again every hour or so.
+pub fn due(now: OffsetDateTime, not_before: OffsetDateTime, not_after: OffsetDateTime) -> bool {
+    now >= not_before + (not_after - not_before) / 3 * 2
+}
+
+/// A member's private key. It is made where it is used, and leaves that machine never.
+pub struct MemberKey(KeyPair);
+
+impl MemberKey {
+    /// A new one, ECDSA on P-256.
+    ///
+    /// # Errors
+    /// The provider has no randomness.
+    pub fn generate() -> Result<Self, MemberError> {
+        Ok(Self(KeyPair::generate()?))
+    }
+
+    /// Reads one.
+    fn from_pem(pem: &str) -> Result<Self, MemberError> {
+        Ok(Self(KeyPair::from_pem(pem)?))
+    }
+
+    /// Asks for a certificate for this key, in PEM. The name in it is for people who read requests.
+    ///
+    /// # Errors
+    /// Encoding or signing failed.
+    pub fn csr(&self, name: &str) -> Result<String, MemberError> {
+        let mut params = CertificateParams::default();
+        let mut subject = DistinguishedName::new();
+        subject.push(DnType::CommonName, name);
+        params.distinguished_name = subject;
+        Ok(params.serialize_request(&self.0)?.pem()?)
+    }
+
+    /// For the file. It is the secret itself.
+    pub fn to_pem(&self) -> String {
+        self.0.serialize_pem()
+    }
+
+    pub(crate) fn public_key(&self) -> Vec<u8> {
+        self.0.subject_public_key_info()
+    }
+
+    pub(crate) fn for_tls(&self) -> PrivateKeyDer<'static> {
+        PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.0.serialize_der()))
+    }
+}
+
+impl std::fmt::Debug for MemberKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[private key]")
+    }
+}
+
+/// Beside the certificate, for its renewal.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Fleet {
+    /// A join server.
+    pub join_server: Address,
+    /// The names that this member can be reached by.
+    pub hosts: Vec<Host>,
+}
+
+/// Everything that is in a member's directory, checked.
+#[derive(Debug)]
+pub struct Member {
+    /// Who it is.
+    pub identity: Identity,
+    /// In DER.
+    pub certificate: CertificateDer<'static>,
+    /// Of the fleet, in DER.
+    pub ca: CertificateDer<'static>,
+    /// To the certificate.
+    pub key: MemberKey,
+    /// Where to renew.
+    pub fleet: Fleet,
+    /// The certificate's first moment.
+    pub not_before: OffsetDateTime,
+    /// The certificate's last moment.
+    pub not_after: OffsetDateTime,
+}
+
+impl Member {
+    /// See [`due`].
+    pub fn due(&self, now: OffsetDateTime) -> bool {
+        due(now, self.not_before, self.not_after)
+    }
+
+    /// Of the fleet's CA.
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.ca)
+    }
+}
+
+/// A member's directory.
+#[derive(Clone, Debug)]
+pub struct MemberDir(PathBuf);
+
+impl MemberDir {
+    /// It need not be there yet.
+    pub fn new(dir: &Path) -> Self {
+        Self(dir.to_owned())
+    }
+
+    /// Where.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Makes the directory where it is missing, and makes sure that nobody has joined from it.
+    pub(crate) fn prepare(&self) -> Result<(), MemberError> {
+        files::make_dir(&self.0)?;
+        let certificate = self.0.join(CERTIFICATE_FILE);
+        if certificate.symlink_metadata().is_ok() { Err(MemberError::Joined(certificate)) } else { Ok(()) }
+    }
+
+    /// Writes what a newcomer got. The certificate comes last: where it is, everything is.
+    pub(crate) fn write(&self, key: &MemberKey, certificate: &str, ca: &str, fleet: &Fleet) -> Result<(), MemberError> {
+        let fleet = serde_json::to_vec_pretty(fleet).expect("plain data");
+        files::replace(&self.0.join(KEY_FILE), key.to_pem().as_bytes(), SECRET)?;
+        files::replace(&self.0.join(CA_FILE), ca.as_bytes(), PUBLIC)?;
+        files::replace(&self.0.join(FLEET_FILE), &fleet, PUBLIC)?;
+        let path = self.0.join(CERTIFICATE_FILE);
+        files::create(&path, certificate.as_bytes(), PUBLIC).map_err(|error| match error.cause.kind() {
+            std::io::ErrorKind::AlreadyExists => MemberError::Joined(path),
+            _ => error.into(),
+        })
+    }
+
+    /// Puts a renewed certificate in the place of the one before, which is for the same key.
+    pub(crate) fn renew(&self, certificate: &str) -> Result<(), MemberError> {
+        Ok(files::replace(&self.0.join(CERTIFICATE_FILE), certificate.as_bytes(), PUBLIC)?)
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// Nobody has joined from it, others can read the key, or the files do not belong together. A certificate that has ended is no error.
+    pub fn load(&self) -> Result<Member, MemberError> {
+        let path = |name| self.0.join(name);
+        if fs::symlink_metadata(path(CERTIFICATE_FILE)).is_err() {
+            return Err(MemberError::Missing(self.0.clone()));
+        }
+        let read = |name| files::read(&path(name));
+        let broken = |name, why: String| MemberError::Broken(path(name), why);
+        let certificate = |name| {
+            let pem = read(name)?;
+            CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| broken(name, error.to_string()))
+        };
+        let (member, ca) = (certificate(CERTIFICATE_FILE)?, certificate(CA_FILE)?);
+        let key = MemberKey::from_pem(&files::read_secret(&path(KEY_FILE))?)
+            .map_err(|_| broken(KEY_FILE, "it is no private key in PEM".to_owned()))?;
+        let fleet = serde_json::from_str(&read(FLEET_FILE)?).map_err(|error| broken(FLEET_FILE, error.to_string()))?;
+        let identity = identity_of(&member)?;
+        let (_, parsed) =
+            X509Certificate::from_der(&member).map_err(|error| broken(CERTIFICATE_FILE, error.to_string()))?;
+        if parsed.public_key().raw != key.public_key() {
+            return Err(broken(CERTIFICATE_FILE, format!("it does not belong to {KEY_FILE}")));
+        }
+        let validity = parsed.validity();
+        let (not_before, not_after) = (validity.not_before.to_datetime(), validity.not_after.to_datetime());
+        Ok(Member { identity, certificate: member, ca, key, fleet, not_before, not_after })
+    }
+}
+
+/// What is wrong with a member's directory.
+#[derive(Debug, thiserror::Error)]
+pub enum MemberError {
+    /// Somebody has joined from here.
+    #[error("{} is there already: this machine has joined a fleet. To join again, name another directory, or remove this one", .0.display())]
+    Joined(PathBuf),
+    /// Nobody has.
+    #[error("no member's certificate is in {}; `emberbox fleet join TOKEN` gets one", .0.display())]
+    Missing(PathBuf),
+    /// Damaged.
+    #[error("{path}: {1}. Remove the directory and join again", path = .0.display())]
+    Broken(PathBuf, String),
+    /// A certificate of something else.
+    #[error(transparent)]
+    Identity(#[from] InvalidIdentity),
+    /// The disk.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Key or request.
+    #[error("make a key or a request: {0}")]
+    Make(#[from] rcgen::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(seconds: i64) -> OffsetDateTime {
+        OffsetDateTime::from_unix_timestamp(seconds).unwrap()
+    }
+
+    #[test]
+    fn renewal_is_due_at_two_thirds() {
+        let day = 86_400;
+        assert!(!due(at(20 * day - 1), at(0), at(30 * day)));
+        assert!(due(at(20 * day), at(0), at(30 * day)));
+        assert!(due(at(31 * day), at(0), at(30 * day)), "and when it is over");
+    }
+
+    proptest! {
+        #[test]
+        fn once_due_always_due(from in 0..4_000_000_000_i64, life in 0..400_000_000_i64, now in 0..5_000_000_000_i64) {
+            let asked = |now| due(at(now), at(from), at(from + life));
+            prop_assert!(!asked(now) || asked(now + 1));
+            prop_assert!(asked(from + life), "before the end");
+            prop_assert!(life < 3 || !asked(from), "not at the beginning");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Which role may call what.
+
+use crate::identity::{Peer, Role};
+
+const FRONTEND: &str = "/emberbox.v1.Frontend/";
+const WORKER: &str = "/emberbox.v1.Worker/";
+const WORKER_MANAGER: &str = "/emberbox.v1.WorkerManager/";
+
+/// The service that a request is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Target {
+    Frontend,
+    Worker,
+    WorkerManager,
+}
+
+/// Where a request goes, and whether its sender may call that; the text says why not.
+pub(crate) fn admit(peer: &Peer, path: &str) -> Result<Target, Refusal> {
+    let (target, roles) = callers(path).ok_or_else(|| Refusal::Unknown(format!("this version has no call {path}")))?;
+    if peer.is_one_of(roles) {
+        return Ok(target);
+    }
+    let allowed: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
+    let allowed = allowed.join(" and ");
+    Err(Refusal::Forbidden(format!("{path} is for {allowed}, not for {peer}: the role is in the member's certificate")))
+}
+
+/// Why a request goes nowhere.
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) enum Refusal {
+    Unknown(String),
+    Forbidden(String),
+}
+
+fn callers(path: &str) -> Option<(Target, &'static [Role])> {
+    if let Some(call) = path.strip_prefix(WORKER) {
+        let roles: &[Role] = match call {
+            "Init" | "Shutdown" | "Invoking" | "Watch" => &[Role::WorkerManager],
+            "Invoke" => &[Role::Frontend, Role::Pollers],
+            // The control plane, which publishes versions, is in the frontends.
+            "Snapshot" | "Forget" | "Drain" => &[Role::Frontend, Role::WorkerManager],
+            _ => return None,
+        };
+        return Some((Target::Worker, roles));
+    }
+    if let Some(call) = path.strip_prefix(FRONTEND) {
+        return (call == "CaughtUp").then_some((Target::Frontend, &[Role::Frontend, Role::Pollers]));
+    }
+    match path.strip_prefix(WORKER_MANAGER)? {
+        "Assign" | "Release" | "Retire" | "Unreachable" => {
+            Some((Target::WorkerManager, &[Role::Frontend, Role::Pollers]))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Member;
+
+    fn peer(role: Role) -> Peer {
+        Peer::Members([Member::new(role, "x")].into())
+    }
+
+    #[test]
+    fn each_call_has_its_roles() {
+        let init = "/emberbox.v1.Worker/Init";
+        assert_eq!(admit(&peer(Role::WorkerManager), init), Ok(Target::Worker));
+        assert!(matches!(admit(&peer(Role::Frontend), init), Err(Refusal::Forbidden(_))));
+        let invoke = "/emberbox.v1.Worker/Invoke";
+        assert!(admit(&peer(Role::Pollers), invoke).is_ok());
+        assert!(admit(&peer(Role::Worker), invoke).is_err(), "a worker cannot invoke on another");
+        let assign = "/emberbox.v1.WorkerManager/Assign";
+        assert_eq!(admit(&peer(Role::Frontend), assign), Ok(Target::WorkerManager));
+        assert!(admit(&peer(Role::WorkerManager), assign).is_err());
+        assert!(admit(&Peer::Local, assign).is_ok());
+    }
+
+    #[test]
+    fn every_generated_call_is_in_the_table() {
+        let generated = include_str!("generated/emberbox.v1.rs");
+        let paths: Vec<&str> = generated.split('"').filter(|text| text.starts_with("/emberbox.v1.")).collect();
+        assert!(paths.len() >= 11, "{paths:?}");
+        paths.iter().for_each(|path| assert!(callers(path).is_some(), "{path}"));
+        assert!(matches!(admit(&Peer::Local, "/emberbox.v1.Worker/Reboot"), Err(Refusal::Unknown(_))));
+    }
+}

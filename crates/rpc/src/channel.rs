@@ -1,0 +1,261 @@
+//! One HTTP/2 connection per peer.
+//!
+//! tonic's own channel is not used, since it cannot say of a failed request whether the peer can have seen it: hyper gives a request
+//! back that it has not sent ([`hyper::client::conn::TrySendError`]), and this is what makes an invocation safe to send elsewhere.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use domain::Clock;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tonic::body::Body;
+
+use crate::failure::{Failure, chain};
+use crate::identity::Member;
+use crate::tls::Credentials;
+
+/// To look the name up, connect, and shake hands.
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+/// A connection that nobody used for this long is closed.
+const UNUSED_LIMIT: Duration = Duration::from_secs(60);
+/// How often unused connections are looked for.
+const SWEEP: Duration = Duration::from_secs(15);
+
+/// What requests have for a host: whom a [`Channel`] leads to is known.
+pub fn origin() -> http::Uri {
+    http::Uri::from_static("http://fleet.emberbox")
+}
+
+/// The connections of a process to the other members. Cheap to clone; connections end with the last one.
+#[derive(Clone)]
+pub struct Channels(Arc<Pool>);
+
+struct Pool {
+    credentials: Option<Credentials>,
+    clock: Arc<dyn Clock>,
+    /// By address.
+    links: Mutex<HashMap<Arc<str>, Arc<Link>>>,
+}
+
+impl Channels {
+    /// Without `credentials`, only processes of this machine can be reached, in plain text. `clock` is the one of this process's
+    /// timelines. Legal inside a tokio runtime only.
+    pub fn new(credentials: Option<Credentials>, clock: Arc<dyn Clock>) -> Self {
+        let pool = Arc::new(Pool { credentials, clock, links: Mutex::default() });
+        let swept = Arc::downgrade(&pool);
+        // Ends with the pool.
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(SWEEP).await;
+                let Some(pool) = swept.upgrade() else { return };
+                pool.sweep(UNUSED_LIMIT);
+            }
+        });
+        Self(pool)
+    }
+
+    /// The connection to `peer` at `address` (`host:port`); made when the first call needs it, and again after it broke.
+    pub fn channel(&self, address: &str, peer: &Member) -> Channel {
+        let mut links = self.0.links.lock();
+        if let Some(link) = links.get(address).filter(|link| link.peer == *peer) {
+            return Channel(Arc::clone(link));
+        }
+        let link = Arc::new(Link {
+            address: address.into(),
+            peer: peer.clone(),
+            credentials: self.0.credentials.clone(),
+            clock: Arc::clone(&self.0.clock),
+            open: Mutex::new(Open { sender: None, used: Instant::now() }),
+            dialing: tokio::sync::Mutex::new(None),
+        });
+        links.insert(Arc::clone(&link.address), Arc::clone(&link));
+        Channel(link)
+    }
+
+    /// How many connections there are, for metrics and tests.
+    pub fn open(&self) -> usize {
+        let links = self.0.links.lock();
+        links.values().filter(|link| link.open.lock().live().is_some()).count()
+    }
+}
+
+impl Pool {
+    /// Closes connections that nobody has a [`Channel`] of and nobody used for `limit`. Calls that run on one end first.
+    fn sweep(&self, limit: Duration) {
+        self.links.lock().retain(|_, link| Arc::strong_count(link) > 1 || link.open.lock().used.elapsed() < limit);
+    }
+}
+
+/// The way to one peer. Cheap to clone.
+#[derive(Clone)]
+pub struct Channel(Arc<Link>);
+
+struct Link {
+    address: Arc<str>,
+    peer: Member,
+    credentials: Option<Credentials>,
+    clock: Arc<dyn Clock>,
+    open: Mutex<Open>,
+    /// The last attempt that failed: whoever waited for it does not try again, or a hundred would wait for one another.
+    dialing: tokio::sync::Mutex<Option<(Instant, String)>>,
+}
+
+struct Open {
+    sender: Option<SendRequest<Body>>,
+    used: Instant,
+}
+
+impl Open {
+    fn live(&self) -> Option<&SendRequest<Body>> {
+        self.sender.as_ref().filter(|sender| !sender.is_closed())
+    }
+}
+
+impl Channel {
+    /// Where the peer listens.
+    pub fn address(&self) -> &Arc<str> {
+        &self.0.address
+    }
+
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        self.0.clock.as_ref()
+    }
+}
+
+impl tower_service::Service<Request<Body>> for Channel {
+    type Response = Response<Incoming>;
+    type Error = Failure;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Incoming>, Failure>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let link = Arc::clone(&self.0);
+        Box::pin(async move { link.send(request).await })
+    }
+}
+
+impl Link {
+    async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>, Failure> {
+        loop {
+            let (mut sender, fresh) = self.sender().await?;
+            let mut error = match sender.try_send_request(request).await {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            };
+            match error.take_message() {
+                // A connection of before that the peer has closed, which nobody had noticed.
+                Some(unsent) if !fresh => {
+                    self.open.lock().sender = None;
+                    request = unsent;
+                }
+                Some(_) => return Err(Failure::unsent(self.failed(&chain(error.error())))),
+                None => {
+                    let failure = Failure::of_connection(error.error());
+                    return Err(Failure { cause: self.failed(&failure.cause), ..failure });
+                }
+            }
+        }
+    }
+
+    fn failed(&self, cause: &str) -> String {
+        format!("call {} at {}: {cause}", self.peer, self.address)
+    }
+
+    /// A connection, and whether it was made for this call.
+    async fn sender(&self) -> Result<(SendRequest<Body>, bool), Failure> {
+        let live = || {
+            let mut open = self.open.lock();
+            open.used = Instant::now();
+            open.live().cloned()
+        };
+        if let Some(sender) = live() {
+            return Ok((sender, false));
+        }
+        let asked = Instant::now();
+        let mut last_failure = self.dialing.lock().await;
+        if let Some(sender) = live() {
+            return Ok((sender, false));
+        }
+        if let Some((at, cause)) = last_failure.as_ref()
+            && *at >= asked
+        {
+            return Err(Failure::unsent(cause.clone()));
+        }
+        let dialed = match tokio::time::timeout(CONNECT_LIMIT, self.dial()).await {
+            Ok(dialed) => dialed,
+            Err(_) => Err(format!("no connection within {CONNECT_LIMIT:?}")),
+        };
+        match dialed {
+            Ok(sender) => {
+                self.open.lock().sender = Some(sender.clone());
+                Ok((sender, true))
+            }
+            Err(cause) => {
+                let cause = format!("connect to {} at {}: {cause}", self.peer, self.address);
+                *last_failure = Some((Instant::now(), cause.clone()));
+                Err(Failure::unsent(cause))
+            }
+        }
+    }
+
+    async fn dial(&self) -> Result<SendRequest<Body>, String> {
+        let addresses: Vec<_> =
+            tokio::net::lookup_host(&*self.address).await.map_err(|error| error.to_string())?.collect();
+        if self.credentials.is_none() && !addresses.iter().all(|address| address.ip().is_loopback()) {
+            return Err(
+                "another machine is reached by TLS only, and there are no certificates here: run `emberbox fleet join`"
+                    .to_owned(),
+            );
+        }
+        let tcp = TcpStream::connect(&*addresses).await.map_err(|error| error.to_string())?;
+        // Requests are smaller than a segment, and waited for.
+        tcp.set_nodelay(true).map_err(|error| error.to_string())?;
+        let Some(credentials) = &self.credentials else { return self.handshake(tcp).await };
+        let config = credentials.client(&self.peer).map_err(|error| error.to_string())?;
+        // Not looked at: see `tls`.
+        let name = ServerName::try_from("fleet.emberbox").map_err(|error| error.to_string())?;
+        let tls = TlsConnector::from(config).connect(name, tcp).await.map_err(|error| chain(&error))?;
+        self.handshake(tls).await
+    }
+
+    async fn handshake<T>(&self, io: T) -> Result<SendRequest<Body>, String>
+    where
+        T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+    {
+        let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(crate::STREAM_WINDOW)
+            .initial_connection_window_size(crate::CONNECTION_WINDOW)
+            .max_frame_size(crate::FRAME)
+            // While idle too: a peer that died is then known before the next call, which can go elsewhere.
+            .keep_alive_interval(crate::PING_EVERY)
+            .keep_alive_timeout(crate::PING_LIMIT)
+            .keep_alive_while_idle(true)
+            .handshake(TokioIo::new(io))
+            .await
+            .map_err(|error| chain(&error))?;
+        let (peer, address) = (self.peer.clone(), Arc::clone(&self.address));
+        // Ends with the last sender, or the connection.
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%peer, %address, error = chain(&error), "connection ended");
+            }
+        });
+        Ok(sender)
+    }
+}

@@ -1,0 +1,277 @@
+//! Listens for the other members, and gives each request to its service.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Frame;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Status;
+use tonic::body::Body;
+use tower_service::Service as _;
+
+use crate::access::{Refusal, Target, admit};
+use crate::failure::chain;
+use crate::frontend::FrontendServer;
+use crate::identity::Peer;
+use crate::manager::server::{ManagerServer, Undelivered};
+use crate::pb::frontend_server::FrontendServer as FrontendGrpc;
+use crate::pb::worker_manager_server::WorkerManagerServer as ManagerGrpc;
+use crate::pb::worker_server::WorkerServer as WorkerGrpc;
+use crate::tls::{Credentials, members};
+use crate::worker::server::WorkerServer;
+
+/// For the handshake of TLS.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+/// After an accept that failed (mostly: no file descriptor is left).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Calls at once on one connection: sandboxes that one member can have in use at one other.
+const CALLS: u32 = 100_000;
+/// Calls that were cancelled before they were looked at; a member that goes down cancels all of its own at once.
+const CANCELLED_CALLS: usize = 10_000;
+
+/// Why a server cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Without certificates.
+    #[error(
+        "listen for other roles on {0}: without certificates only loopback addresses are allowed, since any machine that reaches this one \
+         could run functions; run `emberbox fleet join`, or listen on 127.0.0.1"
+    )]
+    PlainText(SocketAddr),
+    /// The system refused.
+    #[error("listen for other roles on {address}: {cause}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        cause: std::io::Error,
+    },
+}
+
+/// What a process serves, by its roles.
+#[derive(Clone, Default)]
+pub struct Services {
+    /// It is a worker.
+    pub worker: Option<WorkerServer>,
+    /// It is a worker manager.
+    pub manager: Option<ManagerServer>,
+    /// It has a copy of the metadata.
+    pub frontend: Option<FrontendServer>,
+}
+
+/// A socket that listens.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    credentials: Option<Credentials>,
+}
+
+impl Server {
+    /// Listens; port 0 is any free one.
+    pub async fn bind(address: SocketAddr, credentials: Option<Credentials>) -> Result<Self, ServeError> {
+        if credentials.is_none() && !address.ip().is_loopback() {
+            return Err(ServeError::PlainText(address));
+        }
+        let failed = |cause| ServeError::Listen { address, cause };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Self { listener, address, credentials })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop`. Then takes no more calls, ends the streams of [`WorkerServer`], and returns when the last call has its
+    /// answer, or after `limit`; what still runs then is cut off.
+    pub async fn serve(self, services: Services, stop: CancellationToken, limit: Duration) {
+        let connections = TaskTracker::new();
+        let cut = CancellationToken::new();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((tcp, from)) => {
+                    let serving = serve_peer(tcp, from, self.credentials.clone(), services.clone(), stop.clone());
+                    connections.spawn(cut.clone().run_until_cancelled_owned(serving));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection of another role; more in a moment");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        // Refused from here on, which is certain not to have been seen.
+        drop(self.listener);
+        if let Some(worker) = &services.worker {
+            worker.end_streams();
+        }
+        connections.close();
+        if tokio::time::timeout(limit, connections.wait()).await.is_err() {
+            tracing::warn!(
+                "calls of other roles still ran after the time that a stop waits for them; they are cut off"
+            );
+            cut.cancel();
+            connections.wait().await;
+        }
+    }
+}
+
+async fn serve_peer(
+    tcp: TcpStream,
+    from: SocketAddr,
+    credentials: Option<Credentials>,
+    services: Services,
+    stop: CancellationToken,
+) {
+    if let Err(error) = tcp.set_nodelay(true) {
+        tracing::debug!(%from, %error, "connection ended before it began");
+        return;
+    }
+    let Some(credentials) = credentials else { return serve_http(tcp, Peer::Local, from, services, stop).await };
+    let handshake = TlsAcceptor::from(credentials.server()).accept(tcp);
+    let tls = match tokio::time::timeout(HANDSHAKE_LIMIT, handshake).await {
+        Ok(Ok(tls)) => tls,
+        Ok(Err(error)) => {
+            tracing::warn!(%from, error = chain(&error), "refused a connection: its other end is no member of this fleet");
+            return;
+        }
+        Err(_) => {
+            tracing::debug!(%from, "no handshake within {HANDSHAKE_LIMIT:?}");
+            return;
+        }
+    };
+    let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let members = certificate.map(members).unwrap_or_default();
+    serve_http(tls, Peer::Members(members.into()), from, services, stop).await;
+}
+
+async fn serve_http<T>(io: T, peer: Peer, from: SocketAddr, services: Services, stop: CancellationToken)
+where
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+{
+    let caller = peer.clone();
+    let dispatch = Arc::new(Dispatch::new(services));
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let (dispatch, peer) = (Arc::clone(&dispatch), peer.clone());
+        async move {
+            let target = admit(&peer, request.uri().path());
+            request.extensions_mut().insert(peer);
+            Ok::<_, Infallible>(dispatch.call(target, request).await)
+        }
+    });
+    let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(crate::STREAM_WINDOW)
+        .initial_connection_window_size(crate::CONNECTION_WINDOW)
+        .max_frame_size(crate::FRAME)
+        .max_concurrent_streams(CALLS)
+        .max_pending_accept_reset_streams(CANCELLED_CALLS)
+        .keep_alive_interval(crate::PING_EVERY)
+        .keep_alive_timeout(crate::PING_LIMIT)
+        .serve_connection(TokioIo::new(io), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        biased;
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%caller, %from, error = chain(&error), "connection ended");
+    }
+}
+
+struct Dispatch {
+    worker: Option<WorkerGrpc<WorkerServer>>,
+    manager: Option<ManagerGrpc<ManagerServer>>,
+    frontend: Option<FrontendGrpc<FrontendServer>>,
+}
+
+impl Dispatch {
+    fn new(services: Services) -> Self {
+        let limit = crate::MAX_MESSAGE;
+        let worker = services
+            .worker
+            .map(|worker| WorkerGrpc::new(worker).max_decoding_message_size(limit).max_encoding_message_size(limit));
+        let manager = services
+            .manager
+            .map(|manager| ManagerGrpc::new(manager).max_decoding_message_size(limit).max_encoding_message_size(limit));
+        Self { worker, manager, frontend: services.frontend.map(FrontendGrpc::new) }
+    }
+
+    async fn call(&self, target: Result<Target, Refusal>, request: Request<Incoming>) -> Response<Body> {
+        let answered = match target {
+            Ok(Target::Worker) => match &self.worker {
+                Some(service) => service.clone().call(request).await,
+                None => return Status::unimplemented("this process is no worker").into_http(),
+            },
+            Ok(Target::WorkerManager) => match &self.manager {
+                Some(service) => service.clone().call(request).await.map(Delivery::watched),
+                None => return Status::unimplemented("this process is no worker manager").into_http(),
+            },
+            Ok(Target::Frontend) => match &self.frontend {
+                Some(service) => service.clone().call(request).await,
+                None => return Status::unimplemented("this process has no copy of the metadata").into_http(),
+            },
+            Err(Refusal::Unknown(text)) => return Status::unimplemented(text).into_http(),
+            Err(Refusal::Forbidden(text)) => {
+                tracing::warn!("refused a call: {text}");
+                return Status::permission_denied(text).into_http();
+            }
+        };
+        answered.unwrap_or_else(|never| match never {})
+    }
+}
+
+/// An answer that gives a lease: if it is dropped before its last part was taken to be sent, so is the lease.
+struct Delivery {
+    body: Body,
+    lease: Option<Undelivered>,
+}
+
+impl Delivery {
+    fn watched(mut response: Response<Body>) -> Response<Body> {
+        match response.extensions_mut().remove::<Undelivered>() {
+            None => response,
+            lease => response.map(|body| Body::new(Self { body, lease })),
+        }
+    }
+}
+
+impl http_body::Body for Delivery {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if frame.as_ref().is_none_or(|frame| frame.as_ref().is_ok_and(Frame::is_trailers))
+            && let Some(lease) = self.lease.take()
+        {
+            lease.delivered();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}

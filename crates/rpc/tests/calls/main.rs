@@ -1,0 +1,8 @@
+//! Whole calls over real sockets on loopback, to a worker and a manager that a test can hold up.
+
+mod support;
+
+mod claims;
+
+mod faults;
+mod invoke;

@@ -1,0 +1,163 @@
+//! A manager of a fleet: functions come from other managers and go to others, and workers come and go.
+//!
+//! ```text
+//!  view of the fleet ──set_partition──► functions that are another's now are given up, as they are
+//!                                       functions that are new here wait until every worker was claimed
+//!  worker ──claimed──► its sandboxes of these functions are taken over; what it does not name any more is gone
+//!  worker ──lost─────► its sandboxes are given up: those that live are found when it is claimed again
+//! ```
+
+use std::collections::HashSet;
+
+use domain::SandboxState;
+
+use super::*;
+use crate::pool::Seen;
+
+/// How long a function that is new here waits for workers that do not answer. The warm sandboxes of those are not used, and
+/// what runs there is not counted, until they do.
+const SETTLING: Duration = Duration::from_secs(1);
+
+impl Manager {
+    /// The view of the fleet has changed. `workers` are those that live: the others' sandboxes are gone. An older partition than
+    /// the one in force changes nothing.
+    pub fn set_partition(&self, partition: Partition, workers: &HashSet<WorkerId>) {
+        let inner = &self.0;
+        let epoch = partition.epoch;
+        {
+            let mut functions = inner.functions.lock();
+            if inner.partition.load().as_ref().is_some_and(|known| known.epoch > epoch) {
+                return;
+            }
+            functions.retain(|arn, function| {
+                let stays = partition.owns(arn);
+                if !stays {
+                    inner.with(function, |pool, _, actions| pool.disown(actions));
+                }
+                stays
+            });
+            inner.partition.store(Some(Arc::new(partition)));
+        }
+        let dead: Vec<_> = {
+            let mut claims = inner.claims.lock();
+            let dead = claims.keys().filter(|worker| !workers.contains(worker)).cloned().collect::<Vec<_>>();
+            workers.iter().for_each(|worker| _ = claims.entry(worker.clone()).or_default());
+            claims.retain(|worker, _| workers.contains(worker));
+            dead
+        };
+        dead.iter().for_each(|worker| inner.lose(worker));
+        inner.look_whether_settled();
+        let inner = Arc::clone(inner);
+        inner.runtime.clone().spawn(async move {
+            if tokio::time::timeout(SETTLING, inner.settle(epoch)).await.is_err() {
+                tracing::warn!(epoch, "some workers were not claimed in {SETTLING:?}; going on without them");
+                inner.settled.send_if_modified(|settled| {
+                    *settled < epoch && {
+                        *settled = epoch;
+                        true
+                    }
+                });
+            }
+        });
+    }
+
+    /// Workers that a caller could not reach. Nothing of theirs is leased until they are claimed again, so whoever claims them must
+    /// do so anew.
+    pub fn suspects(&self) -> broadcast::Receiver<WorkerId> {
+        self.0.suspects.subscribe()
+    }
+
+    /// In a fleet only: in one process, a worker is not to be had anew.
+    pub(super) fn suspect(&self, worker: &WorkerId) {
+        if self.0.partition.load().is_some() {
+            self.0.lose(worker);
+            // Fails only when nobody claims workers.
+            let _ = self.0.suspects.send(worker.clone());
+        }
+    }
+
+    /// The partition in force.
+    pub fn partition(&self) -> Option<Arc<Partition>> {
+        self.0.partition.load_full()
+    }
+}
+
+impl Manager {
+    /// A worker accepted the claim of the view with this epoch: these are its sandboxes of the functions that are this manager's, all
+    /// of them. `worker` is the way to it for leases of that claim.
+    pub fn claimed(&self, worker: Arc<dyn Worker>, epoch: u64, sandboxes: Vec<SandboxState>) {
+        let inner = &self.0;
+        let id = worker.id().clone();
+        if inner.partition.load().as_ref().is_some_and(|partition| partition.epoch > epoch) {
+            return;
+        }
+        let named: HashSet<_> = sandboxes.iter().map(|state| state.sandbox).collect();
+        inner.fleet.add(Arc::clone(&worker));
+        for sandbox in inner.fleet.placed_on(&id) {
+            if !named.contains(&sandbox) {
+                inner.dead(sandbox);
+            }
+        }
+        sandboxes.into_iter().for_each(|state| inner.adopt(&worker, state));
+        inner.claims.lock().insert(id, epoch);
+        inner.look_whether_settled();
+    }
+
+    /// One more sandbox of a worker that was claimed: its Init was asked for by another manager.
+    pub fn adopted(&self, worker: &Arc<dyn Worker>, sandbox: SandboxState) {
+        self.0.adopt(worker, sandbox);
+    }
+
+    /// The worker cannot be reached, or not any more. It may be claimed again.
+    pub fn lost(&self, worker: &WorkerId) {
+        self.0.lose(worker);
+    }
+}
+
+impl Inner {
+    fn adopt(self: &Arc<Self>, worker: &Arc<dyn Worker>, state: SandboxState) {
+        let SandboxState { sandbox, version, phase } = state;
+        // Of another manager by now; it claims as well.
+        let Ok(function) = self.function(&version) else { return };
+        let seen = Seen {
+            sandbox,
+            worker: Arc::clone(worker),
+            version: version.key.clone(),
+            memory_mb: version.memory_mb,
+            phase,
+        };
+        let now = self.now();
+        let mut actions = Vec::new();
+        let mut pool = function.pool.lock();
+        if pool.is_closed() {
+            return;
+        }
+        // Before the pool may lease it, or give it up.
+        self.sandboxes.insert(sandbox, Arc::clone(&function));
+        self.versions.insert(version.key.clone(), Arc::clone(&function));
+        self.fleet.adopt(sandbox, worker.id(), &version);
+        pool.seen(now, seen, &mut actions);
+        self.carry_out(&function, actions, &mut Timeline::default());
+    }
+
+    fn lose(self: &Arc<Self>, worker: &WorkerId) {
+        self.fleet.remove(worker).into_iter().for_each(|sandbox| self.dead(sandbox));
+    }
+
+    fn look_whether_settled(&self) {
+        let Some(partition) = self.partition.load_full() else { return };
+        if self.claims.lock().values().all(|claimed| *claimed >= partition.epoch) {
+            self.settled.send_if_modified(|settled| {
+                let later = *settled < partition.epoch;
+                *settled = (*settled).max(partition.epoch);
+                later
+            });
+        }
+    }
+
+    /// Waits until the sandboxes of an epoch are known.
+    pub(super) async fn settle(&self, epoch: u64) {
+        // The sender lives as long as `self`.
+        let _ = self.settled.subscribe().wait_for(|settled| *settled >= epoch).await;
+    }
+}

@@ -1,0 +1,88 @@
+//! Sandboxes that another manager started, and those that another one takes.
+
+use domain::SlotPhase;
+
+use super::*;
+
+/// A lease that is younger may have its invocation still on the way to a sandbox that its worker calls idle.
+const ON_THE_WAY: Duration = Duration::from_secs(1);
+
+/// What a worker says of one of its sandboxes.
+pub struct Seen<W> {
+    pub sandbox: SandboxId,
+    pub worker: W,
+    pub version: VersionKey,
+    pub memory_mb: u32,
+    pub phase: SlotPhase,
+}
+
+impl<C, W: Clone> FunctionPool<C, W> {
+    /// Takes over a sandbox that it does not know, and holds what it knows of another one against what its worker says. What runs
+    /// is counted, even beyond the limits, and against the account: whether the function had concurrency reserved when it began
+    /// is not known any more.
+    pub fn seen(&mut self, now: Duration, seen: Seen<W>, actions: &mut Vec<Action<C, W>>) {
+        let Seen { sandbox: id, worker, version, memory_mb, phase } = seen;
+        if self.phase == Phase::Closed {
+            return;
+        }
+        if let Some(sandbox) = self.sandboxes.get_mut(&id) {
+            // `None`: its Init is under way by this manager, which then hears of its end.
+            let Some(known) = &mut sandbox.worker else { return };
+            *known = worker;
+            let missed = match sandbox.state {
+                State::Finishing { .. } | State::Starting { .. } => true,
+                State::Busy { since, .. } => now.saturating_sub(since) >= ON_THE_WAY,
+                State::Idle { .. } => false,
+            };
+            if phase == SlotPhase::Idle && missed {
+                self.idle(now, id, actions);
+            }
+            return;
+        }
+        self.versions.entry(version.clone()).or_default().live += 1;
+        let state = match phase {
+            SlotPhase::Starting | SlotPhase::Idle => State::Starting { waiter: None, dead: false },
+            SlotPhase::Invoking | SlotPhase::Finishing => {
+                self.in_use += 1;
+                self.account.count();
+                self.account_seen += 1;
+                State::Busy { since: now, permit: Permit::Account }
+            }
+        };
+        if matches!(state, State::Starting { .. }) {
+            self.versions.get_mut(&version).expect("just made").spare.push(id);
+        }
+        // Its true age is not known: it is as old as this manager's knowledge of it.
+        self.sandboxes.insert(id, Sandbox { version, memory_mb, born: now, worker: Some(worker), state });
+        match phase {
+            SlotPhase::Starting | SlotPhase::Invoking => {}
+            SlotPhase::Idle => self.idle(now, id, actions),
+            SlotPhase::Finishing => self.answered(id),
+        }
+    }
+
+    /// Another manager is responsible now, and takes the sandboxes as they are. Requests that wait are to ask that one.
+    pub fn disown(&mut self, actions: &mut Vec<Action<C, W>>) {
+        self.phase = Phase::Closed;
+        let all: Vec<_> = self.sandboxes.keys().copied().collect();
+        for id in all {
+            let sandbox = self.remove(id).expect("listed just now");
+            if let State::Busy { permit, .. } | State::Finishing { permit } = sandbox.state {
+                self.release_permit(permit);
+            }
+            actions.push(Action::Disown { sandbox: id });
+        }
+        while let Some(waiter) = self.waiters.pop_front() {
+            if let Some((permit, _)) = waiter.start {
+                self.release_permit(permit);
+            }
+            actions.push(Action::NotOwner { caller: waiter.caller });
+        }
+        actions.extend(self.versions.drain().map(|(version, _)| Action::Forget { version }));
+    }
+
+    /// Whether another manager has it, or nobody.
+    pub fn is_closed(&self) -> bool {
+        self.phase == Phase::Closed
+    }
+}

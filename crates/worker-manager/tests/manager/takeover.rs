@@ -1,0 +1,320 @@
+//! Several managers over the same workers, whose view of each other changes.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use domain::{
+    AssignError, AssignRequest, Lease, RetireReason, SandboxId, SlotEvents, ThrottleReason, Worker, WorkerError,
+    WorkerId, WorkerManager,
+};
+use proptest::prelude::Rng as _;
+use proptest::test_runner::{RngAlgorithm, TestRng};
+use tokio::time::Instant;
+use worker_manager::{Config, Manager, Partition};
+
+use crate::sim::{Sim, SimWorker, ms, request};
+
+/// Of `sim`, and one for each further manager.
+struct Fleet {
+    managers: Vec<Manager>,
+    workers: Vec<Arc<SimWorker>>,
+    epoch: u64,
+    /// Who live, by their place in `managers`.
+    live: Vec<usize>,
+}
+
+fn id(manager: usize) -> Arc<str> {
+    format!("m{manager}").into()
+}
+
+impl Fleet {
+    fn new(managers: usize, workers: &[u64]) -> Self {
+        let first = Sim::with_memory(Config::default(), workers);
+        let mut all = vec![first.manager];
+        all.extend((1..managers).map(|_| Sim::with_memory(Config::default(), &[]).manager));
+        Self { managers: all, workers: first.workers, epoch: 0, live: vec![] }
+    }
+
+    fn worker_ids(&self) -> HashSet<WorkerId> {
+        self.workers.iter().map(|worker| worker.id().clone()).collect()
+    }
+
+    /// A new view, which reaches the living managers before they have claimed anything.
+    fn view(&mut self, live: &[usize]) {
+        self.epoch += 1;
+        self.live = live.to_vec();
+        for manager in live {
+            let partition = self.partition(*manager);
+            self.managers[*manager].set_partition(partition, &self.worker_ids());
+        }
+    }
+
+    fn partition(&self, me: usize) -> Partition {
+        Partition { epoch: self.epoch, managers: self.live.iter().map(|m| id(*m)).collect(), me: id(me) }
+    }
+
+    fn claim(&self, manager: usize, worker: usize) {
+        let partition = self.partition(manager);
+        let worker = &self.workers[worker];
+        let mine = worker.sandboxes().into_iter().filter(|state| partition.owns(&state.version.arn)).collect();
+        self.managers[manager].claimed(worker.clone(), self.epoch, mine);
+    }
+
+    fn change(&mut self, live: &[usize]) {
+        self.view(live);
+        for manager in live {
+            (0..self.workers.len()).for_each(|worker| self.claim(*manager, worker));
+        }
+    }
+
+    fn owner(&self, request: &AssignRequest) -> &Manager {
+        let partition = self.partition(0);
+        let owner = partition.owner(&request.version.arn).unwrap();
+        &self.managers[*self.live.iter().find(|m| &*id(**m) == owner).unwrap()]
+    }
+
+    fn begin(&self, sandbox: SandboxId) {
+        self.workers.iter().find(|worker| worker.has(sandbox)).unwrap().begin(sandbox);
+    }
+
+    fn end(&self, sandbox: SandboxId) {
+        self.workers.iter().for_each(|worker| worker.end(sandbox));
+    }
+
+    async fn invoke(&self, request: &AssignRequest) -> Lease {
+        let manager = self.owner(request);
+        let lease = manager.assign(request.clone()).await.unwrap();
+        self.begin(lease.sandbox);
+        manager.answered(lease.sandbox);
+        self.end(lease.sandbox);
+        manager.idle(lease.sandbox);
+        lease
+    }
+
+    fn inits(&self) -> u32 {
+        self.workers.iter().map(|worker| worker.inits()).sum()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn warm_sandboxes_stay_warm_and_running_ones_count() {
+    let mut fleet = Fleet::new(2, &[4096]);
+    fleet.change(&[0]);
+    let (warm, busy) = (request("warm", 128, None), request("busy", 128, Some(1)));
+    let before = fleet.invoke(&warm).await;
+    let running = fleet.owner(&busy).assign(busy.clone()).await.unwrap();
+    fleet.begin(running.sandbox);
+
+    fleet.change(&[1]);
+    assert_eq!(fleet.invoke(&warm).await.sandbox, before.sandbox);
+    let refused = fleet.managers[1].assign(busy.clone()).await;
+    assert!(matches!(refused, Err(AssignError::Throttled(ThrottleReason::Reserved))), "{refused:?}");
+    assert_eq!(fleet.managers[1].status().accounts[0].unreserved_in_use, 1);
+    fleet.end(running.sandbox);
+    fleet.managers[1].idle(running.sandbox);
+    assert_eq!(fleet.invoke(&busy).await.sandbox, running.sandbox);
+    assert_eq!(fleet.inits(), 2);
+    assert_eq!(fleet.managers[1].status().accounts[0].unreserved_in_use, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_asked_for_anothers_function_says_so() {
+    let mut fleet = Fleet::new(2, &[4096]);
+    fleet.change(&[0, 1]);
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        let request = request(name, 128, None);
+        let other = fleet.managers.iter().find(|m| !m.partition().unwrap().owns(&request.version.arn)).unwrap();
+        let refused = other.assign(request.clone()).await;
+        assert!(matches!(&refused, Err(AssignError::NotOwner(why)) if why.contains("in epoch 1")), "{refused:?}");
+        fleet.invoke(&request).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_given_up_keeps_nothing_and_ends_nothing() {
+    let mut fleet = Fleet::new(2, &[4096]);
+    fleet.change(&[0]);
+    let request = request("f", 128, Some(2));
+    let old = fleet.managers[0].clone();
+    let lease = old.assign(request.clone()).await.unwrap();
+    fleet.begin(lease.sandbox);
+    // One that starts, and the caller that waits for it.
+    let waiting = tokio::spawn({
+        let (old, request) = (old.clone(), request.clone());
+        async move { old.assign(request).await }
+    });
+    tokio::time::sleep(ms(5)).await;
+    fleet.view(&[1]);
+    old.set_partition(Partition { me: id(0), ..fleet.partition(1) }, &fleet.worker_ids());
+    assert!(matches!(waiting.await.unwrap(), Err(AssignError::NotOwner(_))));
+    assert!(old.status().functions.is_empty());
+    assert_eq!(old.status().accounts[0].unreserved_in_use, 0);
+
+    // The new one finds it starting, and hears the rest.
+    fleet.claim(1, 0);
+    let new = fleet.managers[1].clone();
+    let again = tokio::spawn({
+        let (new, request) = (new.clone(), request.clone());
+        async move { new.assign(request).await }
+    });
+    tokio::time::sleep(ms(20)).await;
+    let starting = fleet.workers[0].sandboxes().into_iter().find(|s| s.sandbox != lease.sandbox).unwrap();
+    assert_eq!(fleet.workers[0].functions(), ["f", "f"], "the old one has shut nothing down");
+    new.idle(starting.sandbox);
+    assert_eq!(again.await.unwrap().unwrap().sandbox, starting.sandbox);
+    assert_eq!(fleet.inits(), 2);
+    old.stop(ms(100)).await;
+    assert_eq!(fleet.workers[0].functions(), ["f", "f"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_functions_wait_for_every_worker_but_not_for_one_that_is_silent() {
+    let mut fleet = Fleet::new(1, &[4096, 4096]);
+    fleet.view(&[0]);
+    fleet.claim(0, 0);
+    let request = request("f", 128, None);
+    let began = Instant::now();
+    fleet.invoke(&request).await;
+    assert!((ms(1000)..ms(1100)).contains(&began.elapsed()), "{:?}", began.elapsed());
+    // Known by now, it does not wait again.
+    fleet.view(&[0]);
+    let began = Instant::now();
+    fleet.invoke(&request).await;
+    assert!(began.elapsed() < ms(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_is_lost_is_not_used_until_it_is_claimed_again() {
+    let mut fleet = Fleet::new(1, &[4096]);
+    fleet.change(&[0]);
+    let manager = fleet.managers[0].clone();
+    let request = request("f", 128, None);
+    let first = fleet.invoke(&request).await;
+    let mut suspects = manager.suspects();
+    manager.unreachable(fleet.workers[0].id());
+    assert_eq!(suspects.try_recv().as_ref(), Ok(fleet.workers[0].id()));
+    let none = manager.assign(request.clone()).await;
+    assert!(matches!(none, Err(AssignError::NoCapacity(_))), "{none:?}");
+    fleet.claim(0, 0);
+    assert_eq!(fleet.invoke(&request).await.sandbox, first.sandbox);
+    // What is gone when it comes back is forgotten.
+    manager.lost(fleet.workers[0].id());
+    fleet.workers[0].kill(first.sandbox);
+    fleet.claim(0, 0);
+    assert_ne!(fleet.invoke(&request).await.sandbox, first.sandbox);
+    // A worker that the view does not have any more is dead.
+    manager.set_partition(Partition { epoch: 9, ..fleet.partition(0) }, &HashSet::new());
+    assert!(matches!(manager.assign(request).await, Err(AssignError::NoCapacity(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_that_were_missed_are_made_up_for() {
+    let mut fleet = Fleet::new(1, &[4096]);
+    fleet.change(&[0]);
+    let manager = fleet.managers[0].clone();
+    let request = request("f", 128, Some(1));
+    let lease = manager.assign(request.clone()).await.unwrap();
+    // The invocation may be on its way.
+    fleet.claim(0, 0);
+    assert!(manager.assign(request.clone()).await.is_err());
+    fleet.begin(lease.sandbox);
+    manager.answered(lease.sandbox);
+    fleet.end(lease.sandbox);
+    fleet.claim(0, 0);
+    assert_eq!(manager.assign(request.clone()).await.unwrap().sandbox, lease.sandbox);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    fleet.claim(0, 0);
+    assert_eq!(manager.assign(request).await.unwrap().sandbox, lease.sandbox, "a lease that nobody uses");
+}
+
+/// Managers die and come back at any moment, under load. What their clients may see is a request to ask another one.
+#[tokio::test(start_paused = true)]
+async fn storm_of_takeovers() {
+    const RESERVED: u32 = 3;
+    let fleet = Arc::new(tokio::sync::RwLock::new(Fleet::new(3, &[8192, 8192])));
+    fleet.write().await.change(&[0, 1, 2]);
+    let served = Arc::new(AtomicU32::new(0));
+    let moved = Arc::new(AtomicU32::new(0));
+    let running: Arc<Vec<AtomicU32>> = Arc::new((0..6).map(|_| AtomicU32::new(0)).collect());
+    let clients: Vec<_> = (0..24u8)
+        .map(|client| {
+            let (fleet, running) = (fleet.clone(), running.clone());
+            let (served, moved) = (served.clone(), moved.clone());
+            tokio::spawn(async move {
+                let mut rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[client; 32]);
+                for _ in 0..100 {
+                    let mut dice = |n: u32| rng.next_u32() % n;
+                    let function = dice(6) as usize;
+                    let request = request(&format!("f{function}"), 128, Some(RESERVED));
+                    let (epoch, manager) = {
+                        let fleet = fleet.read().await;
+                        (fleet.epoch, fleet.owner(&request).clone())
+                    };
+                    match manager.assign(request.clone()).await {
+                        Ok(lease) => {
+                            // As a worker's fence does, which the lease of an earlier view does not pass.
+                            let fleet_now = fleet.read().await;
+                            if fleet_now.epoch != epoch {
+                                drop(fleet_now);
+                                manager.release(lease.sandbox);
+                                moved.fetch_add(1, Ordering::SeqCst);
+                                continue;
+                            }
+                            fleet_now.begin(lease.sandbox);
+                            drop(fleet_now);
+                            assert!(running[function].fetch_add(1, Ordering::SeqCst) < RESERVED, "the limit holds");
+                            tokio::time::sleep(ms(u64::from(dice(8)))).await;
+                            running[function].fetch_sub(1, Ordering::SeqCst);
+                            served.fetch_add(1, Ordering::SeqCst);
+                            let fleet_now = fleet.read().await;
+                            let owner = fleet_now.owner(&request);
+                            owner.answered(lease.sandbox);
+                            fleet_now.end(lease.sandbox);
+                            if dice(3) == 0 {
+                                fleet_now.workers.iter().for_each(|worker| worker.kill(lease.sandbox));
+                                owner.dead(lease.sandbox, RetireReason::Failure);
+                            } else {
+                                owner.idle(lease.sandbox);
+                            }
+                        }
+                        Err(AssignError::NotOwner(_)) => _ = moved.fetch_add(1, Ordering::SeqCst),
+                        Err(AssignError::Throttled(_) | AssignError::Worker(WorkerError::Gone(_))) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                    tokio::time::sleep(ms(u64::from(dice(6)))).await;
+                }
+            })
+        })
+        .collect();
+    let mut rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[99; 32]);
+    while clients.iter().any(|client| !client.is_finished()) {
+        tokio::time::sleep(ms(u64::from(rng.next_u32() % 60))).await;
+        let live: Vec<usize> = (0..3).filter(|_| rng.next_u32().is_multiple_of(2)).collect();
+        let mut fleet = fleet.write().await;
+        let live = if live.is_empty() { vec![(rng.next_u32() % 3) as usize] } else { live };
+        let epoch_before = fleet.epoch;
+        fleet.change(&live);
+        // The others live as well, and hear that they are out.
+        for out in (0..3).filter(|m| !live.contains(m)) {
+            let partition = Partition { me: id(out), ..fleet.partition(live[0]) };
+            fleet.managers[out].set_partition(partition, &fleet.worker_ids());
+        }
+        assert!(fleet.epoch > epoch_before);
+    }
+    for client in clients {
+        client.await.unwrap();
+    }
+    assert!(served.load(Ordering::SeqCst) > 500 && moved.load(Ordering::SeqCst) > 10, "{served:?} {moved:?}");
+    tokio::time::sleep(ms(100)).await;
+    let mut fleet = fleet.write().await;
+    fleet.change(&[0, 1, 2]);
+    let known: u32 = fleet.managers.iter().flat_map(|m| m.status().functions).map(|f| f.idle + f.starting).sum();
+    let alive: usize = fleet.workers.iter().map(|worker| worker.sandboxes().len()).sum();
+    assert_eq!(known as usize, alive, "no sandbox is lost");
+    for manager in &fleet.managers {
+        assert!(manager.status().accounts.iter().all(|account| account.unreserved_in_use == 0));
+        assert!(manager.status().functions.iter().all(|f| f.in_use == 0 && f.busy == 0));
+    }
+}
