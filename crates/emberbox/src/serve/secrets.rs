@@ -119,4 +119,18 @@ mod tests {
         assert!(!dir.path().join("secrets.key").exists());
         store.close().await;
     }
+
+    #[cfg(feature = "cluster")]
+    #[tokio::test]
+    async fn a_fleet_has_its_keys_from_the_operator() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path()).await;
+        let error = fleet_keys(&Config::default(), &store).await.unwrap_err().to_string();
+        assert!(error.contains("`secrets_file`") && error.contains("openssl"), "{error}");
+        let config = Config { secrets_file: Some(dir.path().join("fleet.key")), ..Config::default() };
+        assert!(fleet_keys(&config, &store).await.is_err(), "it is not made");
+        let made = secrets::create(&dir.path().join("fleet.key")).unwrap();
+        assert_eq!(fleet_keys(&config, &store).await.unwrap().current(), made.current());
+        store.close().await;
+    }
 }
