@@ -61,7 +61,8 @@ pub fn debian_packages() -> Result<()> {
         missing.push(("python3-venv", "the tests' own Python environment"));
     }
     if !has_postgres() {
-        missing.push(("postgresql", "the event queue in PostgreSQL; the tests start servers of their own"));
+        missing
+            .push(("postgresql", "metadata and the event queue in PostgreSQL; the tests start servers of their own"));
     }
     if missing.is_empty() {
         return Ok(());

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use domain::{FunctionVersion, VersionKey};
+use secrets::Keyring;
 use store::{Change, Commit, Snapshot};
 
 use crate::function::{Function, Published, runnable};
@@ -16,6 +17,7 @@ use crate::record::{
     ACCOUNT, AccountRecord, FUNCTION, FunctionRecord, Stored, VERSION, Version, from_bytes, parse_function_key,
     parse_version_key,
 };
+use crate::sealed::{self, HasSettings, Sealing, Unreadable};
 
 /// Enough that a change copies few entries; more would cost memory for nothing.
 const SHARDS: usize = 64;
@@ -26,16 +28,18 @@ pub(crate) struct Entry {
     pub function: Function,
     /// Version of its record in the store, which changes with every change of any part of the function.
     pub stored: u64,
+    /// How the environments in that record are stored.
+    pub sealing: Sealing,
     /// What invocations of `$LATEST` run, if its state allows it.
     pub serving: Arc<FunctionVersion>,
 }
 
 impl Entry {
-    fn new(function: Function, stored: u64, old: Option<&Self>) -> Self {
+    fn new(function: Function, stored: u64, sealing: Sealing, old: Option<&Self>) -> Self {
         let serving = runnable(&function.arn, function.serving());
         let same = old.filter(|old| *old.serving == serving);
         let serving = same.map_or_else(|| Arc::new(serving), |old| Arc::clone(&old.serving));
-        Self { function, stored, serving }
+        Self { function, stored, sealing, serving }
     }
 
     /// Every state of the function that sandboxes may have been made from.
@@ -61,6 +65,7 @@ type Shard = HashMap<String, Arc<Entry>>;
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Catalog {
+    keys: Arc<Keyring>,
     hasher: RandomState,
     shards: Vec<ArcSwap<Shard>>,
     accounts: ArcSwap<HashMap<String, Account>>,
@@ -81,16 +86,17 @@ pub(crate) struct Effects {
 
 /// A record that cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("read {kind} {key} of the metadata: {source}; it was written by another version of Emberbox, or is damaged")]
+#[error("read {kind} {key} of the metadata: {source}")]
 pub struct BadRecord {
     kind: String,
     key: String,
-    source: serde_json::Error,
+    source: Unreadable,
 }
 
 impl Catalog {
-    pub fn new() -> Self {
+    pub fn new(keys: Arc<Keyring>) -> Self {
         Self {
+            keys,
             hasher: RandomState::new(),
             shards: (0..SHARDS).map(|_| ArcSwap::default()).collect(),
             accounts: ArcSwap::default(),
@@ -123,6 +129,15 @@ impl Catalog {
         self.shards.iter().any(|shard| shard.load().values().any(needs))
     }
 
+    /// Counts records whose environments are stored in this way.
+    pub fn count(&self, sealing: Sealing) -> usize {
+        let entries = self.functions("");
+        let records = entries.iter().flat_map(|(_, entry)| {
+            std::iter::once(entry.sealing).chain(entry.function.versions.values().map(|published| published.sealing))
+        });
+        records.filter(|other| *other == sealing).count()
+    }
+
     /// Takes over everything that is stored. `functions` must have been scanned before `versions`: what was published in
     /// between then is there, and following the feed from before the scans makes the rest right.
     pub fn load(&self, accounts: &Snapshot, functions: &Snapshot, versions: &Snapshot) -> Result<Effects, BadRecord> {
@@ -134,17 +149,18 @@ impl Catalog {
         }
         self.accounts.store(Arc::new(all_accounts));
 
-        let mut loaded: HashMap<String, (Function, u64)> = HashMap::new();
+        let mut loaded: HashMap<String, (Function, u64, Sealing)> = HashMap::new();
         for (key, record) in &functions.records {
             let Some(arn) = parse_function_key(key) else { continue };
-            let value: FunctionRecord = decode(FUNCTION, key, &record.value)?;
-            loaded.insert(key.clone(), (Function { arn, record: value, versions: Default::default() }, record.version));
+            let (value, sealing) = self.open::<FunctionRecord>(FUNCTION, key, &record.value)?;
+            let function = Function { arn, record: value, versions: Default::default() };
+            loaded.insert(key.clone(), (function, record.version, sealing));
         }
         for (key, record) in &versions.records {
             let Some((function, number)) = parse_version_key(key) else { continue };
-            if let Some((function, _)) = loaded.get_mut(function) {
-                let version: Version = decode(VERSION, key, &record.value)?;
-                function.versions.insert(number, Published::new(&function.arn, version));
+            if let Some((function, ..)) = loaded.get_mut(function) {
+                let (version, sealing) = self.open::<Version>(VERSION, key, &record.value)?;
+                function.versions.insert(number, Published::stored(&function.arn, version, sealing));
             }
         }
         let mut effects = Effects::default();
@@ -153,9 +169,9 @@ impl Catalog {
                 self.replace(&key, Some(&old), None, &mut effects);
             }
         }
-        for (key, (function, stored)) in loaded {
+        for (key, (function, stored, sealing)) in loaded {
             let old = self.function(&key);
-            let new = Arc::new(Entry::new(function, stored, old.as_deref()));
+            let new = Arc::new(Entry::new(function, stored, sealing, old.as_deref()));
             self.replace(&key, old.as_ref(), Some(new), &mut effects);
         }
         Ok(effects)
@@ -199,14 +215,15 @@ impl Catalog {
             }
             match &version.record {
                 Some(record) => {
-                    let published = decode(VERSION, &version.key, &record.value)?;
-                    versions.insert(number, Published::new(&arn, published));
+                    let (published, sealing) = self.open::<Version>(VERSION, &version.key, &record.value)?;
+                    versions.insert(number, Published::stored(&arn, published, sealing));
                 }
                 None => drop(versions.remove(&number)),
             }
         }
-        let function = Function { arn, record: decode(FUNCTION, &change.key, &record.value)?, versions };
-        Ok(Some(Arc::new(Entry::new(function, record.version, old))))
+        let (value, sealing) = self.open::<FunctionRecord>(FUNCTION, &change.key, &record.value)?;
+        let function = Function { arn, record: value, versions };
+        Ok(Some(Arc::new(Entry::new(function, record.version, sealing, old))))
     }
 
     fn replace(&self, key: &str, old: Option<&Arc<Entry>>, new: Option<Arc<Entry>>, effects: &mut Effects) {
@@ -232,13 +249,21 @@ impl Catalog {
         shard.store(Arc::new(entries));
     }
 
+    fn open<R: HasSettings>(&self, kind: &str, key: &str, bytes: &[u8]) -> Result<(R, Sealing), BadRecord> {
+        sealed::decode(&self.keys, kind, key, bytes).map_err(|source| BadRecord {
+            kind: kind.to_owned(),
+            key: key.to_owned(),
+            source,
+        })
+    }
+
     fn shard(&self, key: &str) -> &ArcSwap<Shard> {
         &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
     }
 }
 
 fn decode<T: serde::de::DeserializeOwned>(kind: &str, key: &str, bytes: &[u8]) -> Result<T, BadRecord> {
-    from_bytes(bytes).map_err(|source| BadRecord { kind: kind.to_owned(), key: key.to_owned(), source })
+    from_bytes(bytes).map_err(|source| BadRecord { kind: kind.to_owned(), key: key.to_owned(), source: source.into() })
 }
 
 #[cfg(test)]
@@ -248,11 +273,11 @@ mod tests {
     use super::*;
     use crate::function::Stamp;
     use crate::function::tests::{code, new};
-    use crate::record::{function_key, to_bytes, version_key};
+    use crate::record::{function_key, version_key};
 
     /// A store of one's own: all records, and the commits that made them.
-    #[derive(Default)]
     struct History {
+        keys: Arc<Keyring>,
         commits: Vec<Commit>,
     }
 
@@ -262,10 +287,15 @@ mod tests {
             let record = |bytes: Vec<u8>| Some(Record { version: revision, value: bytes.into() });
             let mut changes = Vec::new();
             for (number, published) in function.iter().flat_map(|function| &function.versions) {
-                let (key, record) = (version_key(arn, *number), record(to_bytes(&published.version)));
+                let (key, record) = (
+                    version_key(arn, *number),
+                    record(sealed::encode(&self.keys, VERSION, &version_key(arn, *number), &published.version)),
+                );
                 changes.push(Change { kind: VERSION.into(), key, record });
             }
-            let record = function.and_then(|function| record(to_bytes(&function.record)));
+            let record = function.and_then(|function| {
+                record(sealed::encode(&self.keys, FUNCTION, &function_key(arn), &function.record))
+            });
             changes.push(Change { kind: FUNCTION.into(), key: function_key(arn), record });
             self.commits.push(Commit { revision, changes });
         }
@@ -294,7 +324,8 @@ mod tests {
             format!("id{count}")
         };
         let stamp = &mut Stamp { now: "now", id: &mut id };
-        let mut history = History::default();
+        let keys = Arc::new(Keyring::ephemeral());
+        let mut history = History { keys: Arc::clone(&keys), commits: Vec::new() };
         let mut f = Function::create(new("f"), stamp);
         f.publish(None, stamp);
         history.commit(&f.arn, Some(&f));
@@ -303,7 +334,7 @@ mod tests {
         let g = Function::create(other, stamp);
         history.commit(&g.arn, Some(&g));
 
-        let (follower, missed) = (Catalog::new(), Catalog::new());
+        let (follower, missed) = (Catalog::new(Arc::clone(&keys)), Catalog::new(keys));
         for commit in &history.commits {
             let effects = follower.apply(commit).unwrap();
             assert_eq!(effects.settling.len(), 1, "a new function has its background step to come");
@@ -355,7 +386,7 @@ mod tests {
         let record = Record { version: 1, value: "{}".into() };
         let functions = Snapshot { revision: 1, records: vec![("000000000000/r/f".into(), record)] };
         let empty = Snapshot { revision: 1, records: Vec::new() };
-        let error = Catalog::new().load(&empty, &functions, &empty).unwrap_err();
+        let error = Catalog::new(Arc::new(Keyring::ephemeral())).load(&empty, &functions, &empty).unwrap_err();
         assert!(error.to_string().contains("function 000000000000/r/f"), "{error}");
     }
 }

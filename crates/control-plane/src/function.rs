@@ -11,6 +11,7 @@ use crate::name::{is_alias, not_found, version_number};
 use crate::record::{
     Alias, Failure, FunctionRecord, LATEST, Policy, Publication, Settings, Snapshot, State, Stored, Update, Version,
 };
+use crate::sealed::Sealing;
 
 /// What a rule must not make up itself.
 pub(crate) struct Stamp<'a> {
@@ -39,11 +40,24 @@ pub(crate) struct Function {
 pub(crate) struct Published {
     pub version: Version,
     pub runnable: Arc<FunctionVersion>,
+    /// How it is stored, or will be.
+    pub sealing: Sealing,
 }
 
 impl Published {
+    /// One that is new or was changed.
     pub fn new(arn: &FunctionArn, version: Version) -> Arc<Self> {
-        Arc::new(Self { runnable: Arc::new(runnable(arn, &version)), version })
+        Self::stored(arn, version, Sealing::Current)
+    }
+
+    /// One that was read.
+    pub fn stored(arn: &FunctionArn, version: Version, sealing: Sealing) -> Arc<Self> {
+        Arc::new(Self { runnable: Arc::new(runnable(arn, &version)), version, sealing })
+    }
+
+    /// Of a version that changes in nothing that it runs.
+    fn same_code(&self, version: Version) -> Arc<Self> {
+        Arc::new(Self { version, runnable: Arc::clone(&self.runnable), sealing: Sealing::Current })
     }
 }
 
@@ -199,7 +213,7 @@ impl Function {
                 version.state = failed(failure);
             }
         }
-        *published = Arc::new(Published { version, runnable: Arc::clone(&published.runnable) });
+        *published = published.same_code(version);
         true
     }
 
@@ -234,7 +248,7 @@ impl Function {
     pub fn set_revision(&mut self, number: u64, revision_id: &str) {
         if let Some(published) = self.versions.get_mut(&number) {
             let version = Version { revision_id: revision_id.to_owned(), ..published.version.clone() };
-            *published = Arc::new(Published { version, runnable: Arc::clone(&published.runnable) });
+            *published = published.same_code(version);
         }
     }
 
@@ -373,7 +387,7 @@ pub(crate) fn runnable(arn: &FunctionArn, version: &Version) -> FunctionVersion 
         memory_mb: settings.memory,
         timeout: Duration::from_secs(settings.timeout.into()),
         ephemeral_mb: settings.ephemeral,
-        environment: settings.environment.clone().unwrap_or_default(),
+        environment: settings.environment.as_ref().map(|variables| variables.get().clone()).unwrap_or_default(),
         logging: settings.logging.clone(),
         tracing_active: settings.tracing_active,
         snap_start: settings.snap_start && version.number.is_some(),

@@ -11,6 +11,8 @@
 //! that the stored one is still the one that the rule saw. The copy in memory follows the store's change feed and
 //! nothing else, so it is the same whoever made the change, and [`ControlPlane::resolve`] reads it without locks or IO.
 //!
+//! The customers' environment variables are encrypted in the records, and nowhere else: `sealed.rs`.
+//!
 //! States of `$LATEST`, with the background step that makes its runtime, or its container image, ready:
 //!
 //! ```text
@@ -32,12 +34,14 @@ mod name;
 mod page;
 mod record;
 mod rules;
+mod sealed;
 mod service;
 mod view;
 
 pub use name::Caller;
 pub use record::{Failure, FailureCode};
+pub use sealed::encrypted_with;
 pub use service::{
-    Config, ControlPlane, Error, EventSettings, EventSourceCheck, ImageCatalog, ImageFault, ImageFaultKind, Peers,
-    Resolved, RuntimeCatalog, SnapshotCatalog, SnapshotFault,
+    Config, ControlPlane, Error, EventSettings, EventSourceCheck, ImageCatalog, ImageFault, ImageFaultKind, Metadata,
+    Peers, Resolved, RuntimeCatalog, SnapshotCatalog, SnapshotFault,
 };

@@ -7,6 +7,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::sealed::Variables;
+
 /// Kind of [`FunctionRecord`]s; key: [`function_key`].
 pub(crate) const FUNCTION: &str = "function";
 /// Kind of published [`Version`]s; key: [`version_key`].
@@ -159,7 +161,7 @@ pub(crate) struct Settings {
     /// MB.
     pub ephemeral: u32,
     /// `None` when the user never gave an `Environment`: the API then shows none.
-    pub environment: Option<BTreeMap<String, String>>,
+    pub environment: Option<Variables>,
     pub tracing_active: bool,
     pub logging: LoggingSettings,
     /// `x86_64` or `arm64`.
@@ -304,7 +306,8 @@ pub(crate) struct DeletedRecord {
     pub next_version: u64,
 }
 
-/// For the store. Nothing here has a form that JSON lacks.
+/// For the store, of records that hold no [`Settings`]: those go through [`crate::sealed`]. Nothing here has a form that JSON
+/// lacks.
 pub(crate) fn to_bytes(record: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(record).expect("records have string keys and finite numbers")
 }

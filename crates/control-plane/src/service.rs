@@ -6,17 +6,19 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use domain::{Clock, FunctionVersion, ImageRef, VersionKey};
+use domain::{Clock, FunctionArn, FunctionVersion, ImageRef, VersionKey};
 use lambda_api::{ApiError, ErrorCode};
 use packages::Packages;
 use parking_lot::Mutex;
+use secrets::Keyring;
 use store::{Op, Precondition, Store, StoreError};
 use tokio::sync::{RwLock, broadcast, watch};
 use tokio::task::JoinHandle;
 
 use crate::catalog::{BadRecord, Catalog, Entry};
-use crate::function::{Function, Stamp};
-use crate::record::{FUNCTION, Failure, Stored, VERSION, function_key, to_bytes, version_key};
+use crate::function::{Function, Published, Stamp};
+use crate::record::{FUNCTION, Failure, Stored, VERSION, function_key, version_key};
+use crate::sealed::{self, Sealing};
 
 mod background;
 mod event_invoke;
@@ -136,6 +138,15 @@ pub enum ImageFaultKind {
     Unavailable,
 }
 
+/// Where the metadata are, and what opens the secrets in them.
+#[derive(Clone)]
+pub struct Metadata {
+    /// All records.
+    pub store: Arc<dyn Store>,
+    /// Keys of the customers' environment variables.
+    pub keys: Arc<Keyring>,
+}
+
 /// Why the control plane could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -157,6 +168,7 @@ pub struct ControlPlane {
 struct Inner {
     config: Config,
     store: Arc<dyn Store>,
+    keys: Arc<Keyring>,
     packages: Packages,
     runtimes: Arc<dyn RuntimeCatalog>,
     images: Arc<dyn ImageCatalog>,
@@ -198,22 +210,24 @@ impl ControlPlane {
     /// Reads all metadata into memory, and takes up the background steps and removals that an earlier process left.
     pub async fn open(
         config: Config,
-        store: Arc<dyn Store>,
+        metadata: Metadata,
         packages: Packages,
         runtimes: Arc<dyn RuntimeCatalog>,
         images: Arc<dyn ImageCatalog>,
         snapshots: Arc<dyn SnapshotCatalog>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, Error> {
+        let Metadata { store, keys } = metadata;
         let inner = Arc::new(Inner {
             config,
             store,
+            catalog: Catalog::new(Arc::clone(&keys)),
+            keys,
             packages,
             runtimes,
             images,
             snapshots,
             clock,
-            catalog: Catalog::new(),
             event_sources: EventSources::default(),
             applied: watch::Sender::new(0),
             peers: OnceLock::new(),
@@ -273,7 +287,7 @@ impl Inner {
             let entry = self.catalog.function(key).ok_or_else(&missing)?;
             let mut function = entry.function.clone();
             let output = self.stamped(|stamp| rule(&mut function, stamp))?;
-            let Some(ops) = difference(&entry, &function) else { return Ok(output) };
+            let Some(ops) = self.difference(&entry, &function) else { return Ok(output) };
             match self.commit(ops).await {
                 Ok(()) => return Ok(output),
                 Err(error) if error.retryable() => self.let_others_in().await,
@@ -308,6 +322,41 @@ impl Inner {
         time::OffsetDateTime::from(self.clock.wall()).format(FORM).expect("the form holds only what a UTC time has")
     }
 
+    /// What to store of a changed function; `None` if it is the same. With a change, all of the function that is encrypted with
+    /// an old key, or not at all, is encrypted anew.
+    fn difference(&self, entry: &Entry, function: &Function) -> Option<Vec<Op>> {
+        let old = &entry.function;
+        let is_same =
+            |number: &u64, new: &Arc<Published>| old.versions.get(number).is_some_and(|old| Arc::ptr_eq(old, new));
+        let gone: Vec<_> = old.versions.keys().filter(|number| !function.versions.contains_key(number)).collect();
+        if old.record == function.record
+            && gone.is_empty()
+            && function.versions.iter().all(|(number, new)| is_same(number, new))
+        {
+            return None;
+        }
+        let mut ops: Vec<Op> = gone.into_iter().map(|n| Op::delete(VERSION, version_key(&function.arn, *n))).collect();
+        for (number, published) in &function.versions {
+            if !is_same(number, published) || published.sealing != Sealing::Current {
+                ops.push(self.put_version(&function.arn, *number, published));
+            }
+        }
+        ops.push(self.put_function(function, Precondition::Version(entry.stored)));
+        Some(ops)
+    }
+
+    fn put_function(&self, function: &Function, precondition: Precondition) -> Op {
+        let key = function_key(&function.arn);
+        let value = sealed::encode(&self.keys, FUNCTION, &key, &function.record);
+        Op::put(FUNCTION, key, value).when(precondition)
+    }
+
+    fn put_version(&self, arn: &FunctionArn, number: u64, published: &Published) -> Op {
+        let key = version_key(arn, number);
+        let value = sealed::encode(&self.keys, VERSION, &key, &published.version);
+        Op::put(VERSION, key, value)
+    }
+
     /// Held while a function is changed.
     async fn turn(&self, key: &str) -> tokio::sync::MutexGuard<'_, ()> {
         self.stripes[self.hasher.hash_one(key) as usize % STRIPES].lock().await
@@ -317,29 +366,6 @@ impl Inner {
     async fn let_others_in(&self) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-}
-
-/// What to store of a changed function; `None` if it is the same.
-fn difference(entry: &Entry, function: &Function) -> Option<Vec<Op>> {
-    let old = &entry.function;
-    let mut ops = Vec::new();
-    for (number, published) in &function.versions {
-        if old.versions.get(number).is_none_or(|old| !Arc::ptr_eq(old, published)) {
-            ops.push(Op::put(VERSION, version_key(&function.arn, *number), to_bytes(&published.version)));
-        }
-    }
-    for number in old.versions.keys().filter(|number| !function.versions.contains_key(number)) {
-        ops.push(Op::delete(VERSION, version_key(&function.arn, *number)));
-    }
-    if ops.is_empty() && old.record == function.record {
-        return None;
-    }
-    ops.push(put_function(function, Precondition::Version(entry.stored)));
-    Some(ops)
-}
-
-fn put_function(function: &Function, precondition: Precondition) -> Op {
-    Op::put(FUNCTION, function_key(&function.arn), to_bytes(&function.record)).when(precondition)
 }
 
 fn service_error(error: &StoreError) -> ApiError {

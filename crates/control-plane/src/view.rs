@@ -91,8 +91,8 @@ pub(crate) fn listed(arn: &FunctionArn, qualifier: Option<&str>, version: &Versi
         dead_letter_config: settings.dead_letter.clone().map(|arn| DeadLetterConfig { target_arn: Some(arn) }),
         environment: settings
             .environment
-            .clone()
-            .map(|variables| EnvironmentResponse { variables: Some(variables), error: None }),
+            .as_ref()
+            .map(|variables| EnvironmentResponse { variables: Some(variables.get().clone()), error: None }),
         tracing_config: Some(TracingConfigResponse {
             mode: Some(if settings.tracing_active { TracingMode::Active } else { TracingMode::PassThrough }),
         }),

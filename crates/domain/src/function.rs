@@ -87,7 +87,7 @@ pub struct LoggingSettings {
 
 /// Everything a worker needs to know to run one function version. Immutable: a change makes a new one with a new
 /// [`VersionKey`].
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct FunctionVersion {
     /// The exact state that this is.
     pub key: VersionKey,
@@ -126,6 +126,27 @@ pub struct FunctionVersion {
     /// It is to start from a snapshot, where there is one: a published version with SnapStart.
     #[serde(default)]
     pub snap_start: bool,
+}
+
+impl fmt::Debug for FunctionVersion {
+    /// Without the values of the customer's environment variables.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FunctionVersion")
+            .field("key", &self.key)
+            .field("runtime", &self.runtime)
+            .field("handler", &self.handler)
+            .field("code", &self.code)
+            .field("image_config", &self.image_config)
+            .field("layers", &self.layers)
+            .field("memory_mb", &self.memory_mb)
+            .field("timeout", &self.timeout)
+            .field("ephemeral_mb", &self.ephemeral_mb)
+            .field("environment", &self.environment.keys())
+            .field("logging", &self.logging)
+            .field("tracing_active", &self.tracing_active)
+            .field("snap_start", &self.snap_start)
+            .finish()
+    }
 }
 
 impl FunctionVersion {

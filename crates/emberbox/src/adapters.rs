@@ -4,6 +4,8 @@
 mod direct;
 mod event_sources;
 mod events;
+#[cfg(feature = "cluster")]
+mod fleet;
 mod functions;
 mod images;
 mod logs;
@@ -15,6 +17,8 @@ mod sqs;
 pub use direct::Direct;
 pub use event_sources::{Mappings, Queues, SourceInvoker};
 pub use events::{Attempts, EventSettings, Events, Records, Timelines};
+#[cfg(feature = "cluster")]
+pub use fleet::{LogsElsewhere, NoQueues, NoSnapshots, RuntimesOfWorkers};
 pub use functions::Functions;
 pub use images::Images;
 pub use logs::Logs;

@@ -63,6 +63,9 @@ pub enum Command {
     /// Make what microVMs boot
     #[command(subcommand)]
     Image(Image),
+    /// Run a whole fleet on this machine, to try: several frontends, worker managers and workers
+    #[cfg(feature = "cluster")]
+    DevFleet(DevFleet),
     /// Make a fleet's certificate authority, and let machines join
     #[command(subcommand)]
     Fleet(Fleet),
@@ -117,6 +120,54 @@ pub struct Serve {
     /// Configuration file
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,
+    /// What this process does in the fleet of [cluster] in the configuration, e.g. frontend,pollers [default: as configured, or all]
+    #[cfg(feature = "cluster")]
+    #[arg(long, value_name = "ROLE", value_delimiter = ',')]
+    pub roles: Vec<membership::Role>,
+    /// Stop when standard input ends, as it does with the process that started this one
+    #[arg(long, hide = true)]
+    pub with_parent: bool,
+}
+
+/// `emberbox dev-fleet`
+#[cfg(feature = "cluster")]
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  emberbox dev-fleet
+  emberbox dev-fleet --frontends 3 --workers 5 --listen 127.0.0.1:0
+  emberbox dev-fleet --database postgres://me@localhost/emberbox --data-dir ./fleet
+
+Each process is `emberbox serve` with a configuration and a data directory of its own. They need PostgreSQL: without
+--database a server is started from Debian's package postgresql. Kill any of the processes, and see what the others do.")]
+pub struct DevFleet {
+    /// How many frontends: they serve the API, the first at --listen, the others at the ports that follow
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
+    pub frontends: u16,
+    /// How many worker managers
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..))]
+    pub managers: u16,
+    /// How many workers
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    pub workers: u16,
+    /// How many processes that take queued events
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub pollers: u16,
+    /// Address and port of the first frontend; port 0 takes free ones [default: 127.0.0.1:4566]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Where everything is kept [default: a directory that is removed in the end]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub data_dir: Option<PathBuf>,
+    /// Database to use, in place of a server of the fleet's own
+    #[arg(long, value_name = "URL")]
+    pub database: Option<String>,
+    /// Configuration that all processes have in common
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// Print one line of JSON when the fleet is ready
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `emberbox deploy`

@@ -3,6 +3,8 @@
 mod delete;
 mod demo;
 mod deploy;
+#[cfg(feature = "cluster")]
+mod dev_fleet;
 mod doctor;
 mod events;
 mod fleet;
@@ -63,6 +65,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Image(command) => image::run(command),
         Command::Fleet(command) => fleet::run(command),
         Command::Demo(args) => demo::run(args),
+        #[cfg(feature = "cluster")]
+        Command::DevFleet(args) => dev_fleet::run(args),
     }
 }
 

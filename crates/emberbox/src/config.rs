@@ -1,5 +1,7 @@
 //! The configuration file. Every option is described, with its default, in `emberbox.example.toml`.
 
+#[cfg(feature = "cluster")]
+mod cluster;
 mod microvm;
 mod registries;
 mod values;
@@ -15,6 +17,8 @@ use domain::AccountId;
 use sandbox::process::Destination;
 use serde::Deserialize;
 
+#[cfg(feature = "cluster")]
+pub use cluster::{Cluster, Shared};
 pub use microvm::Microvm;
 #[cfg(feature = "microvm")]
 pub use microvm::{Accel, VmEngine};
@@ -29,11 +33,16 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where everything is kept; `None`: [`crate::data_dir::default_dir`].
     pub data_dir: Option<PathBuf>,
+    /// Keys of the functions' environment variables; `None`: `secrets.key` in the data directory, made at the first start.
+    pub secrets_file: Option<PathBuf>,
     /// The region in ARNs.
     #[serde(deserialize_with = "values::region")]
     pub region: String,
     /// HTTPS instead of HTTP.
     pub tls: Option<Tls>,
+    /// How long requests are still accepted after the server was told to stop, while `/readyz` says no.
+    #[serde(deserialize_with = "values::duration")]
+    pub drain: Duration,
     /// How long running invocations may go on after the server was told to stop.
     #[serde(deserialize_with = "values::duration")]
     pub stop_limit: Duration,
@@ -59,6 +68,9 @@ pub struct Config {
     pub logs: Logs,
     /// Asynchronous invocation.
     pub events: Events,
+    /// This process is one of a fleet.
+    #[cfg(feature = "cluster")]
+    pub cluster: Option<Cluster>,
 }
 
 /// `[tls]`.
@@ -235,8 +247,10 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 4566)),
             data_dir: None,
+            secrets_file: None,
             region: "us-east-1".into(),
             tls: None,
+            drain: Duration::ZERO,
             // Lambda's longest timeout (its documentation; the model has more), and a minute for what comes before it and after.
             stop_limit: Duration::from_secs(16 * 60),
             credentials: Vec::new(),
@@ -250,6 +264,8 @@ impl Default for Config {
             runtimes: Runtimes::default(),
             logs: Logs::default(),
             events: Events::default(),
+            #[cfg(feature = "cluster")]
+            cluster: None,
         }
     }
 }
@@ -292,9 +308,12 @@ impl Config {
         let mut paths: Vec<&mut PathBuf> = config.runtimes.dirs.iter_mut().collect();
         paths.extend(config.runtimes.interpreters.values_mut());
         paths.extend(config.data_dir.iter_mut());
+        paths.extend(config.secrets_file.iter_mut());
         paths.extend(config.microvm.paths());
         paths.extend(config.registries.iter_mut().filter_map(|registry| registry.password_file.as_mut()));
         paths.extend(config.tls.iter_mut().flat_map(|tls| [&mut tls.cert, &mut tls.key]));
+        #[cfg(feature = "cluster")]
+        paths.extend(config.cluster.iter_mut().flat_map(Cluster::paths));
         for path in paths {
             *path = base.join(&*path);
         }
@@ -326,6 +345,10 @@ impl Config {
             return Err(anyhow!(
                 "events.engine is sqs, but events.sqs_endpoint is missing; say where it is, or \"aws\""
             ));
+        }
+        #[cfg(feature = "cluster")]
+        if let Some(cluster) = &config.cluster {
+            cluster.check(config.s3.is_some(), config.secrets_file.is_some()).map_err(|wrong| anyhow!("{wrong}"))?;
         }
         let overcommit = config.limits.memory_overcommit;
         if !(0.1..=100.0).contains(&overcommit) {
@@ -363,7 +386,7 @@ mod tests {
         let config = Config::parse(&text).unwrap();
         assert!(config.tls.is_some() && config.s3.is_some() && config.functions.credentials.is_some(), "{config:?}");
         assert_eq!((config.credentials.len(), config.registries.len()), (1, 1));
-        assert!(config.data_dir.is_some() && config.functions.endpoint_url.is_some());
+        assert!(config.data_dir.is_some() && config.secrets_file.is_some() && config.functions.endpoint_url.is_some());
         assert!(!config.runtimes.interpreters.is_empty());
         assert!(config.events.sqs_endpoint.is_some() && config.events.credentials.is_some());
     }

@@ -7,6 +7,23 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+/// Has the server whose directory is `data` use the runtimes in `kept`, where what it installs stays.
+pub fn share_runtimes(kept: &Path, data: &Path) -> Result<()> {
+    make(kept)?;
+    make(data)?;
+    for part in ["runtimes", "roots"] {
+        let (target, link) = (kept.join(part), data.join(part));
+        fs::create_dir_all(&target).with_context(|| format!("make {}", target.display()))?;
+        match std::os::unix::fs::symlink(&target, &link) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(error).with_context(|| format!("link {} to {}", link.display(), target.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// A data directory that this process owns while the value lives. The kernel drops the lock with the process, however it
 /// ended, so that a server that was killed does not block the next one.
 #[derive(Debug)]

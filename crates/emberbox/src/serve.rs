@@ -19,8 +19,11 @@
 
 mod event_sources;
 mod events;
+#[cfg(feature = "cluster")]
+pub mod fleet;
 pub mod isolation;
 mod parts;
+mod secrets;
 pub mod settings;
 
 use std::future::Future;
@@ -29,7 +32,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
-use domain::{Clock, SystemClock, VersionKey, WorkerManager};
+use domain::{Clock, SystemClock, VersionKey, WorkerId, WorkerManager};
 use event_sources::EventSources;
 use events::Asynchronous;
 use frontend::BindError;
@@ -80,13 +83,15 @@ impl Emberbox {
 
         let engine = parts::engine(&config, dir).await?;
         let content = Content::open(&config, dir)?;
-        let (worker, logs) = parts::worker(&config, dir, &engine, &content, &clock, &mut registry)?;
+        let id = WorkerId(settings::host_name());
+        let (worker, logs) = parts::worker(&config, dir, id, &engine, &content, &clock, &mut registry)?;
         let Content { packages, images, runtimes } = content;
 
         let store = Arc::new(store::SqliteStore::open(dir.join("metadata.sqlite")).await?);
+        let keys = Arc::new(secrets::keys(&config, dir, &*store).await?);
         let control_plane = control_plane::ControlPlane::open(
             settings::control_plane(&config),
-            store.clone(),
+            control_plane::Metadata { store: store.clone(), keys },
             packages.clone(),
             Arc::new(adapters::Catalog(runtimes.clone())),
             Arc::new(images),
@@ -121,7 +126,7 @@ impl Emberbox {
         let own_queues = settings::OwnQueues { endpoint: endpoint.clone(), client };
         let delivery = settings::delivery(&config, &own_queues);
         let asynchronous =
-            Asynchronous::start(&config, dir, &control_plane, direct.clone(), delivery, &mut registry).await?;
+            Asynchronous::start(&config, dir, &control_plane, direct.clone(), delivery, true, &mut registry).await?;
         let sources = settings::queues(&config, &own_queues);
         let event_sources = EventSources::start(sources, &control_plane, direct, &mut registry);
 

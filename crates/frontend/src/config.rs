@@ -96,6 +96,9 @@ pub struct Limits {
     pub body: Duration,
     /// Memory for large bodies (over 64 KiB) that are being read, in bytes; further ones wait their turn.
     pub body_memory: usize,
+    /// How long requests are still accepted after shutdown was asked for, while `/readyz` says no: as long as a load balancer takes
+    /// to notice.
+    pub drain: Duration,
     /// How long requests in flight may still run after shutdown was asked for.
     pub shutdown: Duration,
 }
@@ -108,6 +111,7 @@ impl Default for Limits {
             body_pause: Duration::from_secs(30),
             body: Duration::from_secs(600),
             body_memory: 1 << 30,
+            drain: Duration::ZERO,
             shutdown: Duration::from_secs(30),
         }
     }

@@ -105,13 +105,12 @@ impl Server {
         Self { listener, tls, service, config, closing: CancellationToken::new() }
     }
 
-    /// Serves until `shutdown`, then stops accepting, lets requests and invocations in flight finish (for
+    /// Serves until `shutdown` and for `limits.drain` after it, then stops accepting, lets requests and invocations in flight finish (for
     /// `limits.shutdown` at most) and closes all connections.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
         let connections = Arc::new(Semaphore::new(self.config.limits.connections));
         let graceful = GracefulShutdown::new();
         let http = Arc::new(self.http());
-        let mut shutdown = std::pin::pin!(shutdown);
         let accepting = async {
             loop {
                 // A connection is accepted only when there is room for it: the others wait in the kernel's queue.
@@ -125,11 +124,15 @@ impl Server {
                 }
             }
         };
+        let drained = async {
+            shutdown.await;
+            self.service.drain();
+            tokio::time::sleep(self.config.limits.drain).await;
+        };
         tokio::select! {
-            () = &mut shutdown => {}
+            () = drained => {}
             () = accepting => {}
         }
-        self.service.drain();
         let Self { listener, service, config, closing, .. } = self;
         drop(listener);
         let finish = async {

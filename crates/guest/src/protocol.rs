@@ -83,7 +83,7 @@ pub struct SetUp {
 }
 
 /// A process to start.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spawn {
     /// Program and arguments.
     pub argv: Vec<String>,
@@ -91,6 +91,14 @@ pub struct Spawn {
     pub env: Vec<(String, String)>,
     /// Working directory.
     pub cwd: String,
+}
+
+impl std::fmt::Debug for Spawn {
+    /// Without the values of the environment, which are the customer's secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<_> = self.env.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Spawn").field("argv", &self.argv).field("env", &names).field("cwd", &self.cwd).finish()
+    }
 }
 
 /// What PID 1 says.

@@ -2,12 +2,14 @@
 
 use crate::identity::{Peer, Role};
 
+const FRONTEND: &str = "/emberbox.v1.Frontend/";
 const WORKER: &str = "/emberbox.v1.Worker/";
 const WORKER_MANAGER: &str = "/emberbox.v1.WorkerManager/";
 
 /// The service that a request is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Target {
+    Frontend,
     Worker,
     WorkerManager,
 }
@@ -41,8 +43,13 @@ fn callers(path: &str) -> Option<(Target, &'static [Role])> {
         };
         return Some((Target::Worker, roles));
     }
+    if let Some(call) = path.strip_prefix(FRONTEND) {
+        return (call == "CaughtUp").then_some((Target::Frontend, &[Role::Frontend, Role::Pollers]));
+    }
     match path.strip_prefix(WORKER_MANAGER)? {
-        "Assign" | "Release" | "Retire" => Some((Target::WorkerManager, &[Role::Frontend, Role::Pollers])),
+        "Assign" | "Release" | "Retire" | "Unreachable" => {
+            Some((Target::WorkerManager, &[Role::Frontend, Role::Pollers]))
+        }
         _ => None,
     }
 }

@@ -33,6 +33,11 @@ const UNUSED_LIMIT: Duration = Duration::from_secs(60);
 /// How often unused connections are looked for.
 const SWEEP: Duration = Duration::from_secs(15);
 
+/// What requests have for a host: whom a [`Channel`] leads to is known.
+pub fn origin() -> http::Uri {
+    http::Uri::from_static("http://fleet.emberbox")
+}
+
 /// The connections of a process to the other members. Cheap to clone; connections end with the last one.
 #[derive(Clone)]
 pub struct Channels(Arc<Pool>);

@@ -31,6 +31,7 @@ mod access;
 mod channel;
 mod convert;
 mod failure;
+mod frontend;
 mod identity;
 mod manager;
 mod server;
@@ -44,8 +45,9 @@ pub mod pb;
 
 use std::time::Duration;
 
-pub use channel::{Channel, Channels};
+pub use channel::{Channel, Channels, origin};
 pub use failure::Failure;
+pub use frontend::{FrontendServer, MetadataCopy, RemoteFrontend};
 pub use identity::{Member, Role};
 pub use manager::client::RemoteManager;
 pub use manager::server::ManagerServer;

@@ -23,8 +23,10 @@ use tower_service::Service as _;
 
 use crate::access::{Refusal, Target, admit};
 use crate::failure::chain;
+use crate::frontend::FrontendServer;
 use crate::identity::Peer;
 use crate::manager::server::{ManagerServer, Undelivered};
+use crate::pb::frontend_server::FrontendServer as FrontendGrpc;
 use crate::pb::worker_manager_server::WorkerManagerServer as ManagerGrpc;
 use crate::pb::worker_server::WorkerServer as WorkerGrpc;
 use crate::tls::{Credentials, members};
@@ -65,6 +67,8 @@ pub struct Services {
     pub worker: Option<WorkerServer>,
     /// It is a worker manager.
     pub manager: Option<ManagerServer>,
+    /// It has a copy of the metadata.
+    pub frontend: Option<FrontendServer>,
 }
 
 /// A socket that listens.
@@ -199,6 +203,7 @@ where
 struct Dispatch {
     worker: Option<WorkerGrpc<WorkerServer>>,
     manager: Option<ManagerGrpc<ManagerServer>>,
+    frontend: Option<FrontendGrpc<FrontendServer>>,
 }
 
 impl Dispatch {
@@ -210,7 +215,7 @@ impl Dispatch {
         let manager = services
             .manager
             .map(|manager| ManagerGrpc::new(manager).max_decoding_message_size(limit).max_encoding_message_size(limit));
-        Self { worker, manager }
+        Self { worker, manager, frontend: services.frontend.map(FrontendGrpc::new) }
     }
 
     async fn call(&self, target: Result<Target, Refusal>, request: Request<Incoming>) -> Response<Body> {
@@ -222,6 +227,10 @@ impl Dispatch {
             Ok(Target::WorkerManager) => match &self.manager {
                 Some(service) => service.clone().call(request).await.map(Delivery::watched),
                 None => return Status::unimplemented("this process is no worker manager").into_http(),
+            },
+            Ok(Target::Frontend) => match &self.frontend {
+                Some(service) => service.clone().call(request).await,
+                None => return Status::unimplemented("this process has no copy of the metadata").into_http(),
             },
             Err(Refusal::Unknown(text)) => return Status::unimplemented(text).into_http(),
             Err(Refusal::Forbidden(text)) => {

@@ -152,7 +152,7 @@ pub enum Listener {
 }
 
 /// A process to start.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Command {
     /// Program and arguments. A program without a slash is looked for in the `PATH` of `env`.
     pub argv: Vec<String>,
@@ -160,6 +160,14 @@ pub struct Command {
     pub env: Vec<(String, String)>,
     /// Working directory in the sandbox.
     pub cwd: PathBuf,
+}
+
+impl std::fmt::Debug for Command {
+    /// Without the values of the environment, which are the customer's secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<_> = self.env.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Command").field("argv", &self.argv).field("env", &names).field("cwd", &self.cwd).finish()
+    }
 }
 
 /// A process of a sandbox, never reused within it.

@@ -115,7 +115,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Applies all of `ops` or none, and returns the commit's revision once it is on disk.
     ///
-    /// Preconditions are those of the state before the commit. [`StoreError::Conflict`] if one does not hold.
+    /// Preconditions are those of the state before the commit. [`StoreError::Conflict`] if one does not hold. A store on a
+    /// server also fails while the server is away, and says so if it cannot find out whether a commit was made
+    /// (`Unavailable`, `Uncertain`).
     async fn commit(&self, ops: Vec<Op>) -> Result<u64, StoreError>;
 
     /// Every commit from now on. The feed may begin with some that a scan made from now on has seen already: their

@@ -10,7 +10,7 @@
 //!   become visible, and the feed of every process has all of them, once, in that order.
 //! - **Durable.** Answered commits are synced by the server, also where it says `synchronous_commit = off`; `fsync = off`, or a
 //!   standby that takes over without having all, is the server's own doing. The feed notices the latter.
-//! - **Away.** While the server cannot be reached, calls wait for 10 s, then fail; the feed goes on where it was.
+//! - **Away.** While the server cannot be reached, calls wait for 15 s, then fail; the feed goes on where it was.
 //! - **Lost answers.** A commit whose connection broke before the answer is looked for in the log, and made if it was not.
 //!   Only if the server stays away is it [`StoreError::Uncertain`].
 //! - **Connections.** At most [`READERS`] that read, one that writes and one that listens; without calls, the latter alone.
@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::TryStreamExt as _;
 use sqlx::postgres::{PgArguments, PgPool, PgRow};
 use sqlx::query::Query;
 use sqlx::{PgConnection, Postgres, Row as _};
@@ -70,7 +71,7 @@ impl PostgresStore {
     /// `PGPASSWORD`, and from `~/.pgpass`. The role needs the right to make a schema, or a schema of its own.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] if the server does not answer for 10 s; [`StoreError::Refused`], with what to do, if it
+    /// [`StoreError::Unavailable`] if the server does not answer for 15 s; [`StoreError::Refused`], with what to do, if it
     /// does not let this role in, or has something else there; [`StoreError::Newer`] if the schema wants a newer Emberbox.
     /// None of them has the password.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
@@ -120,7 +121,7 @@ impl PostgresStore {
         let mut pauses = Pauses::new(Some(Instant::now() + PATIENCE));
         loop {
             let error = match self.readers.acquire().await {
-                Ok(mut connection) => match in_time(ATTEMPT, query().fetch_all(&mut *connection)).await {
+                Ok(mut connection) => match all(query(), &mut connection).await {
                     Ok(rows) => return Ok(rows),
                     Err(error) => {
                         // The pool would want to hear from it once more.
@@ -185,6 +186,19 @@ impl Store for PostgresStore {
     fn changes(&self) -> Changes {
         self.subscriptions.subscribe()
     }
+}
+
+/// All rows, each in time: many take long.
+async fn all(
+    query: Query<'_, Postgres, PgArguments>,
+    connection: &mut PgConnection,
+) -> Result<Vec<PgRow>, sqlx::Error> {
+    let mut rows = query.fetch(connection);
+    let mut all = Vec::new();
+    while let Some(row) = in_time(ATTEMPT, rows.try_next()).await? {
+        all.push(row);
+    }
+    Ok(all)
 }
 
 /// A connection to the database, whose schema is up to date, and the revision that it has.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use proptest::strategy::Strategy;
 use proptest::test_runner::{Config as ProptestConfig, TestRunner};
 use store::{Feed, Op, PostgresStore, Precondition, Store, StoreError};
 use test_postgres::Server;
@@ -48,25 +49,35 @@ async fn no_update_is_lost() {
     suite::no_update_is_lost(stores, 25).await;
 }
 
-#[test]
-fn stores_that_take_turns_behave_like_a_map() {
-    let Some(server) = Server::shared("stores_that_take_turns_behave_like_a_map") else { return };
+/// Runs `check` on cases, each with two stores on a schema of its own.
+fn with_two_stores<S: Strategy>(name: &str, cases: S, check: impl AsyncFn(&[Shared], S::Value)) {
+    let Some(server) = Server::shared(name) else { return };
     let url = server.database();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(24) };
     let schemas = AtomicU64::new(0);
-    let run = TestRunner::new(config).run(&suite::steps(), |commits| {
+    let run = TestRunner::new(config).run(&cases, |case| {
         let schema = format!("case_{}", schemas.fetch_add(1, Ordering::Relaxed));
         runtime.block_on(async {
             let one = Arc::new(PostgresStore::open_in(&url, &schema).await.unwrap());
             let two = Arc::new(PostgresStore::open_in(&url, &schema).await.unwrap());
-            suite::behaves_like_a_map(&[one.clone() as Shared, two.clone()], commits).await;
+            check(&[one.clone() as Shared, two.clone()], case).await;
             one.close().await;
             two.close().await;
         });
         Ok(())
     });
     run.unwrap();
+}
+
+#[test]
+fn stores_that_take_turns_behave_like_a_map() {
+    with_two_stores("stores_that_take_turns_behave_like_a_map", suite::steps(), suite::behaves_like_a_map);
+}
+
+#[test]
+fn commits_at_once_have_an_order() {
+    with_two_stores("commits_at_once_have_an_order", suite::concurrent(), suite::commits_at_once_have_an_order);
 }
 
 /// Not a test by itself: the process that the next one kills.
@@ -177,8 +188,12 @@ async fn what_the_log_no_longer_has_is_missed() {
     let Some(server) = Server::shared("what_the_log_no_longer_has_is_missed") else { return };
     let url = server.database();
     let store = open(&url).await;
-    for n in 0..1500 {
-        store.commit(vec![Op::put(KIND, "a", n.to_string())]).await.unwrap();
+    let commits = (0..1500).map(|_| {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move { store.commit(vec![Op::put(KIND, "a", "x")]).await.unwrap() })
+    });
+    for commit in commits.collect::<Vec<_>>() {
+        commit.await.unwrap();
     }
     let count = || server.psql(&url, "SELECT count(*), min(revision) FROM emberbox.commits");
     assert_eq!(count(), "1500|1");
@@ -229,15 +244,15 @@ async fn a_refused_commit_fails_alone() {
     assert_eq!(store.scan(KIND, "").await.unwrap().records.len(), 19);
 }
 
-/// How soon a commit is in the feed of its own process, and of another: printed, with generous limits.
+/// How soon a commit is in the feed of its own process, and of another: printed, with limits below the second after which the log is looked at anyway.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_is_soon_in_every_feed() {
-    let Some(server) = Server::shared("a_commit_is_soon_in_every_feed") else { return };
+    let Some(server) = Server::start("a_commit_is_soon_in_every_feed") else { return };
     let url = server.database();
     let (one, two) = (open(&url).await, open(&url).await);
     let (mut own, mut other) = (one.changes(), two.changes());
     let (mut commits, mut owns, mut others) = (Vec::new(), Vec::new(), Vec::new());
-    for n in 0..200 {
+    for n in 0..100 {
         let begin = Instant::now();
         one.commit(vec![Op::put(KIND, "a", n.to_string())]).await.unwrap();
         let made = Instant::now();
@@ -253,5 +268,5 @@ async fn a_commit_is_soon_in_every_feed() {
     };
     let (commits, owns, others) = (median(&mut commits), median(&mut owns), median(&mut others));
     println!("p50, p99 of: commit {commits:?}; after it, own feed {owns:?}, another's {others:?}");
-    assert!(owns.0 < Duration::from_millis(100) && others.0 < Duration::from_millis(100));
+    assert!(owns.0 < Duration::from_millis(500) && others.0 < Duration::from_millis(500));
 }

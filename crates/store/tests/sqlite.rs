@@ -165,4 +165,14 @@ proptest! {
             store.close().await;
         });
     }
+
+    #[test]
+    fn commits_at_once_have_an_order(commits in suite::concurrent()) {
+        tokio::runtime::Runtime::new().unwrap().block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Arc::new(open(dir.path()).await);
+            suite::commits_at_once_have_an_order(&[store.clone() as Shared], commits).await;
+            store.close().await;
+        });
+    }
 }

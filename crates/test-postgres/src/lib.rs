@@ -6,8 +6,8 @@
 //!       └── initdb, pg_ctl start/stop, psql ──► server
 //! ```
 //!
-//! A test that breaks its server has one of its own ([`Server::start`]). All others of a program share one
-//! ([`Server::shared`]) and take a database each ([`Server::database`]).
+//! A test that breaks its server, or measures it, has one of its own ([`Server::start`]). All others of a program share one
+//! ([`Server::shared`]), which does not wait for the disk, and take a database each ([`Server::database`]).
 //!
 //! Where PostgreSQL is missing, the test says so by its name and returns; with `EMBERBOX_REQUIRE_ALL` set it fails.
 //! Whatever else goes wrong panics, with what the server had to say.
@@ -38,6 +38,8 @@ pub struct Server {
     dir: PathBuf,
     bin: PathBuf,
     port: u16,
+    /// Whether commits wait for the disk.
+    fsync: bool,
     databases: AtomicU64,
     keeper: Child,
 }
@@ -49,25 +51,17 @@ impl Server {
     /// # Panics
     /// Where PostgreSQL is missing and `EMBERBOX_REQUIRE_ALL` is set, or does not start.
     pub fn start(test: &str) -> Option<Self> {
-        let Some(bin) = programs() else {
-            let missing = format!("{test}: needs the Debian package postgresql");
-            assert!(std::env::var_os("EMBERBOX_REQUIRE_ALL").is_none(), "{missing}");
-            println!("SKIPPED {missing}");
-            return None;
-        };
-        Some(Self::in_own_directory(bin))
+        programs_or_skip(test).map(|bin| Self::in_own_directory(bin, true))
     }
 
-    /// The server that all tests of a program share, started by the first that asks. `None` as in [`Server::start`].
+    /// The server that all tests of a program share, started by the first that asks; its commits do not wait for the disk. `None` as in [`Server::start`].
     ///
     /// # Panics
     /// As [`Server::start`].
     pub fn shared(test: &str) -> Option<&'static Self> {
         static SHARED: OnceLock<Server> = OnceLock::new();
-        if programs().is_none() {
-            return Self::start(test).map(|_| unreachable!("there is no PostgreSQL"));
-        }
-        Some(SHARED.get_or_init(|| Self::start(test).expect("PostgreSQL is there")))
+        let bin = programs_or_skip(test)?;
+        Some(SHARED.get_or_init(|| Self::in_own_directory(bin, false)))
     }
 
     /// How to connect to the database that every server has.
@@ -126,7 +120,8 @@ impl Server {
         std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
-    fn in_own_directory(bin: PathBuf) -> Self {
+    /// Nothing that is done to a server here loses what was written but not synced: only a power failure does.
+    fn in_own_directory(bin: PathBuf, fsync: bool) -> Self {
         let dir = tempfile::Builder::new().prefix("test-postgres-").tempdir().expect("make a directory");
         if rustix::process::geteuid().is_root() {
             let status = Command::new("chown").arg("postgres").arg(dir.path()).status();
@@ -134,7 +129,7 @@ impl Server {
         }
         let dir = dir.keep();
         let keeper = keeper(&bin, &dir);
-        let mut server = Self { dir, bin, port: 0, databases: AtomicU64::new(0), keeper };
+        let mut server = Self { dir, bin, port: 0, fsync, databases: AtomicU64::new(0), keeper };
         // `-N`: the files of an empty database need not reach the disk. What is committed later is synced.
         let output = server.as_owner("initdb").args(["-A", "trust", "-U", USER, "-N", "-E", "UTF8"]).output();
         let output = output.expect("run initdb");
@@ -151,7 +146,7 @@ impl Server {
 
     fn up(&self) -> bool {
         let dir = self.dir.display();
-        let options = format!("-p {} -k {dir} -h 127.0.0.1 -N {CONNECTIONS}", self.port);
+        let options = format!("-p {} -k {dir} -h 127.0.0.1 -N {CONNECTIONS} -c fsync={}", self.port, self.fsync);
         self.pg_ctl(&["-o", &options, "-l", &format!("{dir}/log"), "start"])
     }
 
@@ -179,6 +174,16 @@ impl Drop for Server {
         drop(self.keeper.stdin.take());
         let _ = self.keeper.wait();
     }
+}
+
+fn programs_or_skip(test: &str) -> Option<PathBuf> {
+    let programs = programs();
+    if programs.is_none() {
+        let missing = format!("{test}: needs the Debian package postgresql");
+        assert!(std::env::var_os("EMBERBOX_REQUIRE_ALL").is_none(), "{missing}");
+        println!("SKIPPED {missing}");
+    }
+    programs
 }
 
 /// Where the newest installed PostgreSQL has its programs; Debian keeps those of the server out of the path.

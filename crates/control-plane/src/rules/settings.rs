@@ -9,6 +9,7 @@ use lambda_api::types::{
 
 use crate::record::Settings;
 use crate::rules::{environment, event_invoke, invalid, unsupported};
+use crate::sealed::Variables;
 
 const DEFAULT_TIMEOUT: u32 = 3;
 const DEFAULT_MEMORY: u32 = 128;
@@ -231,10 +232,10 @@ fn check_layers(layers: Option<&[String]>, region: &str) -> Result<(), ApiError>
     Err(invalid(format!("Layer version {first} does not exist.")))
 }
 
-fn variables(environment: &Environment) -> Result<std::collections::BTreeMap<String, String>, ApiError> {
+fn variables(environment: &Environment) -> Result<Variables, ApiError> {
     let variables = environment.variables.clone().unwrap_or_default();
     environment::check(&variables)?;
-    Ok(variables)
+    Ok(Variables::Open(variables))
 }
 
 /// What a `LoggingConfig` leaves out stays, but levels belong to the JSON format and begin as INFO.

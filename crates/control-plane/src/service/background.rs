@@ -13,6 +13,7 @@ use crate::catalog::{Effects, Entry};
 use crate::name::not_found;
 use crate::record::{ACCOUNT, FUNCTION, Failure, FailureCode, IMAGE, PACKAGE, SNAPSHOT, Stored, VERSION, function_key};
 use crate::rules::code;
+use crate::sealed::Sealing;
 
 /// How long a package stays after its last use: an invocation that was resolved to it before must find it still.
 const GRACE: Duration = Duration::from_secs(60);
@@ -44,6 +45,7 @@ impl Drop for Busy {
 pub(super) async fn start(inner: &Arc<Inner>) -> Result<(), Error> {
     let changes = inner.store.changes();
     inner.load().await?;
+    inner.log_sealing();
     inner.drop_unreferenced().await?;
     if !inner.config.shared {
         // No sandbox is older than this process, so what is unused now was so long enough.
@@ -118,6 +120,20 @@ impl Inner {
         self.follow_up(effects);
         self.applied_up_to(functions.revision);
         Ok(())
+    }
+
+    /// For the operator, who wants to know when an old key can go.
+    fn log_sealing(&self) {
+        let (plain, old) = (self.catalog.count(Sealing::Plain), self.catalog.count(Sealing::OldKey));
+        if plain + old > 0 {
+            tracing::warn!(
+                plain,
+                old_key = old,
+                current_key = self.keys.current(),
+                "records of functions and versions whose environment variables are not encrypted, or with a key that is not the \
+                 first; each is encrypted anew with the next change of its function, and until then old keys are needed"
+            );
+        }
     }
 
     fn applied_up_to(&self, revision: u64) {

@@ -13,7 +13,7 @@ use lambda_api::{ApiError, ErrorCode};
 use store::{Op, Precondition};
 use tokio::sync::RwLockReadGuard;
 
-use super::{ControlPlane, Inner, TRIES, put_function, service_error, too_busy};
+use super::{ControlPlane, Inner, TRIES, service_error, too_busy};
 use crate::catalog::Entry;
 use crate::function::{Function, New};
 use crate::name::{Caller, Target, check_bare_name, is_alias, not_found, version_number};
@@ -310,9 +310,9 @@ impl Inner {
                 let published = publish.then(|| function.publish(None, stamp));
                 if let Some(published) = &published {
                     let number = published.version.number.unwrap_or_default();
-                    ops.push(Op::put(VERSION, version_key(&new.arn, number), to_bytes(&published.version)));
+                    ops.push(self.put_version(&new.arn, number, published));
                 }
-                ops.push(put_function(&function, Precondition::DoesNotExist));
+                ops.push(self.put_function(&function, Precondition::DoesNotExist));
                 // As recorded: the published version, but with the ARN of the function.
                 let shown = published.as_ref().map_or(&function.record.latest, |published| &published.version);
                 view::configuration(&new.arn, None, shown)

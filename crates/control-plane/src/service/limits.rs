@@ -8,7 +8,7 @@ use lambda_api::types::{
 use store::Precondition;
 
 use super::functions::put_account;
-use super::{ControlPlane, Inner, TRIES, put_function, service_error, too_busy};
+use super::{ControlPlane, Inner, TRIES, service_error, too_busy};
 use crate::name::{Caller, Target, not_found};
 use crate::record::{AccountRecord, LATEST, account_key, function_key};
 use crate::rules::concurrency;
@@ -107,7 +107,7 @@ impl Inner {
             // The function's record goes with it, so that a deletion at the same time leaves no reservation behind.
             let ops = vec![
                 put_account(&account_key, &record, account.stored),
-                put_function(&entry.function, Precondition::Version(entry.stored)),
+                self.put_function(&entry.function, Precondition::Version(entry.stored)),
             ];
             match self.commit(ops).await {
                 Ok(()) => return Ok(()),

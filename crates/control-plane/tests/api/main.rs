@@ -11,6 +11,7 @@ mod images;
 mod peers;
 mod permissions;
 mod resolving;
+mod secrets;
 mod snap_start;
 mod support;
 mod tags;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use control_plane::{
-    Caller, Config, ControlPlane, ImageCatalog, ImageFault, ImageFaultKind, RuntimeCatalog, SnapshotCatalog,
+    Caller, Config, ControlPlane, ImageCatalog, ImageFault, ImageFaultKind, Metadata, RuntimeCatalog, SnapshotCatalog,
     SnapshotFault,
 };
 use domain::{AccountId, FunctionVersion, ImageRef, SystemClock, VersionKey};
@@ -22,6 +22,9 @@ use tokio::sync::watch;
 
 pub const ARN: &str = "arn:aws:lambda:us-east-1:111111111111:function";
 pub const ROLE: &str = "arn:aws:iam::111111111111:role/r";
+
+/// In the directory of a [`World`].
+pub const KEY_FILE: &str = "secrets.key";
 
 /// Every runtime but a few, ready when the gate is open.
 pub struct Runtimes {
@@ -112,7 +115,8 @@ impl SnapshotCatalog for Snapshots {
 
 pub struct World {
     pub dir: PathBuf,
-    _owned: Option<tempfile::TempDir>,
+    /// Removed with the world.
+    pub owned: Option<tempfile::TempDir>,
     pub store: Arc<SqliteStore>,
     pub runtimes: Arc<Runtimes>,
     pub images: Arc<Images>,
@@ -127,14 +131,29 @@ impl World {
 
     pub async fn at(dir: tempfile::TempDir, config: Config) -> Self {
         let world = Self::in_dir(dir.path(), config).await;
-        Self { _owned: Some(dir), ..world }
+        Self { owned: Some(dir), ..world }
     }
 
     pub async fn in_dir(dir: &Path, config: Config) -> Self {
-        Self::over(dir, config, BTreeSet::new(), Arc::default()).await
+        Self::over(dir, config, BTreeSet::new(), Arc::default()).await.unwrap()
     }
 
-    async fn over(dir: &Path, config: Config, pulled: BTreeSet<String>, snapshots: Arc<Snapshots>) -> Self {
+    /// Over what is there, with the keys that are there.
+    pub async fn try_in_dir(dir: &Path) -> Result<Self, control_plane::Error> {
+        Self::over(dir, Config::default(), BTreeSet::new(), Arc::default()).await
+    }
+
+    async fn over(
+        dir: &Path,
+        config: Config,
+        pulled: BTreeSet<String>,
+        snapshots: Arc<Snapshots>,
+    ) -> Result<Self, control_plane::Error> {
+        let key_file = dir.join(KEY_FILE);
+        let keys = match secrets::read(&key_file).unwrap() {
+            Some(keys) => keys,
+            None => secrets::create(&key_file).unwrap(),
+        };
         let store = Arc::new(SqliteStore::open(dir.join("metadata.db")).await.unwrap());
         Self::of(dir, config, store, pulled, snapshots).await
     }
@@ -165,15 +184,21 @@ impl World {
         let images = Arc::new(Images { pulled: parking_lot::Mutex::new(pulled) });
         let plane = ControlPlane::open(
             config,
-            store.clone(),
+            Metadata { store: store.clone(), keys: Arc::new(keys) },
             packages,
             runtimes.clone(),
             images.clone(),
             snapshots.clone(),
             clock,
         );
-        let plane = plane.await.unwrap();
-        Self { dir: dir.to_owned(), _owned: None, store, runtimes, images, snapshots, plane }
+        let plane = match plane.await {
+            Ok(plane) => plane,
+            Err(error) => {
+                store.close().await;
+                return Err(error);
+            }
+        };
+        Ok(Self { dir: dir.to_owned(), owned: None, store, runtimes, images, snapshots, plane })
     }
 
     /// Ends this process' control plane as a crash would, and starts the next one.
@@ -183,11 +208,11 @@ impl World {
 
     /// The same, with these images there.
     pub async fn restart_with(self, pulled: BTreeSet<String>) -> Self {
-        let Self { dir, _owned, store, plane, snapshots, .. } = self;
+        let Self { dir, owned, store, plane, snapshots, .. } = self;
         drop(plane);
         store.close().await;
-        let world = Self::over(&dir, Config::default(), pulled, snapshots).await;
-        Self { _owned, ..world }
+        let world = Self::over(&dir, Config::default(), pulled, snapshots).await.unwrap();
+        Self { owned, ..world }
     }
 
     /// Creates a Python function and waits until it is Active.

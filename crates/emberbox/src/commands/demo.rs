@@ -65,7 +65,8 @@ fn set_up(no_install: bool) -> Result<()> {
 async fn with_server() -> Result<ExitCode> {
     let directory = tempfile::Builder::new().prefix("emberbox-demo-").tempdir().context("make a data directory")?;
     let (data, samples) = (directory.path().join("data"), directory.path().join("samples"));
-    share_runtimes(&data)?;
+    // Set-up rather than the demo's data: `emberbox serve` finds them as well.
+    data_dir::share_runtimes(&data_dir::default_dir()?, &data)?;
     let config = Config { listen: ([127, 0, 0, 1], 0).into(), data_dir: Some(data.clone()), ..Config::default() };
     heading("Start the server");
     let started = Instant::now();
@@ -147,19 +148,6 @@ async fn prepare_python(data: &Path) -> Result<String> {
     }
     runtimes.ensure(&newest.name, &Shown::new()).await?;
     Ok(newest.name)
-}
-
-/// Runtimes are set-up rather than the demo's data: they are kept, where `emberbox serve` finds them as well.
-fn share_runtimes(data: &Path) -> Result<()> {
-    let kept = data_dir::default_dir()?;
-    data_dir::make(&kept)?;
-    data_dir::make(data)?;
-    for part in ["runtimes", "roots"] {
-        let target = kept.join(part);
-        fs::create_dir_all(&target).with_context(|| format!("make {}", target.display()))?;
-        std::os::unix::fs::symlink(&target, data.join(part)).with_context(|| format!("link {}", target.display()))?;
-    }
-    Ok(())
 }
 
 /// Commands as a user types them, with paths relative to the samples.

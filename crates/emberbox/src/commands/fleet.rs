@@ -194,7 +194,7 @@ async fn serve_join(dir: Option<PathBuf>, listen: SocketAddr, life: Duration) ->
     let dir = ca_dir(dir)?;
     let ca = Ca::load(&dir)?;
     let fingerprint = ca.fingerprint();
-    let mut signals = Signals::new()?;
+    let mut signals = Signals::new(false)?;
     let settings = Settings { member_life: life, ..Settings::default() };
     let server = JoinServer::bind(ca, Arc::new(FileLedger::new(&dir)), listen, settings).await?;
     // On stdout, at once: scripts wait for it.

@@ -1,16 +1,20 @@
 //! `emberbox serve`: configuration, log, banner and signals around [`crate::serve`].
 
+use std::future::Future;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::Serve;
 use crate::config::Config;
 use crate::serve::Emberbox;
+#[cfg(feature = "cluster")]
+use crate::serve::fleet::Fleet;
 use crate::{log, ui};
 
 /// What is logged unless EMBERBOX_LOG says otherwise.
@@ -24,6 +28,13 @@ pub fn run(args: Serve) -> Result<ExitCode> {
     };
     config.listen = args.listen.unwrap_or(config.listen);
     config.data_dir = args.data_dir.or(config.data_dir);
+    #[cfg(feature = "cluster")]
+    if !args.roles.is_empty() {
+        let cluster = config.cluster.as_mut();
+        let cluster =
+            cluster.context("--roles is for a process of a fleet: say by [cluster] in the configuration which")?;
+        cluster.roles = args.roles;
+    }
     let filter = EnvFilter::try_from_env("EMBERBOX_LOG").unwrap_or_else(|_| EnvFilter::new(LOG));
     // Invocations log, and none should wait for a terminal or for another's line. What is queued is written at the end.
     let (writer, _written_at_the_end) = log::gathered(std::io::stderr());
@@ -43,7 +54,7 @@ pub fn run(args: Serve) -> Result<ExitCode> {
         .enable_all()
         .build()
         .context("start the async runtime")?;
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(config, args.with_parent))
 }
 
 /// Half the cores, for the other half runs the functions. Fewer threads also hand work to each other less often, which is
@@ -52,12 +63,12 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
-async fn serve(config: Config) -> Result<ExitCode> {
+async fn serve(config: Config, with_parent: bool) -> Result<ExitCode> {
     // Before anything is started, so that no signal ends the process with something left behind.
-    let mut signals = Signals::new()?;
+    let mut signals = Signals::new(with_parent)?;
     let limit = config.stop_limit.as_secs();
-    let server = Emberbox::start(config).await?;
-    banner(server.endpoint())?;
+    let server = Running::start(config).await?;
+    print(&server.banner())?;
     signals.next().await;
     eprintln!(
         "Stopping: running invocations finish first, for {limit} s at most. A second signal does not wait for them."
@@ -66,35 +77,94 @@ async fn serve(config: Config) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// All roles, or those of a process of a fleet.
+enum Running {
+    Whole(Emberbox),
+    #[cfg(feature = "cluster")]
+    Part(Fleet),
+}
+
+impl Running {
+    async fn start(config: Config) -> Result<Self> {
+        #[cfg(feature = "cluster")]
+        if let Some(cluster) = config.cluster.clone() {
+            return Ok(Self::Part(Fleet::start(config, cluster).await?));
+        }
+        Ok(Self::Whole(Emberbox::start(config).await?))
+    }
+
+    fn banner(&self) -> String {
+        let version = env!("CARGO_PKG_VERSION");
+        let endpoint = match self {
+            Self::Whole(server) => server.endpoint(),
+            #[cfg(feature = "cluster")]
+            Self::Part(fleet) => {
+                let roles: Vec<String> = fleet.roles().iter().map(ToString::to_string).collect();
+                let (id, roles, address) = (fleet.id(), roles.join(", "), fleet.address());
+                let at = fleet.endpoint().map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
+                return format!(
+                    "Emberbox {version} is ready{at}: {id}, with {roles}; the fleet reaches it on {address}.\n"
+                );
+            }
+        };
+        format!(
+            "Emberbox {version} is ready at {endpoint}. To use it, paste into another terminal:\n\n\
+             export AWS_ENDPOINT_URL_LAMBDA={endpoint}\n\
+             export AWS_ENDPOINT_URL_SQS={endpoint}\n\n\
+             then `emberbox deploy PATH --name NAME`, or any AWS tool. Ctrl-C stops it.\n"
+        )
+    }
+
+    async fn stop(self, hurry: impl Future<Output = ()>) {
+        match self {
+            Self::Whole(server) => server.stop(hurry).await,
+            #[cfg(feature = "cluster")]
+            Self::Part(fleet) => fleet.stop(hurry).await,
+        }
+    }
+}
+
 /// On stdout, at once: scripts wait for it.
-fn banner(endpoint: &str) -> Result<()> {
-    let text = format!(
-        "Emberbox {} is ready at {endpoint}. To use it, paste into another terminal:\n\n\
-         export AWS_ENDPOINT_URL_LAMBDA={endpoint}\n\
-         export AWS_ENDPOINT_URL_SQS={endpoint}\n\n\
-         then `emberbox deploy PATH --name NAME`, or any AWS tool. Ctrl-C stops it.\n",
-        env!("CARGO_PKG_VERSION"),
-    );
+fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("write to stdout")
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM and SIGINT, and the end of the process that started this one.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// `None` where nobody looks for it.
+    parent: Option<oneshot::Receiver<()>>,
 }
 
 impl Signals {
-    pub(super) fn new() -> Result<Self> {
+    pub(super) fn new(with_parent: bool) -> Result<Self> {
         let catch = |kind| signal(kind).context("catch signals");
-        Ok(Self { terminate: catch(SignalKind::terminate())?, interrupt: catch(SignalKind::interrupt())? })
+        let parent = with_parent.then(|| {
+            let (sender, receiver) = oneshot::channel();
+            // It is blocked for good, and the process does not wait for it.
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+                let _ = sender.send(());
+            });
+            receiver
+        });
+        Ok(Self { terminate: catch(SignalKind::terminate())?, interrupt: catch(SignalKind::interrupt())?, parent })
     }
 
     pub(super) async fn next(&mut self) {
+        let parent = async {
+            match &mut self.parent {
+                Some(gone) => _ = gone.await,
+                None => std::future::pending().await,
+            }
+            self.parent = None;
+        };
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            () = parent => {}
         }
     }
 }

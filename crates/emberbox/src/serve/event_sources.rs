@@ -38,6 +38,14 @@ impl EventSources {
         Self { service, running }
     }
 
+    /// Has the mappings that are made held against the queues, in a process that does not serve them.
+    #[cfg(feature = "cluster")]
+    pub fn check(queues: SqsConfig, control_plane: &ControlPlane) {
+        let own = queues.http_client.is_some();
+        let queues = Arc::new(SqsQueues::new(queues));
+        control_plane.check_event_sources_with(Arc::new(Queues { queues, own }));
+    }
+
     /// Receives nothing more, and waits `limit` for the batches that run.
     pub async fn stop(&self, limit: Duration) {
         self.service.stop(limit).await;

@@ -28,19 +28,21 @@ use crate::config::{Config, EventEngine};
 pub struct Asynchronous {
     queue: Arc<dyn EventQueue>,
     pollers: pollers::Service,
-    running: JoinHandle<()>,
+    /// `None` of a process that only puts events into the queue.
+    running: Option<JoinHandle<()>>,
     timelines: Arc<Timelines>,
     clock: Arc<dyn Clock>,
 }
 
 impl Asynchronous {
-    /// Takes up the events that an earlier process left.
+    /// Takes up the events that an earlier process left, if it is to work them off.
     pub async fn start(
         config: &Config,
         dir: &Path,
         control_plane: &ControlPlane,
         direct: Direct,
         delivery: DeliveryConfig,
+        polls: bool,
         registry: &mut Registry,
     ) -> Result<Self> {
         let clock = Arc::clone(&direct.clock);
@@ -60,7 +62,7 @@ impl Asynchronous {
             metrics,
         );
         records.connect(pollers.clone());
-        let running = tokio::spawn(pollers.clone().run());
+        let running = polls.then(|| tokio::spawn(pollers.clone().run()));
         Ok(Self { queue, pollers, running, timelines, clock })
     }
 
@@ -71,12 +73,16 @@ impl Asynchronous {
 
     /// Takes no more events from the queue, and waits `limit` for those that run. New ones can still be put in.
     pub async fn stop(&self, limit: Duration) {
-        self.pollers.stop(limit).await;
+        if self.running.is_some() {
+            self.pollers.stop(limit).await;
+        }
     }
 
     /// What is in the queue waits for the next start.
     pub async fn close(self) {
-        self.running.abort();
+        if let Some(running) = &self.running {
+            running.abort();
+        }
         self.queue.close().await;
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
-use domain::Clock;
+use domain::{Clock, WorkerId};
 use prometheus_client::registry::Registry;
 use runtimes::Runtimes;
 use sandbox::SandboxEngine;
@@ -50,6 +50,7 @@ pub async fn engine(config: &Config, dir: &Path) -> Result<Arc<dyn SandboxEngine
 pub fn worker(
     config: &Config,
     dir: &Path,
+    id: WorkerId,
     engine: &Arc<dyn SandboxEngine>,
     content: &Content,
     clock: &Arc<dyn Clock>,
@@ -63,7 +64,7 @@ pub fn worker(
         runtimes: content.runtimes.clone(),
         images: Arc::new(content.images.clone()),
     };
-    let config = settings::worker(config, dir);
+    let config = settings::worker(config, dir, id);
     let worker = worker::Service::new(config, Arc::clone(engine), sources, Arc::clone(clock), metrics, logs.clone())?;
     Ok((worker, logs))
 }

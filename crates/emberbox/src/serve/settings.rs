@@ -77,8 +77,26 @@ pub fn packages(config: &Config, dir: &Path) -> packages::Config {
         secret_key: s3.secret_access_key.clone(),
         session_token: None,
     });
-    let (storage, limits) = (packages::Storage::Own, packages::Limits::default());
+    let (storage, limits) = (storage(config, s3.as_ref()), packages::Limits::default());
     packages::Config { dir: dir.join("packages"), storage, limits, s3, owner: None }
+}
+
+/// Where a fleet has its packages.
+#[cfg(feature = "cluster")]
+fn storage(config: &Config, s3: Option<&packages::S3Config>) -> packages::Storage {
+    match (config.cluster.as_ref().map(|cluster| &cluster.packages), s3) {
+        (Some(config::Shared::Directory(path)), _) => packages::Storage::Shared(path.clone()),
+        (Some(config::Shared::Bucket { bucket, prefix }), Some(s3)) => {
+            packages::Storage::S3(Box::new(packages::S3Storage::new(s3.clone(), bucket, prefix)))
+        }
+        // The configuration was checked: there is no bucket without [s3].
+        (Some(config::Shared::Bucket { .. }) | None, _) => packages::Storage::Own,
+    }
+}
+
+#[cfg(not(feature = "cluster"))]
+fn storage(_: &Config, _: Option<&packages::S3Config>) -> packages::Storage {
+    packages::Storage::Own
 }
 
 /// How long a container image may take to come.
@@ -144,7 +162,7 @@ pub fn manager(config: &Config) -> worker_manager::Config {
 }
 
 /// For the worker.
-pub fn worker(config: &Config, dir: &Path) -> worker::Config {
+pub fn worker(config: &Config, dir: &Path, id: WorkerId) -> worker::Config {
     let defaults = worker::Config::default();
     let credentials = match &config.functions.credentials {
         None => defaults.credentials.clone(),
@@ -156,7 +174,7 @@ pub fn worker(config: &Config, dir: &Path) -> worker::Config {
     };
     let memory = host_memory_mb() as f64 * config.limits.memory_overcommit;
     worker::Config {
-        id: WorkerId(host_name()),
+        id,
         memory_mb: memory as u64,
         slots: config.limits.sandboxes,
         credentials,
@@ -271,13 +289,18 @@ pub fn delivery(config: &Config, own: &OwnQueues) -> delivery::DeliveryConfig {
 
 /// For the Frontend.
 pub fn frontend(config: &Config, dir: &Path) -> Result<frontend::Config> {
+    Ok(frontend_with(config, code_url_key(&dir.join("code-url.key"))?))
+}
+
+/// The same with a key that is given.
+pub fn frontend_with(config: &Config, key: CodeUrlKey) -> frontend::Config {
     let credential = |given: &config::Credential| frontend::Credential {
         access_key_id: given.access_key_id.clone(),
         secret_access_key: given.secret_access_key.clone(),
         session_token: None,
         account: given.account.clone(),
     };
-    let mut settings = frontend::Config::local(config.listen, code_url_key(&dir.join("code-url.key"))?);
+    let mut settings = frontend::Config::local(config.listen, key);
     settings.region = config.region.clone();
     settings.credentials = config.credentials.iter().map(credential).collect();
     settings.allowed_hosts = config.allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
@@ -285,8 +308,9 @@ pub fn frontend(config: &Config, dir: &Path) -> Result<frontend::Config> {
         .tls
         .as_ref()
         .map(|tls| frontend::TlsFiles { certificate: tls.cert.clone(), private_key: tls.key.clone() });
+    settings.limits.drain = config.drain;
     settings.limits.shutdown = config.stop_limit;
-    Ok(settings)
+    settings
 }
 
 /// Signs download addresses; kept, so that one given before a restart still works after it.
@@ -313,7 +337,8 @@ fn code_url_key(path: &Path) -> Result<CodeUrlKey> {
     Ok(CodeUrlKey(key))
 }
 
-fn host_name() -> Arc<str> {
+/// As the kernel knows it.
+pub fn host_name() -> Arc<str> {
     rustix::system::uname().nodename().to_string_lossy().into()
 }
 

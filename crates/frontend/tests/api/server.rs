@@ -104,6 +104,26 @@ async fn requests_in_flight_finish_before_the_end() {
 }
 
 #[tokio::test]
+async fn a_load_balancer_has_time_to_notice() {
+    let limits = Limits { drain: Duration::from_millis(300), ..Limits::default() };
+    let mut server = start_with(Config { limits, ..config() }).await;
+    let address = server.address;
+    let status = async |path| {
+        let mut stream = connect(address).await;
+        stream.write_all(&head(address, "GET", path, &[], 0)).await.unwrap();
+        reply(&mut stream).await.unwrap().status
+    };
+    assert_eq!(status("/readyz").await, 200);
+    server.stop();
+    while status("/readyz").await == 200 {}
+    // New connections are taken, and work is done, meanwhile.
+    assert_eq!((status("/readyz").await, status("/healthz").await), (503, 200));
+    assert_eq!(status("/2015-03-31/functions/f").await, 200);
+    tokio::time::timeout(PATIENCE, &mut server.task).await.unwrap().unwrap();
+    assert!(tokio::net::TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
 async fn the_end_does_not_wait_for_ever() {
     let limits = Limits { shutdown: Duration::from_millis(50), ..Limits::default() };
     let mut server = start_with(Config { limits, ..config() }).await;

@@ -54,7 +54,7 @@ impl RemoteManager {
 
 impl Inner {
     fn client(&self) -> WorkerManagerClient<Channel> {
-        WorkerManagerClient::new(self.channel.clone())
+        WorkerManagerClient::with_origin(self.channel.clone(), crate::channel::origin())
             .max_decoding_message_size(crate::MAX_MESSAGE)
             .max_encoding_message_size(crate::MAX_MESSAGE)
     }
@@ -115,6 +115,17 @@ impl WorkerManager for RemoteManager {
     fn release(&self, sandbox: SandboxId) {
         let manager = Arc::clone(&self.0);
         self.0.runtime.spawn(async move { manager.release(sandbox).await });
+    }
+
+    /// Goes on in the background, once: whoever cannot use another lease tells it again.
+    fn unreachable(&self, worker: &WorkerId) {
+        let manager = Arc::clone(&self.0);
+        let message = pb::UnreachableRequest { worker: worker.to_string() };
+        self.0.runtime.spawn(async move {
+            if let Err(error) = Inner::call(LIMIT, manager.client().unreachable(message)).await {
+                tracing::debug!(%error, "a manager was not told of a worker that cannot be reached");
+            }
+        });
     }
 
     /// Goes on in the background, for some seconds; idle sandboxes of a version that is not used go after a while in any case.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use domain::{AssignRequest, Clock, ConcurrencyLimits, Lease, SandboxId, VersionKey, WorkerManager};
+use domain::{AssignRequest, Clock, ConcurrencyLimits, Lease, SandboxId, VersionKey, WorkerId, WorkerManager};
 use tonic::{Request, Response, Status};
 
 use super::known::Known;
@@ -112,5 +112,13 @@ impl pb::worker_manager_server::WorkerManager for ManagerServer {
         self.0.known.forget(&key);
         self.0.manager.retire(&key);
         Ok(Response::new(pb::RetireAnswer {}))
+    }
+
+    async fn unreachable(
+        &self,
+        request: Request<pb::UnreachableRequest>,
+    ) -> Result<Response<pb::UnreachableAnswer>, Status> {
+        self.0.manager.unreachable(&WorkerId(request.into_inner().worker.into()));
+        Ok(Response::new(pb::UnreachableAnswer {}))
     }
 }

@@ -86,7 +86,7 @@ impl RemoteWorker {
     }
 
     pub(super) fn client(&self) -> WorkerClient<Channel> {
-        WorkerClient::new(self.shared.channel.clone())
+        WorkerClient::with_origin(self.shared.channel.clone(), crate::channel::origin())
             .max_decoding_message_size(crate::MAX_MESSAGE)
             .max_encoding_message_size(crate::MAX_MESSAGE)
     }

@@ -69,7 +69,7 @@ async fn payloads_of_six_megabytes() {
     let error = remote.invoke(id(1), request(vec![b'x'; rpc::MAX_PAYLOAD + 1])).await.unwrap_err();
     assert!(!error.retryable() && error.to_string().contains("bytes; 7340032 go between roles"), "{error}");
     // Past the client's own check: the message is refused by what receives it.
-    let mut raw = rpc::pb::worker_client::WorkerClient::new(f.channel());
+    let mut raw = rpc::pb::worker_client::WorkerClient::with_origin(f.channel(), rpc::origin());
     let sandbox = Bytes::copy_from_slice(id(1).0.as_bytes());
     let payload = Bytes::from(vec![b'x'; rpc::MAX_MESSAGE]);
     let request_id = sandbox.clone();

@@ -57,13 +57,21 @@ impl Feed {
     /// Never ends by itself.
     pub(super) async fn run(mut self) {
         let mut pauses = Pauses::new(None);
+        // Once for each time that the server is away.
         let mut told = false;
         loop {
-            let (listening, failed) = self.follow().await;
-            if listening {
-                pauses.reset();
-                told = false;
-            }
+            let failed = match self.listen().await {
+                Ok(mut listener) => {
+                    if told {
+                        tracing::info!(server = %self.link.server, "following the metadata's changes again");
+                    }
+                    told = false;
+                    pauses.reset();
+                    let Err(failed) = self.publish_from(&mut listener).await;
+                    failed
+                }
+                Err(error) => reason(&error),
+            };
             if !told {
                 let server = &self.link.server;
                 tracing::warn!(%server, reason = failed, "lost the metadata's changes; connecting again");
@@ -71,16 +79,6 @@ impl Feed {
             }
             pauses.pause().await;
         }
-    }
-
-    /// Whether it got so far as to listen, and why it ended.
-    async fn follow(&mut self) -> (bool, String) {
-        let mut listener = match self.listen().await {
-            Ok(listener) => listener,
-            Err(error) => return (false, reason(&error)),
-        };
-        let Err(error) = self.publish_from(&mut listener).await;
-        (true, error)
     }
 
     async fn listen(&self) -> Result<PgListener, sqlx::Error> {

@@ -11,9 +11,10 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::error::StoreError;
 
 /// A call goes on trying for so long while the server is away: a restart, or a failover that is quick, is only a delay.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-/// How long one attempt may take. A server that has gone without a word is found dead then, which TCP takes minutes for.
-pub(super) const ATTEMPT: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
+/// How long one attempt may wait for an answer. A server that has gone without a word is found dead then, which TCP takes
+/// minutes for.
+pub(super) const ATTEMPT: Duration = Duration::from_secs(6);
 /// How long a new connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Pauses between attempts: the first, and the longest.
@@ -22,7 +23,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_
 const SCHEMA_LENGTH: usize = 48;
 
 /// What may stand in the URL. The client would pass over others with a warning: over a misspelt `sslmode`, for example.
-const PARAMETERS: [&str; 19] = [
+const PARAMETERS: [&str; 17] = [
     "sslmode",
     "ssl-mode",
     "sslrootcert",
@@ -40,8 +41,6 @@ const PARAMETERS: [&str; 19] = [
     "user",
     "password",
     "application_name",
-    "options",
-    "options[",
 ];
 
 /// The way to the server. Prints without the password.
@@ -66,16 +65,19 @@ impl Link {
             // The URL may have a password in it, and where is not known if it is malformed.
             server: "the given URL".to_owned(),
             reason,
-            remedy: "it looks like postgres://ROLE:PASSWORD@HOST:5432/DATABASE?sslmode=verify-full",
+            remedy: "it looks like postgres://ROLE:PASSWORD@HOST:5432/DATABASE?sslmode=verify-full, \
+                     with %40 for an @ in the password, and so on for all that is no letter or digit",
         };
         if !(url.starts_with("postgres://") || url.starts_with("postgresql://")) {
             return Err(refused("it is not a URL of PostgreSQL".to_owned()));
         }
         let query = url.split_once('?').map_or("", |(_, query)| query);
+        if query.contains('@') {
+            return Err(refused("there is an @ behind the ?".to_owned()));
+        }
         for name in query.split('&').filter_map(|pair| pair.split('=').next()).filter(|name| !name.is_empty()) {
-            // `options[name]`, whose bracket may be escaped.
-            let known = |parameter: &&str| name == *parameter || (name.starts_with("options"));
-            if !PARAMETERS.iter().any(|parameter| known(&parameter)) {
+            // `options`, and `options[name]`, whose brackets may be escaped.
+            if !PARAMETERS.contains(&name) && !name.starts_with("options") {
                 return Err(refused(format!("PostgreSQL's client does not know its parameter {name}")));
             }
         }
@@ -89,7 +91,7 @@ impl Link {
                 remedy: "take at most 48 of a-z, 0-9 and _, of which the first is no digit",
             });
         }
-        let options: PgConnectOptions = url.parse().map_err(|error: sqlx::Error| refused(error.to_string()))?;
+        let options: PgConnectOptions = url.parse().map_err(|error: sqlx::Error| refused(reason(&error)))?;
         let options = options.disable_statement_logging();
         let options = match options.get_application_name() {
             Some(_) => options,
@@ -100,6 +102,9 @@ impl Link {
             None => format!("{}:{}", options.get_host(), options.get_port()),
         };
         let database = options.get_database().unwrap_or_else(|| options.get_username());
+        if database.contains('@') {
+            return Err(refused("there is an @ in the database's name".to_owned()));
+        }
         let server = format!("{host} (database {database}, schema {schema})");
         Ok(Self { options, schema: schema.to_owned(), server })
     }
@@ -161,7 +166,7 @@ impl Link {
             "42P07" | "42703" | "42P01" => {
                 "the schema does not hold what Emberbox left in it, or is another program's: name another schema, or restore it from a backup"
             }
-            _ if matches!(error, sqlx::Error::Tls(_)) => {
+            _ if matches!(error, sqlx::Error::Tls(_) | sqlx::Error::Io(_)) => {
                 "check sslmode and sslrootcert in the URL, and the server's certificate"
             }
             _ => "the server's log may say more",
@@ -186,6 +191,8 @@ pub(super) async fn in_time<T>(
 /// standby, a lock that another process holds for long. See PostgreSQL's list of error codes.
 pub(super) fn is_away(error: &sqlx::Error) -> bool {
     match error {
+        // A certificate that is not the right one.
+        sqlx::Error::Io(error) if error.kind() == io::ErrorKind::InvalidData => false,
         sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed | sqlx::Error::Protocol(_) => true,
         sqlx::Error::Database(error) => error.code().is_some_and(|code| {
             // Connection, resources, rolled back for another's sake.
@@ -202,6 +209,8 @@ pub(super) fn reason(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Io(error) => error.to_string(),
         sqlx::Error::Database(error) => error.message().to_owned(),
+        sqlx::Error::Configuration(error) => error.to_string(),
+        sqlx::Error::Protocol(error) => format!("the connection ended, or this is no PostgreSQL: {error}"),
         error => error.to_string(),
     }
 }
@@ -214,8 +223,8 @@ async fn set_up(connection: &mut PgConnection, schema: &str) -> Result<(), sqlx:
         "SELECT pg_is_in_recovery(), set_config('search_path', $1, false),
              set_config('synchronous_commit', CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on'
                  ELSE current_setting('synchronous_commit') END, false),
-             set_config('idle_in_transaction_session_timeout', '5s', false), set_config('lock_timeout', '8s', false),
-             set_config('statement_timeout', '60s', false), set_config('tcp_keepalives_idle', '10', false),
+             set_config('idle_in_transaction_session_timeout', '3s', false), set_config('lock_timeout', '5s', false),
+             set_config('statement_timeout', '5min', false), set_config('tcp_keepalives_idle', '10', false),
              set_config('tcp_keepalives_interval', '5', false), set_config('tcp_keepalives_count', '3', false),
              set_config('tcp_user_timeout', '15s', false)",
     )

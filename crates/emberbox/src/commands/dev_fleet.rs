@@ -1,0 +1,293 @@
+//! `emberbox dev-fleet`: a whole fleet as processes on this machine, to try, and for tests.
+//!
+//! ```text
+//!  PostgreSQL ◄── metadata, members, events ── frontend-1 … worker-manager-1 … pollers-1 … worker-1 …
+//!  DIR/packages ◄───────────── code ───────────┘
+//! ```
+//!
+//! Each process has a certificate of the fleet's own authority (`DIR/ca`), and is `emberbox serve` with a configuration of its own in `DIR/<name>`. A process that dies stays dead: that is what
+//! people want to see. All of them end with this one, however it ends.
+
+mod authority;
+mod postgres;
+mod process;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{ExitCode, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use futures::future::{join_all, select_all};
+use membership::Role;
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::cli::DevFleet;
+use crate::data_dir;
+use crate::ui;
+use authority::Authority;
+use postgres::Postgres;
+use process::{Line, Process};
+
+/// How long the processes may take to be ready.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// Lines of the log that wait for the terminal.
+const LINES: usize = 1024;
+/// What each process says on its standard output once it is ready.
+const READY: &str = "is ready";
+/// The keys of the functions' environment variables, in the data directory.
+const SECRETS: &str = "secrets.key";
+
+/// `emberbox dev-fleet`
+pub fn run(args: DevFleet) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(fleet(args))
+}
+
+/// What a script wants to know, in one line on standard output.
+#[derive(Serialize)]
+struct Shown<'a> {
+    endpoints: &'a [String],
+    database: &'a str,
+    data_dir: &'a Path,
+    processes: Vec<ShownProcess<'a>>,
+}
+
+#[derive(Serialize)]
+struct ShownProcess<'a> {
+    name: &'a str,
+    pid: Option<u32>,
+}
+
+async fn fleet(args: DevFleet) -> Result<ExitCode> {
+    let temporary;
+    let dir = match &args.data_dir {
+        Some(dir) => {
+            std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+            std::fs::canonicalize(dir).with_context(|| format!("find {}", dir.display()))?
+        }
+        None => {
+            temporary =
+                tempfile::Builder::new().prefix("emberbox-fleet-").tempdir().context("make a data directory")?;
+            // Other users have to pass it: functions are not root's, nor is PostgreSQL.
+            let open = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+            std::fs::set_permissions(temporary.path(), open).context("open the data directory to functions")?;
+            temporary.path().to_owned()
+        }
+    };
+    let postgres = match &args.database {
+        Some(_) => None,
+        None => Some(Postgres::start(&dir.join("postgres"))?),
+    };
+    let database = match (&args.database, &postgres) {
+        (Some(url), _) => url.clone(),
+        (None, Some(postgres)) => postgres.url(),
+        (None, None) => unreachable!("one of them is there"),
+    };
+    let keys = dir.join(SECRETS);
+    if secrets::read(&keys)?.is_none() {
+        secrets::create(&keys)?;
+    }
+    // Installed once for all workers; without a directory of the user's own, once for good.
+    let runtimes = match args.data_dir {
+        Some(_) => dir.clone(),
+        None => data_dir::default_dir()?,
+    };
+    let base = match &args.config {
+        Some(path) => std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?,
+        None => String::new(),
+    };
+    let base: toml::Table = base.parse().context("read the configuration")?;
+    let authority = Authority::start(&dir.join("ca")).await?;
+    let (sender, mut lines) = mpsc::channel(LINES);
+    let mut processes = Vec::new();
+    let mut listen = args.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 4566)));
+    let counts = [
+        (Role::Worker, args.workers),
+        (Role::WorkerManager, args.managers),
+        (Role::Pollers, args.pollers),
+        (Role::Frontend, args.frontends),
+    ];
+    for (role, count) in counts {
+        for number in 1..=count {
+            let name = format!("{role}-{number}");
+            let own = dir.join(&name);
+            data_dir::share_runtimes(&runtimes, &own.join("data"))?;
+            let certificate = authority.certify(&name, role, own.join("certificate")).await?;
+            let config = configure(&base, &name, role, &dir, &database, listen, &certificate)?;
+            processes.push(Process::start(&name, &own, &config, &sender)?);
+            if role == Role::Frontend && listen.port() != 0 {
+                listen.set_port(listen.port().saturating_add(1));
+            }
+        }
+    }
+    let result = tokio::select! {
+        result = live(&args, &dir, &database, &mut processes, &mut lines) => result,
+        signal = stop_signal() => signal,
+    };
+    eprintln!("Stopping the fleet.");
+    // Frontends first, so that nothing new comes; workers last, so that what runs can finish.
+    let printing = async {
+        while let Some(line) = lines.recv().await {
+            print_line(&line);
+        }
+    };
+    let stopping = async {
+        let mut failed = Vec::new();
+        while !processes.is_empty() {
+            let role = |process: &Process| process.name.rsplit_once('-').map(|(role, _)| role.to_owned());
+            let last = processes.last().and_then(role);
+            let (now, rest): (Vec<_>, Vec<_>) = processes.drain(..).partition(|process| role(process) == last);
+            processes = rest;
+            failed.extend(join_all(now.into_iter().map(Process::stop)).await.into_iter().filter_map(Result::err));
+        }
+        failed
+    };
+    drop(sender);
+    let failed = tokio::select! {
+        failed = stopping => failed,
+        () = async { printing.await; std::future::pending().await } => unreachable!("it waits for ever"),
+    };
+    for error in &failed {
+        eprintln!("{} {}", ui::error_label(), ui::explain(error));
+    }
+    drop(postgres);
+    result?;
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What happens to a fleet.
+enum Event {
+    Wrote(Line),
+    /// The process at this place.
+    Ended(usize, ExitStatus),
+    Late,
+}
+
+/// Waits for the next; `deadline` is that of the start, while it lasts.
+async fn next(
+    alive: &mut [&mut Process],
+    lines: &mut mpsc::Receiver<Line>,
+    deadline: Option<Instant>,
+) -> Result<Event> {
+    let ended = select_all(alive.iter_mut().map(|process| Box::pin(process.ended())));
+    let late = async {
+        match deadline {
+            Some(deadline) => tokio::time::sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        // What a process said last is shown before its end.
+        biased;
+        Some(line) = lines.recv() => Ok(Event::Wrote(line)),
+        (status, at, _) = ended => Ok(Event::Ended(at, status?)),
+        () = late => Ok(Event::Late),
+    }
+}
+
+/// Waits until all are ready, says so, and shows what they write, until all have ended.
+async fn live(
+    args: &DevFleet,
+    dir: &Path,
+    database: &str,
+    processes: &mut [Process],
+    lines: &mut mpsc::Receiver<Line>,
+) -> Result<()> {
+    let names: Vec<(String, Option<u32>)> = processes.iter().map(|p| (p.name.clone(), p.pid())).collect();
+    let mut missing: Vec<String> = names.iter().map(|(name, _)| name.clone()).collect();
+    let mut endpoints: Vec<(String, String)> = Vec::new();
+    let deadline = Instant::now() + START_LIMIT;
+    let mut alive: Vec<&mut Process> = processes.iter_mut().collect();
+    loop {
+        match next(&mut alive, lines, (!missing.is_empty()).then_some(deadline)).await? {
+            Event::Wrote(line) if line.text.contains(READY) && missing.contains(&line.name) => {
+                missing.retain(|name| *name != line.name);
+                let endpoint = line.text.split_whitespace().find(|word| word.starts_with("http"));
+                endpoints.extend(endpoint.map(|url| (line.name.clone(), url.trim_end_matches(':').to_owned())));
+                if missing.is_empty() {
+                    endpoints.sort();
+                    let endpoints: Vec<String> = endpoints.iter().map(|(_, endpoint)| endpoint.clone()).collect();
+                    let processes = names.iter().map(|(name, pid)| ShownProcess { name, pid: *pid }).collect();
+                    announce(args, &Shown { endpoints: &endpoints, database, data_dir: dir, processes })?;
+                }
+            }
+            Event::Wrote(line) => print_line(&line),
+            Event::Ended(at, status) => {
+                let process = alive.swap_remove(at);
+                if missing.contains(&process.name) {
+                    bail!("{} did not start ({status}): what it said stands above", process.name);
+                }
+                eprintln!("{} has ended ({status})", process.name);
+                if alive.is_empty() {
+                    bail!("all processes of the fleet have ended");
+                }
+            }
+            Event::Late => bail!("not ready after {} s: {}", START_LIMIT.as_secs(), missing.join(", ")),
+        }
+    }
+}
+
+fn announce(args: &DevFleet, shown: &Shown<'_>) -> Result<()> {
+    if args.json {
+        return super::print(format!("{}\n", serde_json::to_string(shown).context("make JSON")?).as_bytes());
+    }
+    let first = shown.endpoints.first().map_or("", String::as_str);
+    let mut text =
+        format!("A fleet of {} processes is ready, at {}.\n", shown.processes.len(), shown.endpoints.join(" and "));
+    text += &format!("Its database is {}; everything is in {}.\n", shown.database, shown.data_dir.display());
+    for process in &shown.processes {
+        text += &format!("  {:<20} process {}\n", process.name, process.pid.unwrap_or_default());
+    }
+    text += &format!("\nexport AWS_ENDPOINT_URL_LAMBDA={first}\n\nKill any of them, and see. Ctrl-C stops them all.\n");
+    super::print(text.as_bytes())
+}
+
+fn print_line(line: &Line) {
+    eprintln!("{} {}", ui::dim(&format!("{:<18}", line.name)), line.text);
+}
+
+/// The user's configuration, with what makes it that of one process.
+fn configure(
+    base: &toml::Table,
+    name: &str,
+    role: Role,
+    dir: &Path,
+    database: &str,
+    listen: SocketAddr,
+    certificate: &Path,
+) -> Result<toml::Table> {
+    let text = |path: &Path| path.to_str().map(ToOwned::to_owned).context("the data directory is not UTF-8");
+    let mut config = base.clone();
+    config.insert("listen".into(), listen.to_string().into());
+    config.insert("data_dir".into(), text(&dir.join(name).join("data"))?.into());
+    let mut cluster = match config.remove("cluster") {
+        Some(toml::Value::Table(cluster)) => cluster,
+        _ => toml::Table::new(),
+    };
+    cluster.insert("id".into(), name.into());
+    cluster.insert("roles".into(), vec![role.to_string()].into());
+    cluster.insert("database".into(), database.into());
+    cluster.insert("bind".into(), "127.0.0.1:0".into());
+    cluster.insert("tls".into(), text(certificate)?.into());
+    config.entry("secrets_file").or_insert(text(&dir.join(SECRETS))?.into());
+    cluster.insert("packages".into(), text(&dir.join("packages"))?.into());
+    config.insert("cluster".into(), cluster.into());
+    Ok(config)
+}
+
+async fn stop_signal() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("catch signals")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        result = tokio::signal::ctrl_c() => result.context("catch signals")?,
+    }
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! The other processes with a copy of the metadata: a change is answered when they have it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use control_plane::ControlPlane;
+use futures::future::join_all;
+use membership::{MemberId, Membership, Role};
+use rpc::{Channels, MetadataCopy, RemoteFrontend};
+
+/// How long a change waits for one that does not answer: it is dead, and soon out of the view, or cannot reach the database.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Asks them all.
+pub struct Peers {
+    me: MemberId,
+    membership: Membership,
+    channels: Channels,
+}
+
+impl Peers {
+    /// Those in the views of this member.
+    pub fn new(membership: Membership, channels: Channels) -> Self {
+        Self { me: membership.id().clone(), membership, channels }
+    }
+}
+
+#[async_trait]
+impl control_plane::Peers for Peers {
+    async fn caught_up(&self, revision: u64) {
+        let view = self.membership.view();
+        let others = view.members().iter().filter(|member| member.id != self.me);
+        let with_copy = others.filter_map(|member| {
+            let role = match (member.is(Role::Frontend), member.is(Role::Pollers)) {
+                (true, _) => rpc::Role::Frontend,
+                (false, true) => rpc::Role::Pollers,
+                (false, false) => return None,
+            };
+            let peer = rpc::Member::new(role, member.id.as_str());
+            Some((member.id.clone(), RemoteFrontend::new(self.channels.channel(&member.address, &peer))))
+        });
+        let asked = with_copy.map(|(id, frontend)| async move {
+            if let Err(error) = frontend.caught_up(revision, PATIENCE).await {
+                tracing::warn!(member = %id, revision, error, "a change was answered before this process has it");
+            }
+        });
+        join_all(asked).await;
+    }
+}
+
+/// This process' own copy, for the others; it comes after the socket that they ask on.
+pub struct OwnCopy(pub tokio::sync::watch::Receiver<Option<ControlPlane>>);
+
+#[async_trait]
+impl MetadataCopy for OwnCopy {
+    async fn applied(&self, revision: u64) {
+        let mut copy = self.0.clone();
+        let Ok(plane) = copy.wait_for(Option::is_some).await.map(|plane| plane.clone()) else { return };
+        if let Some(plane) = plane {
+            plane.applied(revision).await;
+        }
+    }
+}
+
+/// What both take.
+pub struct Barrier {
+    /// Who are asked.
+    pub peers: Arc<Peers>,
+    /// What the others ask about.
+    pub own: tokio::sync::watch::Sender<Option<ControlPlane>>,
+}

@@ -1,0 +1,263 @@
+"""A fleet of processes on this machine: `emberbox dev-fleet`, and what its members do when others come, go and die."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+
+import boto3
+import botocore.config
+import pytest
+
+from conftest import BINARY, PYTHON, ROLE, RUNTIMES, wait_until, zip_bytes
+
+pytestmark = [
+    pytest.mark.needs("root", "cgroups", "postgresql"),
+    pytest.mark.process_only("the roles do not differ with the kind of sandbox"),
+]
+
+CODE = """
+import os, time
+
+def handler(event, context):
+    time.sleep(event.get("sleep", 0))
+    return {"stage": os.environ.get("STAGE"), "sandbox": open("/proc/sys/kernel/random/uuid").read() and BORN, "n": event.get("n")}
+
+BORN = open("/proc/sys/kernel/random/uuid").read().strip()
+"""
+
+
+class Fleet:
+    """`emberbox dev-fleet` in a directory of its own."""
+
+    def __init__(self, *args, config=""):
+        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="emberbox-fleet-"))
+        self.dir.chmod(0o711)
+        for shared in ("runtimes", "roots"):
+            (RUNTIMES / shared).mkdir(parents=True, exist_ok=True)
+            (self.dir / shared).symlink_to(RUNTIMES / shared)
+        self.log_path = self.dir / "fleet.log"
+        (self.dir / "base.toml").write_text(config)
+        command = [BINARY, "dev-fleet", "--json", "--listen", "127.0.0.1:0", "--data-dir", self.dir, "--config", self.dir / "base.toml"]
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(
+                [str(part) for part in command] + list(args), stdout=subprocess.PIPE, stderr=log, start_new_session=True
+            )
+        line = self.process.stdout.readline()
+        if not line:
+            raise AssertionError("the fleet did not start:\n" + self.log())
+        shown = json.loads(line)
+        self.endpoints = shown["endpoints"]
+        self.replaced = []
+        self.pids = {process["name"]: process["pid"] for process in shown["processes"]}
+
+    def log(self):
+        return self.log_path.read_text(errors="replace")[-6000:]
+
+    def client(self, frontend=0, retries=0, service="lambda"):
+        config = botocore.config.Config(retries={"max_attempts": retries}, read_timeout=60, connect_timeout=5)
+        return boto3.client(
+            service, endpoint_url=self.endpoints[frontend], region_name="us-east-1", config=config,
+            aws_access_key_id="000000000000", aws_secret_access_key="x",
+        )
+
+    def kill(self, name, sig=signal.SIGKILL):
+        os.kill(self.pids[name], sig)
+
+    def replace(self, name):
+        """Stops a member as an upgrade does, and starts another process in its place."""
+        self.kill(name, signal.SIGTERM)
+        gone = lambda: not alive(self.pids[name])
+        wait_until(gone, what=f"{name} has stopped")
+        with open(self.log_path, "ab") as log:
+            process = subprocess.Popen(
+                [str(BINARY), "serve", "--config", str(self.dir / name / "emberbox.toml")],
+                stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+            )
+        assert b"is ready" in process.stdout.readline(), self.log()
+        self.replaced.append(process)
+        self.pids[name] = process.pid
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(60)
+        self.process.stdout.close()
+        return code
+
+    def remove(self):
+        for process in self.replaced:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+
+def alive(pid):
+    """Whether it runs; one that only waits to be waited for does not."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def fleet(request):
+    fleet = Fleet(*getattr(request, "param", ()))
+    yield fleet
+    if request.session.testsfailed:
+        print(fleet.log())
+    fleet.remove()
+
+
+def create(client, name, **settings):
+    client.create_function(
+        FunctionName=name, Runtime=PYTHON, Role=ROLE, Handler="index.handler", Timeout=30, MemorySize=128,
+        Code={"ZipFile": zip_bytes({"index.py": CODE})}, **settings,
+    )
+    client.get_waiter("function_active_v2").wait(FunctionName=name, WaiterConfig={"Delay": 1})
+
+
+def invoke(client, name, **event):
+    answer = client.invoke(FunctionName=name, Payload=json.dumps(event))
+    body = json.loads(answer["Payload"].read())
+    assert "FunctionError" not in answer, body
+    return body
+
+
+def test_every_frontend_sees_what_another_one_changed(fleet):
+    one, other = fleet.client(0), fleet.client(1)
+    create(one, "f", Environment={"Variables": {"STAGE": "0"}})
+    assert invoke(other, "f", n=1)["n"] == 1
+    for stage in range(1, 6):
+        here, there = (one, other) if stage % 2 else (other, one)
+        here.update_function_configuration(FunctionName="f", Environment={"Variables": {"STAGE": str(stage)}})
+        # No wait in between: a change that was answered is known to all.
+        assert there.get_function_configuration(FunctionName="f")["Environment"]["Variables"]["STAGE"] == str(stage)
+        here.get_waiter("function_updated_v2").wait(FunctionName="f", WaiterConfig={"Delay": 1})
+        assert invoke(there, "f")["stage"] == str(stage)
+    location = one.get_function(FunctionName="f")["Code"]["Location"]
+    assert subprocess.run(["curl", "-sf", location.replace(fleet.endpoints[0], fleet.endpoints[1])], capture_output=True).stdout[:2] == b"PK"
+    other.delete_function(FunctionName="f")
+    with pytest.raises(one.exceptions.ResourceNotFoundException):
+        one.invoke(FunctionName="f")
+
+
+def test_warm_sandboxes_are_shared_and_outlive_their_managers(fleet):
+    clients = [fleet.client(0), fleet.client(1)]
+    for n in range(6):
+        create(clients[0], f"f{n}")
+    before = {n: invoke(clients[n % 2], f"f{n}")["sandbox"] for n in range(6)}
+    assert {n: invoke(clients[1 - n % 2], f"f{n}")["sandbox"] for n in range(6)} == before, "one manager for each function"
+    fleet.kill("worker-manager-1")
+    began = time.monotonic()
+    after = {n: invoke(clients[n % 2], f"f{n}")["sandbox"] for n in range(6)}
+    print(f"all functions answered {time.monotonic() - began:.2f} s after their manager was killed")
+    assert after == before, "warm sandboxes stay warm"
+    assert time.monotonic() - began < 6
+
+
+def test_a_worker_that_dies_takes_nothing_but_what_ran_there(fleet):
+    client = fleet.client(retries=0)
+    create(client, "f")
+    # Sandboxes on more than one worker.
+    answers = in_parallel(12, lambda n: invoke(client, "f", n=n, sleep=0.5))
+    assert sorted(answer["n"] for answer in answers) == list(range(12))
+    running = [threading.Thread(target=lambda: errors.append(attempt(client)), daemon=True) for _ in range(6)]
+    errors = []
+    [thread.start() for thread in running]
+    time.sleep(0.5)
+    fleet.kill("worker-1")
+    began = time.monotonic()
+    [thread.join(30) for thread in running]
+    assert len(errors) == 6, "an invocation hangs"
+    assert all(error is None or "ServiceException" in error or "unable to run" in error for error in errors), errors
+    for n in range(10):
+        assert invoke(client, "f", n=n)["n"] == n
+    print(f"{sum(error is not None for error in errors)} of 6 invocations were lost; all well {time.monotonic() - began:.2f} s later")
+
+
+def attempt(client):
+    try:
+        invoke(client, "f", sleep=2)
+    except Exception as error:
+        return str(error)
+
+
+def in_parallel(count, work):
+    answers = [None] * count
+
+    def run(n):
+        answers[n] = work(n)
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
+    [thread.start() for thread in threads]
+    [thread.join(60) for thread in threads]
+    return answers
+
+
+def test_events_run_whichever_frontend_took_them(fleet):
+    create(fleet.client(0), "f")
+    for n in range(4):
+        answer = fleet.client(n % 2).invoke(FunctionName="f", InvocationType="Event", Payload=json.dumps({"n": n}))
+        assert answer["StatusCode"] == 202
+    wait_until(lambda: succeeded(fleet, "f") == 4, what="four events ran")
+
+
+def succeeded(fleet, name):
+    """From the metrics of the process with the pollers, or what the queue still has."""
+    out = subprocess.run(
+        [str(BINARY), "events", name, "--json", "--endpoint", fleet.endpoints[0]], capture_output=True, check=True, text=True,
+        env={**os.environ, "AWS_ACCESS_KEY_ID": "000000000000", "AWS_SECRET_ACCESS_KEY": "x"},
+    )
+    return 4 - json.loads(out.stdout)["depth"]
+
+
+def test_members_are_replaced_under_load_without_a_failed_invocation(fleet):
+    create(fleet.client(0), "f")
+    create(fleet.client(1), "g")
+    over, failures, done = threading.Event(), [], [0] * 6
+
+    def load(n):
+        client = fleet.client(n % 2)
+        while not over.is_set():
+            try:
+                assert invoke(client, "fg"[n // 2 % 2], n=n, sleep=0.02 * (n % 3))["n"] == n
+                done[n] += 1
+            except Exception as error:
+                failures.append((time.time(), str(error)))
+
+    threads = [threading.Thread(target=load, args=(n,), daemon=True) for n in range(6)]
+    [thread.start() for thread in threads]
+    for name in ["worker-1", "worker-manager-1", "worker-2", "pollers-1", "worker-manager-2", "worker-3"]:
+        wait_until(lambda: min(done) > 3, what="the load runs")
+        fleet.replace(name)
+        done[:] = [0] * 6
+        wait_until(lambda: min(done) > 3 or failures, what="the load runs on")
+    over.set()
+    [thread.join(60) for thread in threads]
+    assert not failures, failures[:3]
+
+
+def test_the_fleet_stops_and_leaves_nothing(fleet):
+    create(fleet.client(), "f")
+    invoke(fleet.client(), "f")
+    assert fleet.stop() == 0, fleet.log()
+    for name, pid in fleet.pids.items():
+        assert not alive(pid), f"{name} is left"
+    left = [cgroup for cgroup in pathlib.Path("/sys/fs/cgroup").rglob("*emberbox*") if any(str(pid) in cgroup.name for pid in fleet.pids.values())]
+    assert not left
+
+
+def test_the_fleet_ends_with_who_started_it(fleet):
+    fleet.process.kill()
+    fleet.process.wait()
+    gone = lambda: not any(alive(pid) for pid in fleet.pids.values())
+    wait_until(gone, what="the processes are gone")
