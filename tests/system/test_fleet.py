@@ -122,17 +122,18 @@ def alive(pid):
 
 @pytest.fixture
 def fleet(request):
-    fleet = Fleet(*getattr(request, "param", ()))
+    args, config = getattr(request, "param", ((), ""))
+    fleet = Fleet(*args, config=config)
     yield fleet
     if request.session.testsfailed:
         print(fleet.log())
     fleet.remove()
 
 
-def create(client, name, **settings):
+def create(client, name, code=CODE, **settings):
     client.create_function(
         FunctionName=name, Runtime=PYTHON, Role=ROLE, Handler="index.handler", Timeout=30, MemorySize=128,
-        Code={"ZipFile": zip_bytes({"index.py": CODE})}, **settings,
+        Code={"ZipFile": zip_bytes({"index.py": code})}, **settings,
     )
     client.get_waiter("function_active_v2").wait(FunctionName=name, WaiterConfig={"Delay": 1})
 
@@ -213,6 +214,41 @@ def in_parallel(count, work):
     [thread.start() for thread in threads]
     [thread.join(60) for thread in threads]
     return answers
+
+
+LIMITED = """
+import os, time
+
+def handler(event, context):
+    with open("/proc/uptime") as f:
+        began = float(f.read().split()[0])
+    time.sleep(event["sleep"])
+    with open("/proc/uptime") as f:
+        return [began, float(f.read().split()[0])]
+"""
+
+
+@pytest.mark.parametrize("fleet", [((), "[limits]\naccount_concurrency = 10\n")], indirect=True)
+def test_an_accounts_concurrency_is_one_over_all_managers(fleet):
+    clients = [fleet.client(0), fleet.client(1)]
+    names = [f"f{n}" for n in range(6)]
+    for name in names:
+        create(clients[0], name, LIMITED)
+    spans, reasons = [], []
+
+    def run(n):
+        for _ in range(3):
+            try:
+                spans.append(invoke(clients[n % 2], names[n % 6], sleep=1))
+            except botocore.exceptions.ClientError as error:
+                reasons.append(error.response.get("Reason"))
+                time.sleep(0.3)
+
+    in_parallel(24, run)
+    at_once = max(sum(began <= moment < ended for began, ended in spans) for moment, _ in spans)
+    print(f"{len(spans)} ran, at most {at_once} at once; {len(reasons)} were throttled")
+    assert 8 <= at_once <= 10
+    assert set(reasons) == {"ConcurrentInvocationLimitExceeded"}
 
 
 def test_without_its_database_a_fleet_goes_on_running_functions(fleet):
