@@ -27,8 +27,10 @@ use crate::frontend::FrontendServer;
 use crate::identity::Peer;
 use crate::manager::server::{ManagerServer, Undelivered};
 use crate::pb::frontend_server::FrontendServer as FrontendGrpc;
+use crate::pb::quota_server::QuotaServer as QuotaGrpc;
 use crate::pb::worker_manager_server::WorkerManagerServer as ManagerGrpc;
 use crate::pb::worker_server::WorkerServer as WorkerGrpc;
+use crate::quota::QuotaServer;
 use crate::tls::{Credentials, members};
 use crate::worker::server::WorkerServer;
 
@@ -67,6 +69,8 @@ pub struct Services {
     pub worker: Option<WorkerServer>,
     /// It is a worker manager.
     pub manager: Option<ManagerServer>,
+    /// And the home of accounts.
+    pub quota: Option<QuotaServer>,
     /// It has a copy of the metadata.
     pub frontend: Option<FrontendServer>,
 }
@@ -204,6 +208,7 @@ struct Dispatch {
     worker: Option<WorkerGrpc<WorkerServer>>,
     manager: Option<ManagerGrpc<ManagerServer>>,
     frontend: Option<FrontendGrpc<FrontendServer>>,
+    quota: Option<QuotaGrpc<QuotaServer>>,
 }
 
 impl Dispatch {
@@ -215,7 +220,8 @@ impl Dispatch {
         let manager = services
             .manager
             .map(|manager| ManagerGrpc::new(manager).max_decoding_message_size(limit).max_encoding_message_size(limit));
-        Self { worker, manager, frontend: services.frontend.map(FrontendGrpc::new) }
+        let (frontend, quota) = (services.frontend.map(FrontendGrpc::new), services.quota.map(QuotaGrpc::new));
+        Self { worker, manager, frontend, quota }
     }
 
     async fn call(&self, target: Result<Target, Refusal>, request: Request<Incoming>) -> Response<Body> {
@@ -226,6 +232,10 @@ impl Dispatch {
             },
             Ok(Target::WorkerManager) => match &self.manager {
                 Some(service) => service.clone().call(request).await.map(Delivery::watched),
+                None => return Status::unimplemented("this process is no worker manager").into_http(),
+            },
+            Ok(Target::Quota) => match &self.quota {
+                Some(service) => service.clone().call(request).await,
                 None => return Status::unimplemented("this process is no worker manager").into_http(),
             },
             Ok(Target::Frontend) => match &self.frontend {

@@ -15,6 +15,7 @@
 //! What the parts are and how they work does not differ from one process that does everything; who calls whom over a network is
 //! in `rpc`, and who is there in `membership`.
 
+mod homes;
 mod managers;
 mod peers;
 mod renewal;
@@ -31,7 +32,7 @@ use domain::{Clock, SystemClock};
 use membership::postgres::{Options, PostgresRegistry};
 use membership::{Member, MemberId, MemberState, Membership, Role};
 use prometheus_client::registry::Registry;
-use rpc::{Channels, Credentials, FrontendServer, ManagerServer, Server, Services};
+use rpc::{Channels, Credentials, FrontendServer, ManagerServer, QuotaServer, Server, Services};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -101,10 +102,18 @@ impl Fleet {
         };
         let manager = cluster.is(Role::WorkerManager).then(|| {
             let manager = worker_manager::Manager::new(Arc::clone(&clock), super::settings::manager(&config), vec![]);
+            services.quota = Some(QuotaServer::new(Arc::new(manager.clone())));
             services.manager = Some(ManagerServer::new(Arc::new(manager.clone()), Arc::clone(&clock)));
             let workers = workers::Workers::new(Arc::clone(&id), manager.clone(), channels.clone());
             followers.push(tokio::spawn(workers.run(membership.changes())));
             followers.push(tokio::spawn(manager.clone().run()));
+            let homes = homes::OtherManagers {
+                me: Arc::clone(&id),
+                own: manager.clone(),
+                membership: membership.clone(),
+                channels: channels.clone(),
+            };
+            followers.push(tokio::spawn(manager.clone().share_accounts(Arc::new(homes))));
             manager
         });
         let has_copy = cluster.is(Role::Frontend) || cluster.is(Role::Pollers);
@@ -209,7 +218,7 @@ impl Fleet {
 }
 
 async fn join(cluster: &Cluster, id: &Arc<str>, address: SocketAddr) -> Result<Membership> {
-    let options = Options { schema: Some(MEMBERS.into()), ..Options::new(&cluster.database) };
+    let options = Options { schema: MEMBERS.into(), ..Options::new(&cluster.database) };
     let registry = PostgresRegistry::connect(options);
     let member = Member {
         id: MemberId::new(Arc::clone(id)),
