@@ -74,7 +74,7 @@ pub trait Registry: Send + Sync + fmt::Debug + 'static {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum RegistryError {
     /// It did not answer, or could not do it now. Whether it was done is not known.
-    #[error("{operation} in the fleet's registry ({place}): {cause}; {advice}")]
+    #[error("{operation}: the fleet's registry ({place}): {cause}; {advice}")]
     Unavailable {
         /// What was tried.
         operation: String,

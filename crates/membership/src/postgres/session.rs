@@ -27,6 +27,7 @@ pub(super) struct Session {
 pub(super) struct Sessions {
     options: PgConnectOptions,
     schema: Option<String>,
+    limit: String,
     place: String,
 }
 
@@ -57,7 +58,8 @@ impl Sessions {
             None => format!("{}:{}", connect.get_host(), connect.get_port()),
         };
         let place = format!("PostgreSQL at {server}, database {database}");
-        Ok((Self { options: connect.clone(), schema: options.schema.clone(), place }, connect))
+        let limit = options.limit.as_millis().clamp(1, 1 << 30).to_string();
+        Ok((Self { options: connect.clone(), schema: options.schema.clone(), limit, place }, connect))
     }
 
     pub(super) fn place(&self) -> &str {
@@ -93,13 +95,11 @@ impl Sessions {
             .await?;
         let (sync, schema): (String, String) = (row.try_get(0)?, row.try_get(1)?);
         let sync = if sync == "off" { "on".to_owned() } else { sync };
-        // Of the beats; a change of membership has `sync`. The others are for a process that stops in the middle: it must not
-        // hold the fleet's row.
-        connection
-            .execute(
-                "SET synchronous_commit = off; SET idle_in_transaction_session_timeout = '1s'; SET statement_timeout = '5s'",
-            )
-            .await?;
+        // Of the beats; a change of membership has `sync`.
+        connection.execute("SET synchronous_commit = off").await?;
+        let limits = "SELECT set_config(name, $1, false)
+            FROM unnest(ARRAY['statement_timeout', 'idle_in_transaction_session_timeout']) name";
+        sqlx::query(limits).bind(&self.limit).execute(&mut connection).await?;
         Ok(Session { connection, sync, schema })
     }
 

@@ -1,6 +1,6 @@
 //! Workers, functions and managers in virtual time.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use domain::{AccountId, FunctionArn, SandboxId, WorkerId, WorkerReport};
 use fastrand::Rng;
@@ -37,7 +37,13 @@ pub struct World {
     pub starts: usize,
     /// Of these, on a worker that had the package.
     pub with_package: usize,
-    pub refused: usize,
+    /// Of the starts, those of a function that had never run, whose package nobody has.
+    pub first: usize,
+    /// That Placement knew no place for.
+    pub without_place: usize,
+    /// Where another manager had taken the room in the same moment; tried again a second later.
+    pub collided: usize,
+    again: Vec<usize>,
 }
 
 pub struct Worker {
@@ -54,6 +60,7 @@ pub struct Function {
     pub sandboxes: Vec<(SandboxId, usize)>,
     /// How many it needed in each of the last minutes.
     needed: [usize; KEPT_MINUTES],
+    started: bool,
 }
 
 impl Function {
@@ -63,12 +70,12 @@ impl Function {
 }
 
 impl World {
-    /// Workers of 8 and of 16 GiB, half and half, with nothing on them.
+    /// Workers of 6 and of 12 GiB, half and half, with nothing on them.
     pub fn new(policy: Policy, seed: u64, workers: usize, functions: usize, managers: usize) -> Self {
         let mut rng = Rng::with_seed(seed);
         let report = |n: usize| WorkerReport {
             worker: WorkerId(format!("worker-{n:05}").into()),
-            memory_mb: 8192 << (n / 3 % 2),
+            memory_mb: 6144 << (n / 3 % 2),
             memory_used_mb: 0,
             slots: 100,
             slots_used: 0,
@@ -84,6 +91,7 @@ impl World {
             package: format!("sha256 of {n}"),
             sandboxes: Vec::new(),
             needed: [0; KEPT_MINUTES],
+            started: false,
         };
         let functions = (0..functions).map(function).collect();
         Self {
@@ -99,7 +107,10 @@ impl World {
             under_way: Vec::new(),
             starts: 0,
             with_package: 0,
-            refused: 0,
+            first: 0,
+            without_place: 0,
+            collided: 0,
+            again: Vec::new(),
         }
     }
 
@@ -135,9 +146,11 @@ impl World {
         self.under_way.clear();
         self.changed.retain(|n| !lost(*n));
         let mut again = Vec::new();
+        let managers = self.fleets.len();
         for (n, function) in self.functions.iter_mut().enumerate() {
             let before = function.sandboxes.len();
-            function.sandboxes.retain(|(_, worker)| !lost(*worker));
+            let gone = function.sandboxes.extract_if(.., |(_, worker)| lost(*worker));
+            gone.for_each(|(sandbox, _)| self.fleets[n % managers].gone(sandbox));
             again.extend(std::iter::repeat_n(n, before - function.sandboxes.len()));
         }
         self.rng.shuffle(&mut again);
@@ -164,19 +177,20 @@ impl World {
                     break n;
                 }
             },
-            Policy::Fleet => match fleet.place(&wanted) {
+            Policy::Fleet => match fleet.place(&wanted, &HashSet::new()) {
                 Ok((worker, _)) => {
                     assert!(fleet.book(sandbox, &worker, &wanted));
                     worker.0["worker-".len()..].parse().expect("as it was named")
                 }
-                Err(_) => return self.refused += 1,
+                Err(_) => return self.without_place += 1,
             },
         };
         let worker = &mut self.workers[number];
         if !fits(&worker.now) {
             // Two managers have taken the same room: the worker is asked in vain.
             fleet.gone(sandbox);
-            return self.refused += 1;
+            self.collided += 1;
+            return self.again.push(n);
         }
         self.starts += 1;
         if let Some(at) = worker.packages.iter().position(|package| *package == n) {
@@ -190,6 +204,8 @@ impl World {
         worker.now.memory_used_mb += u64::from(wanted.memory_mb);
         worker.now.slots_used += 1;
         worker.now.starting += 1;
+        self.first += usize::from(!self.functions[n].started);
+        self.functions[n].started = true;
         self.functions[n].sandboxes.push((sandbox, number));
         self.starting.push((sandbox, n, number));
         self.change(number);
@@ -214,13 +230,14 @@ impl World {
             self.workers[number].now.starting -= 1;
             self.change(number);
         }
-        for report in self.under_way.drain(..) {
+        for report in self.under_way.drain(..).filter(|_| self.policy == Policy::Fleet) {
             self.fleets.iter_mut().for_each(|fleet| fleet.report(report.clone()));
         }
         for number in self.changed.drain(..) {
             self.workers[number].changed = false;
             self.under_way.push(self.workers[number].now.clone());
         }
+        std::mem::take(&mut self.again).into_iter().for_each(|n| self.start(n));
     }
 
     fn change(&mut self, number: usize) {

@@ -121,7 +121,7 @@ impl Api {
             config.events.postgres_url.get_or_insert_with(|| cluster.database.clone());
         }
         config.events.sqs_endpoint.get_or_insert_with(|| "aws".to_owned());
-        let store = PostgresStore::open(&cluster.database).await;
+        let store = PostgresStore::open_in(&cluster.database, super::METADATA).await;
         let store = Arc::new(store.context("cluster.database names a database that cannot be used")?);
         let keys = Arc::new(secrets::fleet_keys(&config, &*store).await?);
         let Content { packages, images, runtimes } = content;
