@@ -135,22 +135,24 @@ pub(crate) fn decode<R: HasSettings>(
 }
 
 /// Whether anything in the metadata is encrypted, and by which key: for a start without the file of keys, which must not
-/// make a new one then. `None`: nothing is.
+/// make a new one then. `None`: nothing is. Reads all records, also those that another version wrote.
 pub async fn encrypted_with(store: &dyn Store) -> Result<Option<String>, StoreError> {
-    /// The key of the first sealed environment.
-    fn find<R: HasSettings>(bytes: &[u8]) -> Option<String> {
-        let mut record: R = from_bytes(bytes).ok()?;
-        record.settings().find_map(|settings| match &settings.environment {
-            Some(Variables::Sealed(text)) => secrets::key_of(text).map(str::to_owned),
-            _ => None,
-        })
+    for kind in [FUNCTION, VERSION] {
+        let records = store.scan(kind, "").await?.records;
+        if let Some(key) = records.iter().find_map(|(_, record)| key_in(&record.value)) {
+            return Ok(Some(key));
+        }
     }
-    let functions = store.scan(FUNCTION, "").await?.records;
-    if let Some(key) = functions.iter().find_map(|(_, record)| find::<FunctionRecord>(&record.value)) {
-        return Ok(Some(key));
-    }
-    let versions = store.scan(VERSION, "").await?.records;
-    Ok(versions.iter().find_map(|(_, record)| find::<Version>(&record.value)))
+    Ok(None)
+}
+
+/// The key of the first sealed environment in a record of a function or of a version.
+fn key_in(bytes: &[u8]) -> Option<String> {
+    let record: serde_json::Value = from_bytes(bytes).ok()?;
+    let sealed = [&record["latest"], &record["serving"], &record]
+        .into_iter()
+        .find_map(|version| version["settings"]["environment"].as_str())?;
+    secrets::key_of(sealed).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -202,7 +204,7 @@ mod tests {
         let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
         json["latest"]["settings"]["environment"] = serde_json::json!({"PASSWORD": SECRET});
         let read: (FunctionRecord, _) = decode(&keys, FUNCTION, "k", json.to_string().as_bytes()).unwrap();
-        assert_eq!(read, (record.clone(), Sealing::Plain), "one is enough");
+        assert_eq!(read, (record, Sealing::Plain), "one is enough");
         json["latest"]["settings"]["environment"] = serde_json::Value::Null;
         json["serving"] = serde_json::Value::Null;
         let read: (FunctionRecord, _) = decode(&keys, FUNCTION, "k", json.to_string().as_bytes()).unwrap();

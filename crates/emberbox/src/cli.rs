@@ -1,10 +1,14 @@
 //! The command line, as `--help` teaches it.
 
+mod fleet;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+pub use fleet::Fleet;
 
 use crate::units::parse_duration;
 
@@ -62,6 +66,9 @@ pub enum Command {
     /// Run a whole fleet on this machine, to try: several frontends, worker managers and workers
     #[cfg(feature = "cluster")]
     DevFleet(DevFleet),
+    /// Make a fleet's certificate authority, and let machines join
+    #[command(subcommand)]
+    Fleet(Fleet),
     /// Say what this machine can do, what is missing and how to get it
     Doctor(Doctor),
     /// Start Emberbox, deploy samples, invoke them cold and warm, show the timeline, clean up

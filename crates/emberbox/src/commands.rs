@@ -7,6 +7,7 @@ mod deploy;
 mod dev_fleet;
 mod doctor;
 mod events;
+mod fleet;
 mod functions;
 mod image;
 mod invoke;
@@ -62,6 +63,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Serve(args) => serve::run(args),
         Command::Runtime(command) => runtime::run(command),
         Command::Image(command) => image::run(command),
+        Command::Fleet(command) => fleet::run(command),
         Command::Demo(args) => demo::run(args),
         #[cfg(feature = "cluster")]
         Command::DevFleet(args) => dev_fleet::run(args),

@@ -33,6 +33,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where everything is kept; `None`: [`crate::data_dir::default_dir`].
     pub data_dir: Option<PathBuf>,
+    /// Keys of the functions' environment variables; `None`: `secrets.key` in the data directory, made at the first start.
+    pub secrets_file: Option<PathBuf>,
     /// The region in ARNs.
     #[serde(deserialize_with = "values::region")]
     pub region: String,
@@ -245,6 +247,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 4566)),
             data_dir: None,
+            secrets_file: None,
             region: "us-east-1".into(),
             tls: None,
             drain: Duration::ZERO,
@@ -305,6 +308,7 @@ impl Config {
         let mut paths: Vec<&mut PathBuf> = config.runtimes.dirs.iter_mut().collect();
         paths.extend(config.runtimes.interpreters.values_mut());
         paths.extend(config.data_dir.iter_mut());
+        paths.extend(config.secrets_file.iter_mut());
         paths.extend(config.microvm.paths());
         paths.extend(config.registries.iter_mut().filter_map(|registry| registry.password_file.as_mut()));
         paths.extend(config.tls.iter_mut().flat_map(|tls| [&mut tls.cert, &mut tls.key]));
@@ -344,7 +348,7 @@ impl Config {
         }
         #[cfg(feature = "cluster")]
         if let Some(cluster) = &config.cluster {
-            cluster.check(config.s3.is_some()).map_err(|wrong| anyhow!("{wrong}"))?;
+            cluster.check(config.s3.is_some(), config.secrets_file.is_some()).map_err(|wrong| anyhow!("{wrong}"))?;
         }
         let overcommit = config.limits.memory_overcommit;
         if !(0.1..=100.0).contains(&overcommit) {
@@ -382,7 +386,7 @@ mod tests {
         let config = Config::parse(&text).unwrap();
         assert!(config.tls.is_some() && config.s3.is_some() && config.functions.credentials.is_some(), "{config:?}");
         assert_eq!((config.credentials.len(), config.registries.len()), (1, 1));
-        assert!(config.data_dir.is_some() && config.functions.endpoint_url.is_some());
+        assert!(config.data_dir.is_some() && config.secrets_file.is_some() && config.functions.endpoint_url.is_some());
         assert!(!config.runtimes.interpreters.is_empty());
         assert!(config.events.sqs_endpoint.is_some() && config.events.credentials.is_some());
     }

@@ -23,6 +23,7 @@ mod events;
 pub mod fleet;
 pub mod isolation;
 mod parts;
+mod secrets;
 pub mod settings;
 
 use std::future::Future;
@@ -87,9 +88,10 @@ impl Emberbox {
         let Content { packages, images, runtimes } = content;
 
         let store = Arc::new(store::SqliteStore::open(dir.join("metadata.sqlite")).await?);
+        let keys = Arc::new(secrets::own_keys(&config, dir, &*store).await?);
         let control_plane = control_plane::ControlPlane::open(
             settings::control_plane(&config),
-            store.clone(),
+            control_plane::Metadata { store: store.clone(), keys },
             packages.clone(),
             Arc::new(adapters::Catalog(runtimes.clone())),
             Arc::new(images),

@@ -145,11 +145,11 @@ impl Keeper {
     }
 
     /// How long a call may take. A beat must be tried again soon enough (`ledger.rs` counts on a quarter of the time to live);
-    /// joining loses nothing by waiting, and many who join at once wait for each other.
+    /// who joins or leaves loses nothing by waiting, and many who do at once wait for each other.
     pub fn limit(&self, call: Call) -> Duration {
         match call {
-            Call::Join(_) => self.ttl,
-            Call::Beat | Call::SetState(_) | Call::Read | Call::Leave => self.ttl / 4,
+            Call::Join(_) | Call::Leave => self.ttl,
+            Call::Beat | Call::SetState(_) | Call::Read => self.ttl / 4,
         }
     }
 
@@ -251,8 +251,10 @@ impl Keeper {
         let (at, call) = match self.standing {
             _ if self.calling.is_some() || self.standing.is_over() => return None,
             _ if self.leaving => return Some((Duration::ZERO, Call::Leave)),
-            Standing::In { .. } if self.told != self.wanted => (Duration::ZERO, Call::SetState(self.wanted)),
-            // The beat first: it keeps the lease, and tells of newer views.
+            // The beat first: it keeps the lease, and waits for nobody. So also if the other call failed until it was due.
+            Standing::In { .. } if self.told != self.wanted && self.calm < self.beat => {
+                (Duration::ZERO, Call::SetState(self.wanted))
+            }
             Standing::In { .. } if self.heard > self.view && self.read < self.beat => (self.read, Call::Read),
             Standing::In { .. } => (self.beat, Call::Beat),
             Standing::Out | Standing::Replaced | Standing::Left => (Duration::ZERO, Call::Join(self.wanted)),

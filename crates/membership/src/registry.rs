@@ -74,7 +74,7 @@ pub trait Registry: Send + Sync + fmt::Debug + 'static {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum RegistryError {
     /// It did not answer, or could not do it now. Whether it was done is not known.
-    #[error("{operation} in the fleet's registry ({place}): {cause}; {advice}")]
+    #[error("{operation}: the fleet's registry ({place}): {cause}; {advice}")]
     Unavailable {
         /// What was tried.
         operation: String,
@@ -93,14 +93,15 @@ pub enum RegistryError {
         /// What is wrong with it, and what would be right.
         reason: String,
     },
-    /// A newer Emberbox has changed the tables.
+    /// A newer Emberbox has changed the tables so that this one cannot use them.
     #[error(
-        "open the fleet's registry ({place}): it has schema {found}, this Emberbox knows {known}; use the newer Emberbox"
+        "open the fleet's registry ({place}): its schema takes an Emberbox that knows {found}, this one knows {known}; \
+         use the newer Emberbox"
     )]
     Newer {
         /// Which registry.
         place: String,
-        /// Its schema.
+        /// What its schema takes.
         found: i64,
         /// The newest that this program can use.
         known: i64,

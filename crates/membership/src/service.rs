@@ -152,8 +152,7 @@ impl Membership {
         self.0.wish.send_modify(|wish| wish.state = MemberState::Draining);
     }
 
-    /// Leaves, and ends the task: at once where the registry answers. Where it does not, half of the time to live is
-    /// waited for it, or one and a quarter while the member is joining.
+    /// Leaves, and ends the task: at once where the registry answers, within twice the time to live where it does not.
     ///
     /// # Errors
     /// The registry could not be told: the others find the member dead later.

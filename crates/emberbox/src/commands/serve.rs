@@ -131,7 +131,7 @@ fn print(text: &str) -> Result<()> {
 }
 
 /// SIGTERM and SIGINT, and the end of the process that started this one.
-struct Signals {
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     /// `None` where nobody looks for it.
@@ -139,7 +139,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn new(with_parent: bool) -> Result<Self> {
+    pub(super) fn new(with_parent: bool) -> Result<Self> {
         let catch = |kind| signal(kind).context("catch signals");
         let parent = with_parent.then(|| {
             let (sender, receiver) = oneshot::channel();
@@ -153,7 +153,7 @@ impl Signals {
         Ok(Self { terminate: catch(SignalKind::terminate())?, interrupt: catch(SignalKind::interrupt())?, parent })
     }
 
-    async fn next(&mut self) {
+    pub(super) async fn next(&mut self) {
         let parent = async {
             match &mut self.parent {
                 Some(gone) => _ = gone.await,

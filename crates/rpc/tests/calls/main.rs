@@ -2,7 +2,9 @@
 
 mod support;
 
+mod assign;
 mod claims;
-
+mod cost;
 mod faults;
 mod invoke;
+mod tls;
