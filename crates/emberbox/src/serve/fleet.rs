@@ -15,6 +15,7 @@
 //! What the parts are and how they work does not differ from one process that does everything; who calls whom over a network is
 //! in `rpc`, and who is there in `membership`.
 
+mod logs;
 mod managers;
 mod peers;
 mod roles;
@@ -29,12 +30,13 @@ use anyhow::{Context, Result};
 use domain::{Clock, SystemClock};
 use membership::{Member, MemberId, MemberState, Membership, Role};
 use prometheus_client::registry::Registry;
-use rpc::{Channels, Credentials, FrontendServer, ManagerServer, Server, Services, Tls};
+use rpc::{Channels, Credentials, FrontendServer, LogsServer, ManagerServer, Server, Services, Tls};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::parts::Content;
 use super::refuse_open_house;
+use crate::adapters;
 use crate::config::{Cluster, Config};
 use crate::data_dir::{self, DataDir};
 use roles::{Api, Host};
@@ -84,6 +86,8 @@ impl Fleet {
         let host = if cluster.is(Role::Worker) {
             let host = Host::start(&config, dir, &id, &content, &clock, &mut registry).await?;
             services.worker = Some(host.server.clone());
+            let own = logs::Own(Arc::new(adapters::Logs(host.logs.clone())));
+            services.logs = Some(LogsServer::new(Arc::new(own)));
             Some(host)
         } else {
             None
@@ -110,7 +114,7 @@ impl Fleet {
             let (sender, receiver) = tokio::sync::watch::channel(Default::default());
             followers.push(tokio::spawn(managers::follow(membership.changes(), own, channels.clone(), sender)));
             let router = frontend::router::Router::new(receiver);
-            let logs = host.as_ref().map(|host| host.logs.clone());
+            let logs = Arc::new(logs::Workers::new(membership.clone(), channels.clone()));
             let shared =
                 roles::Shared { config: &config, cluster: &cluster, dir, content, clock, router, logs, barrier };
             Some(Api::start(shared, registry).await?)
