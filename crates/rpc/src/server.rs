@@ -25,12 +25,16 @@ use crate::access::{Refusal, Target, admit};
 use crate::failure::chain;
 use crate::frontend::FrontendServer;
 use crate::identity::Peer;
+use crate::logs::{self, LogsServer};
 use crate::manager::server::{ManagerServer, Undelivered};
 use crate::pb::frontend_server::FrontendServer as FrontendGrpc;
+use crate::pb::logs_server::LogsServer as LogsGrpc;
 use crate::pb::quota_server::QuotaServer as QuotaGrpc;
+use crate::pb::status_server::StatusServer as StatusGrpc;
 use crate::pb::worker_manager_server::WorkerManagerServer as ManagerGrpc;
 use crate::pb::worker_server::WorkerServer as WorkerGrpc;
 use crate::quota::QuotaServer;
+use crate::status::StatusServer;
 use crate::tls::{Credentials, members};
 use crate::worker::server::WorkerServer;
 
@@ -73,6 +77,10 @@ pub struct Services {
     pub quota: Option<QuotaServer>,
     /// It has a copy of the metadata.
     pub frontend: Option<FrontendServer>,
+    /// It is a worker: what was written there.
+    pub logs: Option<LogsServer>,
+    /// Every process says how it is.
+    pub status: Option<StatusServer>,
 }
 
 /// A socket that listens.
@@ -209,6 +217,8 @@ struct Dispatch {
     manager: Option<ManagerGrpc<ManagerServer>>,
     frontend: Option<FrontendGrpc<FrontendServer>>,
     quota: Option<QuotaGrpc<QuotaServer>>,
+    logs: Option<LogsGrpc<LogsServer>>,
+    status: Option<StatusGrpc<StatusServer>>,
 }
 
 impl Dispatch {
@@ -220,8 +230,9 @@ impl Dispatch {
         let manager = services
             .manager
             .map(|manager| ManagerGrpc::new(manager).max_decoding_message_size(limit).max_encoding_message_size(limit));
+        let logs = services.logs.map(|logs| LogsGrpc::new(logs).max_encoding_message_size(logs::MAX_ANSWER));
         let (frontend, quota) = (services.frontend.map(FrontendGrpc::new), services.quota.map(QuotaGrpc::new));
-        Self { worker, manager, frontend, quota }
+        Self { worker, manager, frontend, quota, logs, status: services.status.map(StatusGrpc::new) }
     }
 
     async fn call(&self, target: Result<Target, Refusal>, request: Request<Incoming>) -> Response<Body> {
@@ -241,6 +252,14 @@ impl Dispatch {
             Ok(Target::Frontend) => match &self.frontend {
                 Some(service) => service.clone().call(request).await,
                 None => return Status::unimplemented("this process has no copy of the metadata").into_http(),
+            },
+            Ok(Target::Logs) => match &self.logs {
+                Some(service) => service.clone().call(request).await,
+                None => return Status::unimplemented("this process has no worker's logs").into_http(),
+            },
+            Ok(Target::Status) => match &self.status {
+                Some(service) => service.clone().call(request).await,
+                None => return Status::unimplemented("this process does not say how it is").into_http(),
             },
             Err(Refusal::Unknown(text)) => return Status::unimplemented(text).into_http(),
             Err(Refusal::Forbidden(text)) => {

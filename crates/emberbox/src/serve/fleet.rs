@@ -16,6 +16,7 @@
 //! in `rpc`, and who is there in `membership`.
 
 mod homes;
+mod logs;
 mod managers;
 mod peers;
 mod renewal;
@@ -32,12 +33,13 @@ use domain::{Clock, SystemClock};
 use membership::postgres::{Options, PostgresRegistry};
 use membership::{Member, MemberId, MemberState, Membership, Role};
 use prometheus_client::registry::Registry;
-use rpc::{Channels, Credentials, FrontendServer, ManagerServer, QuotaServer, Server, Services};
+use rpc::{Channels, Credentials, FrontendServer, LogsServer, ManagerServer, QuotaServer, Server, Services};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::parts::Content;
 use super::refuse_open_house;
+use crate::adapters;
 use crate::config::{Cluster, Config};
 use crate::data_dir::{self, DataDir};
 use roles::{Api, Host};
@@ -96,6 +98,8 @@ impl Fleet {
         let host = if cluster.is(Role::Worker) {
             let host = Host::start(&config, dir, &id, &content, &clock, &mut registry).await?;
             services.worker = Some(host.server.clone());
+            let own = logs::Own(Arc::new(adapters::Logs(host.logs.clone())));
+            services.logs = Some(LogsServer::new(Arc::new(own)));
             Some(host)
         } else {
             None
@@ -130,7 +134,7 @@ impl Fleet {
             let (sender, receiver) = tokio::sync::watch::channel(Default::default());
             followers.push(tokio::spawn(managers::follow(membership.changes(), own, channels.clone(), sender)));
             let router = frontend::router::Router::new(receiver);
-            let logs = host.as_ref().map(|host| host.logs.clone());
+            let logs = Arc::new(logs::Workers::new(membership.clone(), channels.clone()));
             let shared =
                 roles::Shared { config: &config, cluster: &cluster, dir, content, clock, router, logs, barrier };
             Some(Api::start(shared, registry).await?)

@@ -108,8 +108,8 @@ pub struct Shared<'a> {
     pub clock: Arc<dyn Clock>,
     /// The managers.
     pub router: Router,
-    /// If this process has a worker as well.
-    pub logs: Option<worker::logs::LogStore>,
+    /// What functions wrote.
+    pub logs: Arc<dyn frontend::ports::Logs>,
     /// Others with a copy of the metadata.
     pub barrier: Barrier,
 }
@@ -181,10 +181,6 @@ impl Api {
             let key = shared_key(store.as_ref()).await?;
             let listener = frontend::Listener::bind(settings::frontend_with(&config, key)).await?;
             let endpoint = listener.endpoint();
-            let logs: Arc<dyn frontend::ports::Logs> = match logs {
-                Some(logs) => Arc::new(adapters::Logs(logs)),
-                None => Arc::new(adapters::LogsElsewhere),
-            };
             let deps = frontend::Deps {
                 functions: Arc::new(adapters::Functions(control_plane)),
                 sync_path,
