@@ -54,6 +54,7 @@ class Fleet:
         shown = json.loads(line)
         self.endpoints = shown["endpoints"]
         self.pids = {process["name"]: process["pid"] for process in shown["processes"]}
+        self.admin = {process["name"]: "http://" + process["admin"] for process in shown["processes"] if process["admin"]}
 
     def log(self):
         return self.log_path.read_text(errors="replace")[-6000:]

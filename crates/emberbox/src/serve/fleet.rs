@@ -15,6 +15,7 @@
 //! What the parts are and how they work does not differ from one process that does everything; who calls whom over a network is
 //! in `rpc`, and who is there in `membership`.
 
+mod admin;
 mod managers;
 mod peers;
 mod roles;
@@ -37,6 +38,7 @@ use super::parts::Content;
 use super::refuse_open_house;
 use crate::config::{Cluster, Config};
 use crate::data_dir::{self, DataDir};
+use admin::Admin;
 use roles::{Api, Host};
 
 /// A running process of a fleet.
@@ -44,6 +46,7 @@ pub struct Fleet {
     id: Arc<str>,
     roles: Vec<Role>,
     address: SocketAddr,
+    admin: Option<Admin>,
     api: Option<Api>,
     manager: Option<worker_manager::Manager>,
     host: Option<Host>,
@@ -67,6 +70,10 @@ impl Fleet {
         let dir = data.path();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let mut registry = Registry::with_prefix("emberbox");
+        let admin = match cluster.admin {
+            Some(address) => Some(Admin::start(address).await?),
+            None => None,
+        };
         let id: Arc<str> = match &cluster.id {
             Some(id) => id.as_str().into(),
             None => super::settings::host_name(),
@@ -96,6 +103,7 @@ impl Fleet {
             followers.push(tokio::spawn(manager.clone().run()));
             manager
         });
+        admin::register(&mut registry, membership.clone(), manager.clone());
         let has_copy = cluster.is(Role::Frontend) || cluster.is(Role::Pollers);
         let (own, others) = tokio::sync::watch::channel(None);
         if has_copy {
@@ -103,7 +111,7 @@ impl Fleet {
         }
         let stop_rpc = CancellationToken::new();
         let rpc = tokio::spawn(server.serve(services, stop_rpc.clone(), config.stop_limit));
-        let api = if has_copy {
+        let (api, registry) = if has_copy {
             let peers = Arc::new(peers::Peers::new(membership.clone(), channels.clone()));
             let barrier = peers::Barrier { peers, own };
             let own = manager.clone().map(|manager| (Arc::clone(&id), Arc::new(manager) as _));
@@ -113,10 +121,14 @@ impl Fleet {
             let logs = host.as_ref().map(|host| host.logs.clone());
             let shared =
                 roles::Shared { config: &config, cluster: &cluster, dir, content, clock, router, logs, barrier };
-            Some(Api::start(shared, registry).await?)
+            let (api, registry) = Api::start(shared, registry).await?;
+            (Some(api), registry)
         } else {
-            None
+            (None, Arc::new(registry))
         };
+        if let Some(admin) = &admin {
+            admin.running(membership.clone(), registry);
+        }
         membership.activate();
         let mut views = membership.changes();
         let me = MemberId::new(Arc::clone(&id));
@@ -127,6 +139,7 @@ impl Fleet {
             id,
             roles,
             address,
+            admin,
             api,
             manager,
             host,
@@ -154,6 +167,11 @@ impl Fleet {
         self.address
     }
 
+    /// Where it tells of its health and shows its metrics, if it does.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(Admin::address)
+    }
+
     /// Of the public API, e.g. `http://127.0.0.1:4566`; `None` of a process without frontend.
     pub fn endpoint(&self) -> Option<&str> {
         self.api.as_ref().and_then(Api::endpoint)
@@ -163,6 +181,9 @@ impl Fleet {
     pub async fn stop(mut self, hurry: impl Future<Output = ()>) {
         let until = tokio::time::Instant::now() + self.stop_limit;
         let left = || until.duration_since(tokio::time::Instant::now());
+        if let Some(admin) = &self.admin {
+            admin.stopping();
+        }
         let gentle = async {
             if let Some(host) = &self.host {
                 host.drain();
