@@ -56,6 +56,7 @@ class Fleet:
         self.endpoints, self.url = shown["endpoints"], shown["database"]
         self.replaced = []
         self.pids = {process["name"]: process["pid"] for process in shown["processes"]}
+        self.admin = {process["name"]: "http://" + process["admin"] for process in shown["processes"] if process["admin"]}
 
     def log(self):
         return self.log_path.read_text(errors="replace")[-6000:]
