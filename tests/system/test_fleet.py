@@ -12,6 +12,7 @@ import time
 
 import boto3
 import botocore.config
+import botocore.exceptions
 import pytest
 
 from conftest import BINARY, PYTHON, ROLE, RUNTIMES, wait_until, zip_bytes
@@ -52,7 +53,7 @@ class Fleet:
         if not line:
             raise AssertionError("the fleet did not start:\n" + self.log())
         shown = json.loads(line)
-        self.endpoints = shown["endpoints"]
+        self.endpoints, self.url = shown["endpoints"], shown["database"]
         self.replaced = []
         self.pids = {process["name"]: process["pid"] for process in shown["processes"]}
 
@@ -68,6 +69,17 @@ class Fleet:
 
     def kill(self, name, sig=signal.SIGKILL):
         os.kill(self.pids[name], sig)
+
+    @property
+    def database_options(self):
+        port = self.url.rsplit(":", 1)[1].split("/")[0]
+        return f"-p {port} -k {self.dir}/postgres -h 127.0.0.1 -N 200"
+
+    def database(self, *args):
+        """pg_ctl, on the fleet's own server."""
+        pg_ctl = next(pathlib.Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+        command = ["runuser", "-u", "postgres", "--", pg_ctl, "-D", self.dir / "postgres/data", "-w", *args]
+        subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL)
 
     def replace(self, name):
         """Stops a member as an upgrade does, and starts another process in its place."""
@@ -201,6 +213,37 @@ def in_parallel(count, work):
     [thread.start() for thread in threads]
     [thread.join(60) for thread in threads]
     return answers
+
+
+def test_without_its_database_a_fleet_goes_on_running_functions(fleet):
+    one, other = fleet.client(0), fleet.client(1)
+    create(one, "warm")
+    create(one, "cold")
+    before = invoke(one, "warm")["sandbox"]
+    fleet.database("-m", "immediate", "stop")
+    began, seen = time.monotonic(), set()
+    while time.monotonic() - began < 6:
+        # Longer than any lease lasts: nobody is found dead.
+        seen |= {invoke(one, "warm")["sandbox"], invoke(other, "warm")["sandbox"]}
+    assert before in seen
+    assert invoke(other, "cold", n=1)["n"] == 1, "new sandboxes are made as well"
+    with pytest.raises(botocore.exceptions.ClientError):
+        one.update_function_configuration(FunctionName="warm", Description="no")
+    fleet.database("-o", fleet.database_options, "-l", str(fleet.dir / "postgres/log"), "start")
+    wait_until(lambda: attempt_change(one), what="changes are possible again")
+    assert other.get_function_configuration(FunctionName="warm")["Description"] == "again"
+    # And the members find each other dead again.
+    fleet.kill("worker-manager-1")
+    for name in ("warm", "cold"):
+        assert invoke(one, name, n=2)["n"] == 2
+
+
+def attempt_change(client):
+    try:
+        client.update_function_configuration(FunctionName="warm", Description="again")
+        return True
+    except botocore.exceptions.ClientError:
+        return False
 
 
 def test_events_run_whichever_frontend_took_them(fleet):

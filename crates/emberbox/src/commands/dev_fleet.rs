@@ -37,8 +37,6 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const LINES: usize = 1024;
 /// What each process says on its standard output once it is ready.
 const READY: &str = "is ready";
-/// The keys of the functions' environment variables, in the data directory.
-const SECRETS: &str = "secrets.key";
 
 /// `emberbox dev-fleet`
 pub fn run(args: DevFleet) -> Result<ExitCode> {
@@ -90,10 +88,6 @@ async fn fleet(args: DevFleet) -> Result<ExitCode> {
         (None, Some(postgres)) => postgres.url(),
         (None, None) => unreachable!("one of them is there"),
     };
-    let keys = dir.join(SECRETS);
-    if secrets::read(&keys)?.is_none() {
-        secrets::create(&keys)?;
-    }
     // Installed once for all workers; without a directory of the user's own, once for good.
     let runtimes = match args.data_dir {
         Some(_) => dir.clone(),
@@ -103,7 +97,14 @@ async fn fleet(args: DevFleet) -> Result<ExitCode> {
         Some(path) => std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?,
         None => String::new(),
     };
-    let base: toml::Table = base.parse().context("read the configuration")?;
+    let mut base: toml::Table = base.parse().context("read the configuration")?;
+    if !base.contains_key("secrets_file") {
+        let file = dir.join("secrets.key");
+        if secrets::read(&file)?.is_none() {
+            secrets::create(&file)?;
+        }
+        base.insert("secrets_file".into(), file.to_str().context("the data directory is not UTF-8")?.into());
+    }
     let authority = Authority::start(&dir.join("ca")).await?;
     let (sender, mut lines) = mpsc::channel(LINES);
     let mut processes = Vec::new();
@@ -276,7 +277,6 @@ fn configure(
     cluster.insert("database".into(), database.into());
     cluster.insert("bind".into(), "127.0.0.1:0".into());
     cluster.insert("tls".into(), text(certificate)?.into());
-    config.entry("secrets_file").or_insert(text(&dir.join(SECRETS))?.into());
     cluster.insert("packages".into(), text(&dir.join("packages"))?.into());
     config.insert("cluster".into(), cluster.into());
     Ok(config)

@@ -209,7 +209,7 @@ impl Fleet {
 }
 
 async fn join(cluster: &Cluster, id: &Arc<str>, address: SocketAddr) -> Result<Membership> {
-    let options = Options { schema: Some(MEMBERS.into()), ..Options::new(&cluster.database) };
+    let options = Options { schema: MEMBERS.into(), ..Options::new(&cluster.database) };
     let registry = PostgresRegistry::connect(options);
     let member = Member {
         id: MemberId::new(Arc::clone(id)),

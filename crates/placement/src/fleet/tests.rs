@@ -417,7 +417,7 @@ fn a_report_that_lags_hides_nothing_of_what_was_booked_since() {
     apply(&mut fleet, &Event::Place(SandboxId(Uuid::from_u128(1)), SMALL));
     assert_eq!(used(&fleet), 1152);
     let both = WorkerReport { memory_used_mb: 1152, slots_used: 9, ..others };
-    fleet.report(both.clone());
+    fleet.report(both);
     assert_eq!(used(&fleet), 1152);
     // One that we take over is among those that it shows.
     apply(&mut fleet, &Event::Adopt(SandboxId(Uuid::from_u128(2)), id(0), SMALL));

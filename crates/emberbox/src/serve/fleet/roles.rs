@@ -142,7 +142,7 @@ impl Api {
         config.events.sqs_endpoint.get_or_insert_with(|| "aws".to_owned());
         let store = PostgresStore::open_in(&cluster.database, super::METADATA).await;
         let store = Arc::new(store.context("cluster.database names a database that cannot be used")?);
-        let keys = Arc::new(secrets::keys(&config, dir, store.as_ref()).await?);
+        let keys = Arc::new(secrets::fleet_keys(&config, &*store).await?);
         let Content { packages, images, runtimes } = content;
         let control_plane = ControlPlane::open(
             control_plane::Config { shared: true, ..settings::control_plane(&config) },
