@@ -56,6 +56,7 @@ class Fleet:
         self.endpoints, self.url = shown["endpoints"], shown["database"]
         self.replaced = []
         self.pids = {process["name"]: process["pid"] for process in shown["processes"]}
+        self.admin = {process["name"]: "http://" + process["admin"] for process in shown["processes"] if process["admin"]}
 
     def log(self):
         return self.log_path.read_text(errors="replace")[-6000:]
@@ -122,17 +123,18 @@ def alive(pid):
 
 @pytest.fixture
 def fleet(request):
-    fleet = Fleet(*getattr(request, "param", ()))
+    args, config = getattr(request, "param", ((), ""))
+    fleet = Fleet(*args, config=config)
     yield fleet
     if request.session.testsfailed:
         print(fleet.log())
     fleet.remove()
 
 
-def create(client, name, **settings):
+def create(client, name, code=CODE, **settings):
     client.create_function(
         FunctionName=name, Runtime=PYTHON, Role=ROLE, Handler="index.handler", Timeout=30, MemorySize=128,
-        Code={"ZipFile": zip_bytes({"index.py": CODE})}, **settings,
+        Code={"ZipFile": zip_bytes({"index.py": code})}, **settings,
     )
     client.get_waiter("function_active_v2").wait(FunctionName=name, WaiterConfig={"Delay": 1})
 
@@ -213,6 +215,41 @@ def in_parallel(count, work):
     [thread.start() for thread in threads]
     [thread.join(60) for thread in threads]
     return answers
+
+
+LIMITED = """
+import os, time
+
+def handler(event, context):
+    with open("/proc/uptime") as f:
+        began = float(f.read().split()[0])
+    time.sleep(event["sleep"])
+    with open("/proc/uptime") as f:
+        return [began, float(f.read().split()[0])]
+"""
+
+
+@pytest.mark.parametrize("fleet", [((), "[limits]\naccount_concurrency = 10\n")], indirect=True)
+def test_an_accounts_concurrency_is_one_over_all_managers(fleet):
+    clients = [fleet.client(0), fleet.client(1)]
+    names = [f"f{n}" for n in range(6)]
+    for name in names:
+        create(clients[0], name, LIMITED)
+    spans, reasons = [], []
+
+    def run(n):
+        for _ in range(3):
+            try:
+                spans.append(invoke(clients[n % 2], names[n % 6], sleep=1))
+            except botocore.exceptions.ClientError as error:
+                reasons.append(error.response.get("Reason"))
+                time.sleep(0.3)
+
+    in_parallel(24, run)
+    at_once = max(sum(began <= moment < ended for began, ended in spans) for moment, _ in spans)
+    print(f"{len(spans)} ran, at most {at_once} at once; {len(reasons)} were throttled")
+    assert 8 <= at_once <= 10
+    assert set(reasons) == {"ConcurrentInvocationLimitExceeded"}
 
 
 def test_without_its_database_a_fleet_goes_on_running_functions(fleet):
@@ -304,3 +341,134 @@ def test_the_fleet_ends_with_who_started_it(fleet):
     fleet.process.wait()
     gone = lambda: not any(alive(pid) for pid in fleet.pids.values())
     wait_until(gone, what="the processes are gone")
+
+
+LOGGING = """
+import time
+
+def handler(event, context):
+    for line in range(3):
+        print(f"n={event['n']} line={line}")
+    time.sleep(event.get("sleep", 0))
+"""
+
+
+def create_logging(client, name):
+    client.create_function(
+        FunctionName=name, Runtime=PYTHON, Role=ROLE, Handler="index.handler", Timeout=30, MemorySize=128,
+        Code={"ZipFile": zip_bytes({"index.py": LOGGING})},
+    )
+    client.get_waiter("function_active_v2").wait(FunctionName=name, WaiterConfig={"Delay": 1})
+
+
+def emberbox(fleet, *args, frontend=0, check=True):
+    out = subprocess.run(
+        [str(BINARY), *args, "--endpoint", fleet.endpoints[frontend]], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "AWS_ACCESS_KEY_ID": "000000000000", "AWS_SECRET_ACCESS_KEY": "x"},
+    )
+    assert not check or out.returncode == 0, out.stderr
+    return out.stdout
+
+
+def filtered(logs, group, **query):
+    """All events, page by page."""
+    events = []
+    while True:
+        page = logs.filter_log_events(logGroupName=group, **query)
+        events += page["events"]
+        if "nextToken" not in page:
+            return events
+        query["nextToken"] = page["nextToken"]
+
+
+def test_logs_are_those_of_all_workers(fleet):
+    client, group, count = fleet.client(), "/aws/lambda/f", 12
+    create_logging(client, "f")
+    in_parallel(count, lambda n: client.invoke(FunctionName="f", Payload=json.dumps({"n": n, "sleep": 1})))
+    workers = [name for name in fleet.pids if name.startswith("worker-") and "manager" not in name]
+    on = [name for name in workers if list((fleet.dir / name / "data").rglob("0*.log"))]
+    assert len(on) > 1, f"the function ran on {on} alone"
+    logs = [fleet.client(frontend, service="logs") for frontend in range(2)]
+
+    def written():
+        try:
+            return len(filtered(logs[0], group, filterPattern="REPORT")) == count
+        except logs[0].exceptions.ResourceNotFoundException:
+            return False
+
+    wait_until(written, what="the log of all invocations is written")
+    assert [g["logGroupName"] for g in logs[1].describe_log_groups()["logGroups"]] == [group]
+    all_events = filtered(logs[1], group)
+    lines = sorted(e["message"].strip() for e in all_events if "line=" in e["message"])
+    assert lines == sorted(f"n={n} line={line}" for n in range(count) for line in range(3)), "each once"
+    # Small pages, each from another frontend than the one before.
+    paged, token = [], {}
+    for number in range(1000):
+        page = logs[number % 2].filter_log_events(logGroupName=group, limit=7, **token)
+        paged += page["events"]
+        if "nextToken" not in page:
+            break
+        token = {"nextToken": page["nextToken"]}
+    assert [e["eventId"] for e in paged] == [e["eventId"] for e in all_events]
+    with pytest.raises(logs[0].exceptions.InvalidParameterException):
+        logs[0].filter_log_events(logGroupName=group, nextToken="nonsense")
+    streams = logs[0].describe_log_streams(logGroupName=group)["logStreams"]
+    assert len(streams) == count and streams == logs[1].describe_log_streams(logGroupName=group)["logStreams"]
+    for stream in streams[:4]:
+        name = stream["logStreamName"]
+        its = [e["message"] for e in all_events if e["logStreamName"] == name]
+        assert read_forward(logs, group, name) == its
+        assert read_backward(logs, group, name) == its
+    shown = emberbox(fleet, "logs", "f", frontend=1)
+    assert sorted(line for line in shown.splitlines() if "line=" in line) == lines
+
+
+def read_forward(logs, group, stream):
+    events, token = [], {"startFromHead": True}
+    for number in range(1000):
+        page = logs[number % 2].get_log_events(logGroupName=group, logStreamName=stream, limit=2, **token)
+        events += [e["message"] for e in page["events"]]
+        if token.get("nextToken") == page["nextForwardToken"]:
+            assert not page["events"]
+            return events
+        token = {"nextToken": page["nextForwardToken"]}
+
+
+def read_backward(logs, group, stream):
+    events, token = [], {}
+    for number in range(1000):
+        page = logs[number % 2].get_log_events(logGroupName=group, logStreamName=stream, limit=2, **token)
+        if not page["events"]:
+            return events
+        events = [e["message"] for e in page["events"]] + events
+        token = {"nextToken": page["nextBackwardToken"]}
+
+
+def test_logs_are_followed_over_all_workers_and_without_one_that_is_gone(fleet):
+    client = fleet.client()
+    create_logging(client, "f")
+    following = subprocess.Popen(
+        [str(BINARY), "logs", "f", "--follow", "--endpoint", fleet.endpoints[1]], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "AWS_ACCESS_KEY_ID": "000000000000", "AWS_SECRET_ACCESS_KEY": "x"},
+    )
+    seen = []
+    reading = threading.Thread(target=lambda: seen.extend(iter(following.stdout.readline, "")), daemon=True)
+    try:
+        reading.start()
+        in_parallel(8, lambda n: client.invoke(FunctionName="f", Payload=json.dumps({"n": n, "sleep": 0.5})))
+        # A worker that does not answer is one whose lines come later.
+        fleet.kill("worker-1", signal.SIGSTOP)
+        time_of_stop = time.monotonic()
+        fleet.client(1, service="logs").describe_log_groups()
+        assert time.monotonic() - time_of_stop < 5, "a worker that does not answer holds the others' up"
+        fleet.kill("worker-1", signal.SIGCONT)
+        expected = sorted(f"n={n} line={line}" for n in range(8) for line in range(3))
+        mine = lambda: sorted(line.strip() for line in list(seen) if "line=" in line)
+        wait_until(lambda: len(mine()) >= len(expected), what="all lines were followed")
+        assert mine() == expected, "each once"
+        for n in range(8):
+            its = [line.strip() for line in seen if line.startswith(f"n={n} ")]
+            assert its == [f"n={n} line={line}" for line in range(3)], "in order"
+    finally:
+        following.kill()
+        following.wait()

@@ -18,7 +18,7 @@ pub use direct::Direct;
 pub use event_sources::{Mappings, Queues, SourceInvoker};
 pub use events::{Attempts, EventSettings, Events, Records, Timelines};
 #[cfg(feature = "cluster")]
-pub use fleet::{LogsElsewhere, NoQueues, NoSnapshots, RuntimesOfWorkers};
+pub use fleet::{NoQueues, NoSnapshots, RuntimesOfWorkers};
 pub use functions::Functions;
 pub use images::Images;
 pub use logs::Logs;

@@ -168,7 +168,7 @@ pub trait Logs: Send + Sync + 'static {
     async fn groups(&self, account: &AccountId, region: &str) -> Result<Vec<String>, LogsError>;
     /// Streams of a group by name; none for a group that does not exist.
     async fn streams(&self, group: &LogGroup) -> Result<Vec<LogStream>, LogsError>;
-    /// Events of a group in the order of arrival.
+    /// Events of a group in the order of arrival, where one worker has it; those of several are put in order by their times.
     async fn events(&self, group: &LogGroup, query: LogQuery) -> Result<LogPage, LogsError>;
 }
 
@@ -211,14 +211,16 @@ pub struct LogQuery {
     pub pattern: Option<String>,
     /// At most so many.
     pub limit: usize,
-    /// Where an earlier page ended: its `next`.
+    /// Where an earlier page ended: its `next`. Or the id of an event of the only stream that is wanted.
     pub from: Option<String>,
+    /// Only what is before this place, which is said as in `from`.
+    pub until: Option<String>,
 }
 
 /// One event.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LogEvent {
-    /// Its place in the group. Ids of one group sort as they arrived.
+    /// Names it, and its place in the group.
     pub id: String,
     /// Its stream.
     pub stream: String,
@@ -242,7 +244,7 @@ pub struct LogPage {
 /// Why logs cannot be had.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum LogsError {
-    /// [`LogQuery::from`] is not a place in a log.
+    /// [`LogQuery::from`] or [`LogQuery::until`] is not a place in a log.
     #[error("the token is not valid")]
     Token,
     /// They cannot be read.

@@ -3,6 +3,9 @@
 use crate::identity::{Peer, Role};
 
 const FRONTEND: &str = "/emberbox.v1.Frontend/";
+const QUOTA: &str = "/emberbox.v1.Quota/";
+const LOGS: &str = "/emberbox.v1.Logs/";
+const STATUS: &str = "/emberbox.v1.Status/";
 const WORKER: &str = "/emberbox.v1.Worker/";
 const WORKER_MANAGER: &str = "/emberbox.v1.WorkerManager/";
 
@@ -10,6 +13,9 @@ const WORKER_MANAGER: &str = "/emberbox.v1.WorkerManager/";
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Target {
     Frontend,
+    Quota,
+    Logs,
+    Status,
     Worker,
     WorkerManager,
 }
@@ -43,8 +49,24 @@ fn callers(path: &str) -> Option<(Target, &'static [Role])> {
         };
         return Some((Target::Worker, roles));
     }
+    if let Some(call) = path.strip_prefix(QUOTA) {
+        return matches!(call, "Hello" | "Ask").then_some((Target::Quota, &[Role::WorkerManager]));
+    }
     if let Some(call) = path.strip_prefix(FRONTEND) {
         return (call == "CaughtUp").then_some((Target::Frontend, &[Role::Frontend, Role::Pollers]));
+    }
+    if let Some(call) = path.strip_prefix(LOGS) {
+        return matches!(call, "Groups" | "Streams" | "Events").then_some((Target::Logs, &[Role::Frontend]));
+    }
+    if let Some(call) = path.strip_prefix(STATUS) {
+        let roles: &[Role] = match call {
+            // Operators ask with the certificate of whichever machine they are on.
+            "Report" => &Role::ALL,
+            // As `Worker/Drain`: no worker may take the work from another.
+            "Cordon" => &[Role::Frontend, Role::WorkerManager],
+            _ => return None,
+        };
+        return Some((Target::Status, roles));
     }
     match path.strip_prefix(WORKER_MANAGER)? {
         "Assign" | "Release" | "Retire" | "Unreachable" => {
@@ -75,6 +97,12 @@ mod tests {
         assert_eq!(admit(&peer(Role::Frontend), assign), Ok(Target::WorkerManager));
         assert!(admit(&peer(Role::WorkerManager), assign).is_err());
         assert!(admit(&Peer::Local, assign).is_ok());
+        let events = "/emberbox.v1.Logs/Events";
+        assert_eq!(admit(&peer(Role::Frontend), events), Ok(Target::Logs));
+        assert!(admit(&peer(Role::Worker), events).is_err(), "what functions wrote is not for other hosts");
+        let report = "/emberbox.v1.Status/Report";
+        assert!(Role::ALL.into_iter().all(|role| admit(&peer(role), report) == Ok(Target::Status)));
+        assert!(admit(&peer(Role::Worker), "/emberbox.v1.Status/Cordon").is_err());
     }
 
     #[test]

@@ -19,6 +19,9 @@ pub enum Role {
 }
 
 impl Role {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Frontend, Self::WorkerManager, Self::Placement, Self::Pollers, Self::Worker];
+
     /// As in certificates and on the command line.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -32,9 +35,7 @@ impl Role {
 
     /// The inverse of [`Self::as_str`].
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Frontend, Self::WorkerManager, Self::Placement, Self::Pollers, Self::Worker]
-            .into_iter()
-            .find(|role| role.as_str() == text)
+        Self::ALL.into_iter().find(|role| role.as_str() == text)
     }
 }
 

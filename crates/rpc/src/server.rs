@@ -25,10 +25,16 @@ use crate::access::{Refusal, Target, admit};
 use crate::failure::chain;
 use crate::frontend::FrontendServer;
 use crate::identity::Peer;
+use crate::logs::{self, LogsServer};
 use crate::manager::server::{ManagerServer, Undelivered};
 use crate::pb::frontend_server::FrontendServer as FrontendGrpc;
+use crate::pb::logs_server::LogsServer as LogsGrpc;
+use crate::pb::quota_server::QuotaServer as QuotaGrpc;
+use crate::pb::status_server::StatusServer as StatusGrpc;
 use crate::pb::worker_manager_server::WorkerManagerServer as ManagerGrpc;
 use crate::pb::worker_server::WorkerServer as WorkerGrpc;
+use crate::quota::QuotaServer;
+use crate::status::StatusServer;
 use crate::tls::{Credentials, members};
 use crate::worker::server::WorkerServer;
 
@@ -67,8 +73,14 @@ pub struct Services {
     pub worker: Option<WorkerServer>,
     /// It is a worker manager.
     pub manager: Option<ManagerServer>,
+    /// And the home of accounts.
+    pub quota: Option<QuotaServer>,
     /// It has a copy of the metadata.
     pub frontend: Option<FrontendServer>,
+    /// It is a worker: what was written there.
+    pub logs: Option<LogsServer>,
+    /// Every process says how it is.
+    pub status: Option<StatusServer>,
 }
 
 /// A socket that listens.
@@ -204,6 +216,9 @@ struct Dispatch {
     worker: Option<WorkerGrpc<WorkerServer>>,
     manager: Option<ManagerGrpc<ManagerServer>>,
     frontend: Option<FrontendGrpc<FrontendServer>>,
+    quota: Option<QuotaGrpc<QuotaServer>>,
+    logs: Option<LogsGrpc<LogsServer>>,
+    status: Option<StatusGrpc<StatusServer>>,
 }
 
 impl Dispatch {
@@ -215,7 +230,9 @@ impl Dispatch {
         let manager = services
             .manager
             .map(|manager| ManagerGrpc::new(manager).max_decoding_message_size(limit).max_encoding_message_size(limit));
-        Self { worker, manager, frontend: services.frontend.map(FrontendGrpc::new) }
+        let logs = services.logs.map(|logs| LogsGrpc::new(logs).max_encoding_message_size(logs::MAX_ANSWER));
+        let (frontend, quota) = (services.frontend.map(FrontendGrpc::new), services.quota.map(QuotaGrpc::new));
+        Self { worker, manager, frontend, quota, logs, status: services.status.map(StatusGrpc::new) }
     }
 
     async fn call(&self, target: Result<Target, Refusal>, request: Request<Incoming>) -> Response<Body> {
@@ -228,9 +245,21 @@ impl Dispatch {
                 Some(service) => service.clone().call(request).await.map(Delivery::watched),
                 None => return Status::unimplemented("this process is no worker manager").into_http(),
             },
+            Ok(Target::Quota) => match &self.quota {
+                Some(service) => service.clone().call(request).await,
+                None => return Status::unimplemented("this process is no worker manager").into_http(),
+            },
             Ok(Target::Frontend) => match &self.frontend {
                 Some(service) => service.clone().call(request).await,
                 None => return Status::unimplemented("this process has no copy of the metadata").into_http(),
+            },
+            Ok(Target::Logs) => match &self.logs {
+                Some(service) => service.clone().call(request).await,
+                None => return Status::unimplemented("this process has no worker's logs").into_http(),
+            },
+            Ok(Target::Status) => match &self.status {
+                Some(service) => service.clone().call(request).await,
+                None => return Status::unimplemented("this process does not say how it is").into_http(),
             },
             Err(Refusal::Unknown(text)) => return Status::unimplemented(text).into_http(),
             Err(Refusal::Forbidden(text)) => {

@@ -85,6 +85,10 @@ async fn filters_select_and_pages_continue_and_follow() {
     let from: Position = token.parse().unwrap();
     let rest = store.events(&g, Filter { from: Some(from), ..Filter::default() }).await.unwrap();
     assert_eq!((rest.events.len(), rest.events[0].timestamp, rest.more), (7, 3, false));
+    let until = Some(rest.events[2].id);
+    let between = store.events(&g, Filter { from: Some(from), until, ..Filter::default() }).await.unwrap();
+    assert_eq!(between.events.iter().map(|e| e.timestamp).collect::<Vec<_>>(), [3, 4]);
+    assert_eq!((between.next, between.more), (rest.events[2].id, false), "the end of what was asked for");
     let mut ids: Vec<String> = first.events.iter().chain(&rest.events).map(|e| e.id.to_string()).collect();
     ids.dedup();
     assert_eq!(ids.len(), 10);

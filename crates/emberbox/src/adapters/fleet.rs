@@ -11,9 +11,9 @@ use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use bytes::Bytes;
 use control_plane::SnapshotFault;
-use domain::{AccountId, FunctionVersion, VersionKey};
+use domain::{FunctionVersion, VersionKey};
 use frontend::Identity;
-use frontend::ports::{self, LogGroup, LogPage, LogQuery, LogStream, LogsError};
+use frontend::ports;
 use http::Response;
 
 use super::Catalog;
@@ -83,26 +83,4 @@ impl ports::Sqs for NoQueues {
         let response = Response::builder().status(400).header("content-type", "application/x-amz-json-1.0");
         response.body(body.to_string().into()).expect("the parts are valid")
     }
-}
-
-/// The logs of functions are on the workers that ran them.
-pub struct LogsElsewhere;
-
-#[async_trait]
-impl ports::Logs for LogsElsewhere {
-    async fn groups(&self, _: &AccountId, _: &str) -> Result<Vec<String>, LogsError> {
-        elsewhere()
-    }
-
-    async fn streams(&self, _: &LogGroup) -> Result<Vec<LogStream>, LogsError> {
-        elsewhere()
-    }
-
-    async fn events(&self, _: &LogGroup, _: LogQuery) -> Result<LogPage, LogsError> {
-        elsewhere()
-    }
-}
-
-fn elsewhere<T>() -> Result<T, LogsError> {
-    Err(LogsError::Failed("this process has no worker; the logs are on those that have".to_owned()))
 }

@@ -22,6 +22,7 @@ impl ports::Logs for Logs {
     }
 
     async fn events(&self, group: &LogGroup, query: LogQuery) -> Result<LogPage, LogsError> {
+        let place = |text: Option<String>| text.map(|text| text.parse().map_err(|_| LogsError::Token)).transpose();
         let filter = Filter {
             streams: query.streams,
             stream_prefix: query.stream_prefix,
@@ -29,7 +30,8 @@ impl ports::Logs for Logs {
             end: query.end,
             pattern: query.pattern,
             limit: query.limit,
-            from: query.from.map(|from| from.parse().map_err(|_| LogsError::Token)).transpose()?,
+            from: place(query.from)?,
+            until: place(query.until)?,
         };
         let page = self.0.events(&id(group), filter).await.map_err(failed)?;
         let event = |e: worker::logs::Event| LogEvent {

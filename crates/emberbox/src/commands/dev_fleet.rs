@@ -37,6 +37,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const LINES: usize = 1024;
 /// What each process says on its standard output once it is ready.
 const READY: &str = "is ready";
+/// And where its metrics are.
+const METRICS: &str = "its metrics are on ";
 
 /// `emberbox dev-fleet`
 pub fn run(args: DevFleet) -> Result<ExitCode> {
@@ -61,6 +63,8 @@ struct Shown<'a> {
 struct ShownProcess<'a> {
     name: &'a str,
     pid: Option<u32>,
+    /// Where it tells of its health and shows its metrics: `host:port`.
+    admin: Option<&'a str>,
 }
 
 async fn fleet(args: DevFleet) -> Result<ExitCode> {
@@ -204,6 +208,7 @@ async fn live(
     let names: Vec<(String, Option<u32>)> = processes.iter().map(|p| (p.name.clone(), p.pid())).collect();
     let mut missing: Vec<String> = names.iter().map(|(name, _)| name.clone()).collect();
     let mut endpoints: Vec<(String, String)> = Vec::new();
+    let mut admins: Vec<(String, String)> = Vec::new();
     let deadline = Instant::now() + START_LIMIT;
     let mut alive: Vec<&mut Process> = processes.iter_mut().collect();
     loop {
@@ -212,10 +217,15 @@ async fn live(
                 missing.retain(|name| *name != line.name);
                 let endpoint = line.text.split_whitespace().find(|word| word.starts_with("http"));
                 endpoints.extend(endpoint.map(|url| (line.name.clone(), url.trim_end_matches(':').to_owned())));
+                let admin = line.text.rsplit_once(METRICS);
+                admins.extend(admin.map(|(_, address)| (line.name.clone(), address.trim_end_matches('.').to_owned())));
                 if missing.is_empty() {
                     endpoints.sort();
                     let endpoints: Vec<String> = endpoints.iter().map(|(_, endpoint)| endpoint.clone()).collect();
-                    let processes = names.iter().map(|(name, pid)| ShownProcess { name, pid: *pid }).collect();
+                    let admin =
+                        |name: &str| admins.iter().find(|(of, _)| of == name).map(|(_, address)| address.as_str());
+                    let processes =
+                        names.iter().map(|(name, pid)| ShownProcess { name, pid: *pid, admin: admin(name) }).collect();
                     announce(args, &Shown { endpoints: &endpoints, database, data_dir: dir, processes })?;
                 }
             }
@@ -244,7 +254,9 @@ fn announce(args: &DevFleet, shown: &Shown<'_>) -> Result<()> {
         format!("A fleet of {} processes is ready, at {}.\n", shown.processes.len(), shown.endpoints.join(" and "));
     text += &format!("Its database is {}; everything is in {}.\n", shown.database, shown.data_dir.display());
     for process in &shown.processes {
-        text += &format!("  {:<20} process {}\n", process.name, process.pid.unwrap_or_default());
+        let (name, pid) = (process.name, process.pid.unwrap_or_default());
+        let metrics = process.admin.map(|admin| format!("http://{admin}/metrics")).unwrap_or_default();
+        text += &format!("  {name:<20} process {pid:<8} {metrics}\n");
     }
     text += &format!("\nexport AWS_ENDPOINT_URL_LAMBDA={first}\n\nKill any of them, and see. Ctrl-C stops them all.\n");
     super::print(text.as_bytes())
@@ -277,6 +289,7 @@ fn configure(
     cluster.insert("database".into(), database.into());
     cluster.insert("bind".into(), "127.0.0.1:0".into());
     cluster.insert("tls".into(), text(certificate)?.into());
+    cluster.entry("admin").or_insert("127.0.0.1:0".into());
     cluster.insert("packages".into(), text(&dir.join("packages"))?.into());
     config.insert("cluster".into(), cluster.into());
     Ok(config)

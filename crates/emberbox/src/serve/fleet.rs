@@ -15,6 +15,9 @@
 //! What the parts are and how they work does not differ from one process that does everything; who calls whom over a network is
 //! in `rpc`, and who is there in `membership`.
 
+mod admin;
+mod homes;
+mod logs;
 mod managers;
 mod peers;
 mod renewal;
@@ -31,14 +34,16 @@ use domain::{Clock, SystemClock};
 use membership::postgres::{Options, PostgresRegistry};
 use membership::{Member, MemberId, MemberState, Membership, Role};
 use prometheus_client::registry::Registry;
-use rpc::{Channels, Credentials, FrontendServer, ManagerServer, Server, Services};
+use rpc::{Channels, Credentials, FrontendServer, LogsServer, ManagerServer, QuotaServer, Server, Services};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::parts::Content;
 use super::refuse_open_house;
+use crate::adapters;
 use crate::config::{Cluster, Config};
 use crate::data_dir::{self, DataDir};
+use admin::Admin;
 use roles::{Api, Host};
 
 /// The schemas of the members and of the metadata in the database. None of them may be called as the database's user: PostgreSQL
@@ -51,6 +56,7 @@ pub struct Fleet {
     id: Arc<str>,
     roles: Vec<Role>,
     address: SocketAddr,
+    admin: Option<Admin>,
     api: Option<Api>,
     manager: Option<worker_manager::Manager>,
     host: Option<Host>,
@@ -74,6 +80,10 @@ impl Fleet {
         let dir = data.path();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let mut registry = Registry::with_prefix("emberbox");
+        let admin = match cluster.admin {
+            Some(address) => Some(Admin::start(address).await?),
+            None => None,
+        };
         let id: Arc<str> = match &cluster.id {
             Some(id) => id.as_str().into(),
             None => super::settings::host_name(),
@@ -95,18 +105,29 @@ impl Fleet {
         let host = if cluster.is(Role::Worker) {
             let host = Host::start(&config, dir, &id, &content, &clock, &mut registry).await?;
             services.worker = Some(host.server.clone());
+            let own = logs::Own(Arc::new(adapters::Logs(host.logs.clone())));
+            services.logs = Some(LogsServer::new(Arc::new(own)));
             Some(host)
         } else {
             None
         };
         let manager = cluster.is(Role::WorkerManager).then(|| {
             let manager = worker_manager::Manager::new(Arc::clone(&clock), super::settings::manager(&config), vec![]);
+            services.quota = Some(QuotaServer::new(Arc::new(manager.clone())));
             services.manager = Some(ManagerServer::new(Arc::new(manager.clone()), Arc::clone(&clock)));
             let workers = workers::Workers::new(Arc::clone(&id), manager.clone(), channels.clone());
             followers.push(tokio::spawn(workers.run(membership.changes())));
             followers.push(tokio::spawn(manager.clone().run()));
+            let homes = homes::OtherManagers {
+                me: Arc::clone(&id),
+                own: manager.clone(),
+                membership: membership.clone(),
+                channels: channels.clone(),
+            };
+            followers.push(tokio::spawn(manager.clone().share_accounts(Arc::new(homes))));
             manager
         });
+        admin::register(&mut registry, membership.clone(), manager.clone());
         let has_copy = cluster.is(Role::Frontend) || cluster.is(Role::Pollers);
         let (own, others) = tokio::sync::watch::channel(None);
         if has_copy {
@@ -114,20 +135,24 @@ impl Fleet {
         }
         let stop_rpc = CancellationToken::new();
         let rpc = tokio::spawn(server.serve(services, stop_rpc.clone(), config.stop_limit));
-        let api = if has_copy {
+        let (api, registry) = if has_copy {
             let peers = Arc::new(peers::Peers::new(membership.clone(), channels.clone()));
             let barrier = peers::Barrier { peers, own };
             let own = manager.clone().map(|manager| (Arc::clone(&id), Arc::new(manager) as _));
             let (sender, receiver) = tokio::sync::watch::channel(Default::default());
             followers.push(tokio::spawn(managers::follow(membership.changes(), own, channels.clone(), sender)));
             let router = frontend::router::Router::new(receiver);
-            let logs = host.as_ref().map(|host| host.logs.clone());
+            let logs = Arc::new(logs::Workers::new(membership.clone(), channels.clone()));
             let shared =
                 roles::Shared { config: &config, cluster: &cluster, dir, content, clock, router, logs, barrier };
-            Some(Api::start(shared, registry).await?)
+            let (api, registry) = Api::start(shared, registry).await?;
+            (Some(api), registry)
         } else {
-            None
+            (None, Arc::new(registry))
         };
+        if let Some(admin) = &admin {
+            admin.running(membership.clone(), registry);
+        }
         membership.activate();
         let mut views = membership.changes();
         let me = MemberId::new(Arc::clone(&id));
@@ -138,6 +163,7 @@ impl Fleet {
             id,
             roles,
             address,
+            admin,
             api,
             manager,
             host,
@@ -165,6 +191,11 @@ impl Fleet {
         self.address
     }
 
+    /// Where it tells of its health and shows its metrics, if it does.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(Admin::address)
+    }
+
     /// Of the public API, e.g. `http://127.0.0.1:4566`; `None` of a process without frontend.
     pub fn endpoint(&self) -> Option<&str> {
         self.api.as_ref().and_then(Api::endpoint)
@@ -174,6 +205,9 @@ impl Fleet {
     pub async fn stop(mut self, hurry: impl Future<Output = ()>) {
         let until = tokio::time::Instant::now() + self.stop_limit;
         let left = || until.duration_since(tokio::time::Instant::now());
+        if let Some(admin) = &self.admin {
+            admin.stopping();
+        }
         let gentle = async {
             if let Some(host) = &self.host {
                 host.drain();

@@ -67,6 +67,7 @@ pub(super) async fn filter_log_events(
         pattern: request.filter_pattern.filter(|pattern| !pattern.is_empty()),
         limit: limit(request.limit, EVENTS)?,
         from: request.next_token,
+        until: None,
     };
     let page = logs.events(&group, query).await?;
     let events = page.events.into_iter().map(|event| FilteredEvent {
@@ -172,14 +173,12 @@ async fn tail(
 ) -> Result<(Vec<LogEvent>, String), Refusal> {
     let keep = query.limit;
     query.limit = EVENTS;
+    query.until = before.map(str::to_owned);
     let mut last: VecDeque<LogEvent> = VecDeque::new();
     let mut bytes = 0;
     loop {
         let page = logs.events(group, query.clone()).await?;
         for event in page.events {
-            if before.is_some_and(|place| event.id.as_str() >= place) {
-                return Ok((last.into(), event.id));
-            }
             bytes += event.message.len();
             last.push_back(event);
             while last.len() > keep || (bytes > TAIL_BYTES && last.len() > 1) {
@@ -187,7 +186,7 @@ async fn tail(
             }
         }
         if !page.more {
-            return Ok((last.into(), page.next));
+            return Ok((last.into(), query.until.unwrap_or(page.next)));
         }
         query.from = Some(page.next);
     }

@@ -314,8 +314,10 @@ impl Logs for Parts {
     }
 
     async fn events(&self, _: &LogGroup, query: LogQuery) -> Result<LogPage, LogsError> {
-        let from: u64 = query.from.map_or(Ok(0), |from| from.parse()).map_err(|_| LogsError::Token)?;
-        let all = (from..10).map(|i| LogEvent {
+        let place = |text: Option<String>, default| text.map_or(Ok(default), |text| text.parse::<u64>());
+        let from = place(query.from, 0).map_err(|_| LogsError::Token)?;
+        let until = place(query.until, 10).map_err(|_| LogsError::Token)?;
+        let all = (from..until).map(|i| LogEvent {
             id: format!("{i:03}"),
             stream: if i % 2 == 0 { "b" } else { "a" }.into(),
             timestamp: i * 1000,

@@ -70,7 +70,11 @@ async fn reports_come_at_the_start_and_on_a_change() {
     // What nobody tells of is in the next heartbeat.
     *f.bench.draining.lock() = true;
     until(|| remote.report().draining, "the heartbeat").await;
+    // A new claim's first report is whole: what went in between is not here any more.
     drop(watch);
+    f.bench.packages.lock().remove("older");
+    let _watch = Watch::start(&remote, claim("manager-1", 2, &["manager-1"]));
+    until(|| !remote.has_package("older") && remote.has_package("old"), "the list of packages").await;
 }
 
 #[tokio::test]

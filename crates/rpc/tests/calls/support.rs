@@ -128,6 +128,7 @@ impl Worker for Bench {
             return Err(error);
         }
         self.put(request.sandbox, &request.version);
+        self.packages.lock().insert(request.version.code.sha256.clone());
         let mut timeline = Timeline::default();
         timeline.mark(Step::SandboxCreated, self.clock.monotonic());
         timeline.note(Step::InitDone, self.clock.monotonic(), "failed: no handler");

@@ -34,8 +34,11 @@ impl Manager {
                 }
                 stays
             });
+            inner.home.lock().view(inner.now(), epoch, partition.managers.iter().cloned());
             inner.partition.store(Some(Arc::new(partition)));
+            inner.accounts.lock().values().for_each(|account| account.share());
         }
+        inner.views.send_replace(epoch);
         let dead: Vec<_> = {
             let mut claims = inner.claims.lock();
             let dead = claims.keys().filter(|worker| !workers.contains(worker)).cloned().collect::<Vec<_>>();

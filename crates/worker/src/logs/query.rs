@@ -31,6 +31,8 @@ pub struct Filter {
     pub limit: usize,
     /// Where an earlier page ended.
     pub from: Option<Position>,
+    /// Only what is before this place.
+    pub until: Option<Position>,
 }
 
 /// One event of a log.
@@ -152,7 +154,12 @@ fn read(directory: &Path, filter: &Filter) -> Result<Page, LogError> {
     let terms = filter.pattern.as_deref().map(terms).unwrap_or_default();
     let mut events = Vec::new();
     let mut bytes = 0;
+    let mut over = false;
     let next = scan(directory, filter.from.unwrap_or_default(), |id, timestamp, stream, message| {
+        over = filter.until.is_some_and(|until| id >= until);
+        if over {
+            return false;
+        }
         if events.len() == limit || bytes >= PAGE_BYTES {
             return false;
         }
@@ -167,7 +174,7 @@ fn read(directory: &Path, filter: &Filter) -> Result<Page, LogError> {
         }
         true
     })?;
-    Ok(Page { events, next: next.at, more: next.stopped })
+    Ok(Page { events, next: next.at, more: next.stopped && !over })
 }
 
 struct Stop {

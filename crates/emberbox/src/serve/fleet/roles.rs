@@ -108,8 +108,8 @@ pub struct Shared<'a> {
     pub clock: Arc<dyn Clock>,
     /// The managers.
     pub router: Router,
-    /// If this process has a worker as well.
-    pub logs: Option<worker::logs::LogStore>,
+    /// What functions wrote.
+    pub logs: Arc<dyn frontend::ports::Logs>,
     /// Others with a copy of the metadata.
     pub barrier: Barrier,
 }
@@ -130,8 +130,8 @@ struct Frontend {
 }
 
 impl Api {
-    /// Reads the metadata, and answers.
-    pub async fn start(shared: Shared<'_>, mut registry: Registry) -> Result<Self> {
+    /// Reads the metadata, and answers. The registry comes back with the figures of these roles.
+    pub async fn start(shared: Shared<'_>, mut registry: Registry) -> Result<(Self, Arc<Registry>)> {
         let Shared { config, cluster, dir, content, clock, router, logs, barrier } = shared;
         // A fleet's events and queues are nobody's own.
         let mut config = config.clone();
@@ -177,14 +177,11 @@ impl Api {
                 None
             }
         };
+        let registry = Arc::new(registry);
         let frontend = if cluster.is(Role::Frontend) {
             let key = shared_key(store.as_ref()).await?;
             let listener = frontend::Listener::bind(settings::frontend_with(&config, key)).await?;
             let endpoint = listener.endpoint();
-            let logs: Arc<dyn frontend::ports::Logs> = match logs {
-                Some(logs) => Arc::new(adapters::Logs(logs)),
-                None => Arc::new(adapters::LogsElsewhere),
-            };
             let deps = frontend::Deps {
                 functions: Arc::new(adapters::Functions(control_plane)),
                 sync_path,
@@ -194,7 +191,7 @@ impl Api {
                 sqs: Arc::new(adapters::NoQueues),
                 clock,
                 metrics: frontend_metrics,
-                registry: Arc::new(registry),
+                registry: Arc::clone(&registry),
             };
             let server = frontend::Server::new(listener, deps);
             let (stop, stopped) = oneshot::channel();
@@ -206,7 +203,7 @@ impl Api {
         } else {
             None
         };
-        Ok(Self { store, asynchronous, event_sources, frontend, retiring })
+        Ok((Self { store, asynchronous, event_sources, frontend, retiring }, registry))
     }
 
     /// See [`super::Fleet::endpoint`].
