@@ -19,18 +19,19 @@ mod logs;
 mod managers;
 mod peers;
 mod roles;
+pub mod status;
 mod workers;
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use domain::{Clock, SystemClock};
 use membership::{Member, MemberId, MemberState, Membership, Role};
 use prometheus_client::registry::Registry;
-use rpc::{Channels, Credentials, FrontendServer, LogsServer, ManagerServer, Server, Services, Tls};
+use rpc::{Channels, Credentials, FrontendServer, LogsServer, ManagerServer, Server, Services, StatusServer, Tls};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -105,6 +106,13 @@ impl Fleet {
         if has_copy {
             services.frontend = Some(FrontendServer::new(Arc::new(peers::OwnCopy(others))));
         }
+        let queue = Arc::new(OnceLock::new());
+        services.status = Some(StatusServer::new(Arc::new(status::Own::new(status::Parts {
+            membership: membership.clone(),
+            worker: host.as_ref().map(Host::worker),
+            manager: manager.clone(),
+            queue: Arc::clone(&queue),
+        }))));
         let stop_rpc = CancellationToken::new();
         let rpc = tokio::spawn(server.serve(services, stop_rpc.clone(), config.stop_limit));
         let api = if has_copy {
@@ -117,7 +125,10 @@ impl Fleet {
             let logs = Arc::new(logs::Workers::new(membership.clone(), channels.clone()));
             let shared =
                 roles::Shared { config: &config, cluster: &cluster, dir, content, clock, router, logs, barrier };
-            Some(Api::start(shared, registry).await?)
+            let api = Api::start(shared, registry).await?;
+            // Set once, here.
+            let _ = queue.set(api.queue());
+            Some(api)
         } else {
             None
         };
@@ -201,7 +212,8 @@ impl Fleet {
     }
 }
 
-fn read_tls(dir: &std::path::Path) -> Result<Credentials> {
+/// What `emberbox fleet join` wrote into the directory.
+pub fn read_tls(dir: &std::path::Path) -> Result<Credentials> {
     let read = |name: &str| {
         let path = dir.join(name);
         std::fs::read_to_string(&path).with_context(|| {
