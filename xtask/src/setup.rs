@@ -31,6 +31,9 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     ("bison", "bison", "builds the guest kernel"),
     ("bc", "bc", "builds the guest kernel"),
     ("xz", "xz-utils", "unpacks the guest kernel's source"),
+    ("haproxy", "haproxy", "a test has it balance the frontends of a fleet"),
+    ("nginx", "nginx-light", "a test has it balance the frontends of a fleet"),
+    ("systemd-analyze", "systemd", "a test has it look at the units in deploy/"),
     ("depmod", "kmod", "a test boots Debian's kernel with its modules"),
 ];
 

@@ -204,7 +204,7 @@ mod tests {
         let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
         json["latest"]["settings"]["environment"] = serde_json::json!({"PASSWORD": SECRET});
         let read: (FunctionRecord, _) = decode(&keys, FUNCTION, "k", json.to_string().as_bytes()).unwrap();
-        assert_eq!(read, (record.clone(), Sealing::Plain), "one is enough");
+        assert_eq!(read, (record, Sealing::Plain), "one is enough");
         json["latest"]["settings"]["environment"] = serde_json::Value::Null;
         json["serving"] = serde_json::Value::Null;
         let read: (FunctionRecord, _) = decode(&keys, FUNCTION, "k", json.to_string().as_bytes()).unwrap();

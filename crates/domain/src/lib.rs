@@ -12,6 +12,7 @@ pub mod ids;
 pub mod invoke;
 pub mod lineage;
 pub mod ports;
+pub mod quota;
 pub mod rendezvous;
 pub mod timeline;
 

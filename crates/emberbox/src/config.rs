@@ -391,6 +391,56 @@ mod tests {
         assert!(config.events.sqs_endpoint.is_some() && config.events.credentials.is_some());
     }
 
+    /// An Emberbox without the feature has no such options, so they are in a file of their own.
+    #[test]
+    #[cfg(feature = "cluster")]
+    fn the_example_of_a_fleet_is_the_defaults_and_every_option_of_it_is_accepted() {
+        let example = include_str!("../../../emberbox.cluster.example.toml");
+        let commented = regex::Regex::new(r"(?m)^#(\S.*)$").unwrap();
+        let only = "[cluster]\ndatabase = 'd'\npackages = '/p'";
+        let defaults = Config::parse(&format!("secrets_file = 's'\n{only}")).unwrap().cluster.unwrap();
+        let (mut names, mut bucket) = (std::collections::BTreeSet::new(), false);
+        for line in commented.captures_iter(example).map(|line| line[1].to_owned()) {
+            let text = format!("secrets_file = 's'\n{only}\n{line}");
+            let text = if line.starts_with("packages") { text.replace("packages = '/p'\n", "") } else { text };
+            let text = text + "\n[s3]\nendpoint = 'e'\naccess_key_id = 'a'\nsecret_access_key = 's'";
+            let cluster = Config::parse(&text).unwrap_or_else(|error| panic!("{line}: {error}")).cluster.unwrap();
+            bucket |= matches!(cluster.packages, Shared::Bucket { .. });
+            let name = line.split(' ').next().unwrap().to_owned();
+            if ["roles", "bind"].contains(&name.as_str()) {
+                let same = cluster.bind == defaults.bind
+                    && cluster.roles.iter().collect::<std::collections::HashSet<_>>()
+                        == defaults.roles.iter().collect();
+                assert!(same, "{line} is the default");
+            }
+            names.insert(name);
+        }
+        assert!(bucket);
+        let all = ["admin", "advertise", "bind", "id", "packages", "roles", "tls"];
+        assert_eq!(names.iter().map(String::as_str).collect::<Vec<_>>(), all, "and `database`, which has no default");
+        let as_it_stands = Config::parse(example).unwrap();
+        assert_eq!(as_it_stands.secrets_file, Some("/etc/emberbox/secrets.key".into()));
+    }
+
+    /// Those of `deploy/`, one for each set of roles.
+    #[test]
+    #[cfg(feature = "cluster")]
+    fn the_files_to_deploy_are_accepted() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/config");
+        let mut seen = Vec::new();
+        for file in fs::read_dir(dir).unwrap() {
+            let path = file.unwrap().path();
+            let config = Config::read(&path).unwrap_or_else(|error| panic!("{}: {error:#}", path.display()));
+            let cluster = config.cluster.expect("it is one of a fleet's");
+            assert!(cluster.tls.is_some() && cluster.admin.is_some() && cluster.advertise.is_some(), "{path:?}");
+            assert_eq!(config.credentials.is_empty(), !cluster.is(membership::Role::Frontend), "{path:?}");
+            assert_eq!(config.drain.is_zero(), !cluster.is(membership::Role::Frontend), "{path:?}");
+            seen.push(path.file_stem().unwrap().to_string_lossy().into_owned());
+        }
+        seen.sort();
+        assert_eq!(seen, ["control", "frontend", "pollers", "worker", "worker-manager"]);
+    }
+
     #[test]
     fn mistakes_name_line_key_and_remedy() {
         for (text, words) in [

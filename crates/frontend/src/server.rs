@@ -30,6 +30,9 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD_BYTES: usize = 128 << 10;
 /// Requests at once on one HTTP/2 connection.
 const STREAMS: u32 = 256;
+/// After `limits.drain` nothing is accepted any more; who connected just before has this long for a request, if `limits.drain`
+/// is not shorter.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);
 /// How long accepting pauses when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -90,6 +93,11 @@ impl Listener {
 /// The public API, listening.
 pub struct Server {
     listener: TcpListener,
+    parts: Connections,
+}
+
+/// What all connections have in common.
+struct Connections {
     tls: Option<TlsAcceptor>,
     service: Arc<Service>,
     config: Config,
@@ -102,21 +110,23 @@ impl Server {
     pub fn new(listener: Listener, deps: Deps) -> Self {
         let Listener { listener, local_addr, tls, config } = listener;
         let service = Arc::new(Service::new(&config, local_addr, deps));
-        Self { listener, tls, service, config, closing: CancellationToken::new() }
+        Self { listener, parts: Connections { tls, service, config, closing: CancellationToken::new() } }
     }
 
     /// Serves until `shutdown` and for `limits.drain` after it, then stops accepting, lets requests and invocations in flight finish (for
-    /// `limits.shutdown` at most) and closes all connections.
+    /// `limits.shutdown` at most) and closes all connections. While it drains, each answer over HTTP/1 ends its connection, and
+    /// who connected before the end has time for a request: a proxy that knows nothing of `/readyz`, but turns elsewhere where
+    /// it is not let in, loses nothing.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
-        let connections = Arc::new(Semaphore::new(self.config.limits.connections));
+        let connections = Arc::new(Semaphore::new(self.parts.config.limits.connections));
         let graceful = GracefulShutdown::new();
-        let http = Arc::new(self.http());
+        let http = Arc::new(self.parts.http());
         let accepting = async {
             loop {
                 // A connection is accepted only when there is room for it: the others wait in the kernel's queue.
                 let permit = Arc::clone(&connections).acquire_owned().await.expect("the semaphore is never closed");
                 match self.listener.accept().await {
-                    Ok((stream, peer)) => self.spawn(stream, peer, permit, &http, graceful.watcher()),
+                    Ok((stream, peer)) => self.parts.spawn(stream, peer, permit, &http, graceful.watcher()),
                     Err(error) => {
                         tracing::warn!(%error, "accept failed");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -126,15 +136,26 @@ impl Server {
         };
         let drained = async {
             shutdown.await;
-            self.service.drain();
-            tokio::time::sleep(self.config.limits.drain).await;
+            self.parts.service.drain();
+            tokio::time::sleep(self.parts.config.limits.drain).await;
         };
         tokio::select! {
             () = drained => {}
             () = accepting => {}
         }
-        let Self { listener, service, config, closing, .. } = self;
-        drop(listener);
+        let Self { listener, parts } = self;
+        // What waits in the kernel's queue would be reset with the listener. It accepts without blocking, as tokio's does.
+        let waiting = listener.into_std().inspect_err(|error| tracing::debug!(%error, "the listener is lost")).ok();
+        while let Some(Ok((stream, peer))) = waiting.as_ref().map(std::net::TcpListener::accept) {
+            let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else { break };
+            match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                Ok(stream) => parts.spawn(stream, peer, permit, &http, graceful.watcher()),
+                Err(error) => tracing::debug!(%peer, %error, "a connection was lost"),
+            }
+        }
+        drop(waiting);
+        tokio::time::sleep(parts.config.limits.drain.min(LAST_REQUESTS)).await;
+        let Connections { service, config, closing, .. } = parts;
         let finish = async {
             graceful.shutdown().await;
             service.finished().await;
@@ -144,7 +165,9 @@ impl Server {
         }
         closing.cancel();
     }
+}
 
+impl Connections {
     fn http(&self) -> auto::Builder<TokioExecutor> {
         let idle = self.config.limits.idle;
         let mut http = auto::Builder::new(TokioExecutor::new());

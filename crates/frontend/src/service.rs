@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use domain::{Clock, RequestId};
-use http::header::{CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue};
+use http::header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use http_body_util::Full;
 use lambda_api::{ApiError, ErrorCode, OperationId, route};
@@ -147,6 +147,10 @@ impl Service {
         let mut id = Uuid::encode_buffer();
         let id = exchange.id.0.as_hyphenated().encode_lower(&mut id);
         response.headers_mut().insert(REQUEST_ID, HeaderValue::from_str(id).expect("a UUID is a valid header value"));
+        // HTTP/2 has no such header; its connections are told by the server's end.
+        if self.draining.load(Ordering::Relaxed) && exchange.parts.version < Version::HTTP_2 {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         let status = response.status().as_u16();
         self.metrics.request(exchange.operation, status);
         tracing::debug!(

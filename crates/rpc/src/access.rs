@@ -3,6 +3,7 @@
 use crate::identity::{Peer, Role};
 
 const FRONTEND: &str = "/emberbox.v1.Frontend/";
+const QUOTA: &str = "/emberbox.v1.Quota/";
 const LOGS: &str = "/emberbox.v1.Logs/";
 const STATUS: &str = "/emberbox.v1.Status/";
 const WORKER: &str = "/emberbox.v1.Worker/";
@@ -12,6 +13,7 @@ const WORKER_MANAGER: &str = "/emberbox.v1.WorkerManager/";
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Target {
     Frontend,
+    Quota,
     Logs,
     Status,
     Worker,
@@ -46,6 +48,9 @@ fn callers(path: &str) -> Option<(Target, &'static [Role])> {
             _ => return None,
         };
         return Some((Target::Worker, roles));
+    }
+    if let Some(call) = path.strip_prefix(QUOTA) {
+        return matches!(call, "Hello" | "Ask").then_some((Target::Quota, &[Role::WorkerManager]));
     }
     if let Some(call) = path.strip_prefix(FRONTEND) {
         return (call == "CaughtUp").then_some((Target::Frontend, &[Role::Frontend, Role::Pollers]));

@@ -63,10 +63,7 @@ impl pb::logs_server::Logs for LogsServer {
         Ok(Response::new(self.0.groups(request.into_inner()).await?))
     }
 
-    async fn streams(
-        &self,
-        request: Request<pb::LogStreamsRequest>,
-    ) -> Result<Response<pb::LogStreamsAnswer>, Status> {
+    async fn streams(&self, request: Request<pb::LogStreamsRequest>) -> Result<Response<pb::LogStreamsAnswer>, Status> {
         Ok(Response::new(self.0.streams(request.into_inner()).await?))
     }
 
@@ -92,10 +89,7 @@ impl RemoteLogs {
         LogsClient::with_origin(self.channel.clone(), crate::channel::origin()).max_decoding_message_size(MAX_ANSWER)
     }
 
-    async fn within<T>(
-        &self,
-        call: impl Future<Output = Result<Response<T>, Status>> + Send,
-    ) -> Result<T, LogsFault> {
+    async fn within<T>(&self, call: impl Future<Output = Result<Response<T>, Status>> + Send) -> Result<T, LogsFault> {
         match tokio::time::timeout(self.limit, call).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) if status.code() == tonic::Code::InvalidArgument => {

@@ -29,9 +29,11 @@ use crate::logs::{self, LogsServer};
 use crate::manager::server::{ManagerServer, Undelivered};
 use crate::pb::frontend_server::FrontendServer as FrontendGrpc;
 use crate::pb::logs_server::LogsServer as LogsGrpc;
+use crate::pb::quota_server::QuotaServer as QuotaGrpc;
 use crate::pb::status_server::StatusServer as StatusGrpc;
 use crate::pb::worker_manager_server::WorkerManagerServer as ManagerGrpc;
 use crate::pb::worker_server::WorkerServer as WorkerGrpc;
+use crate::quota::QuotaServer;
 use crate::status::StatusServer;
 use crate::tls::{Credentials, members};
 use crate::worker::server::WorkerServer;
@@ -71,6 +73,8 @@ pub struct Services {
     pub worker: Option<WorkerServer>,
     /// It is a worker manager.
     pub manager: Option<ManagerServer>,
+    /// And the home of accounts.
+    pub quota: Option<QuotaServer>,
     /// It has a copy of the metadata.
     pub frontend: Option<FrontendServer>,
     /// It is a worker: what was written there.
@@ -212,6 +216,7 @@ struct Dispatch {
     worker: Option<WorkerGrpc<WorkerServer>>,
     manager: Option<ManagerGrpc<ManagerServer>>,
     frontend: Option<FrontendGrpc<FrontendServer>>,
+    quota: Option<QuotaGrpc<QuotaServer>>,
     logs: Option<LogsGrpc<LogsServer>>,
     status: Option<StatusGrpc<StatusServer>>,
 }
@@ -226,8 +231,8 @@ impl Dispatch {
             .manager
             .map(|manager| ManagerGrpc::new(manager).max_decoding_message_size(limit).max_encoding_message_size(limit));
         let logs = services.logs.map(|logs| LogsGrpc::new(logs).max_encoding_message_size(logs::MAX_ANSWER));
-        let frontend = services.frontend.map(FrontendGrpc::new);
-        Self { worker, manager, frontend, logs, status: services.status.map(StatusGrpc::new) }
+        let (frontend, quota) = (services.frontend.map(FrontendGrpc::new), services.quota.map(QuotaGrpc::new));
+        Self { worker, manager, frontend, quota, logs, status: services.status.map(StatusGrpc::new) }
     }
 
     async fn call(&self, target: Result<Target, Refusal>, request: Request<Incoming>) -> Response<Body> {
@@ -238,6 +243,10 @@ impl Dispatch {
             },
             Ok(Target::WorkerManager) => match &self.manager {
                 Some(service) => service.clone().call(request).await.map(Delivery::watched),
+                None => return Status::unimplemented("this process is no worker manager").into_http(),
+            },
+            Ok(Target::Quota) => match &self.quota {
+                Some(service) => service.clone().call(request).await,
                 None => return Status::unimplemented("this process is no worker manager").into_http(),
             },
             Ok(Target::Frontend) => match &self.frontend {

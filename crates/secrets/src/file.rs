@@ -82,12 +82,12 @@ pub fn read(path: &Path) -> Result<Option<Keyring>, KeyFileError> {
 /// Makes a file with one new key, for its owner alone (mode 0600). When this returns, the file survives power loss: what is
 /// encrypted from now on must not outlive its key. Legal where there is none; an error if there is one.
 pub fn create(path: &Path) -> Result<Keyring, KeyFileError> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     let key = random_key();
     let write = || -> io::Result<()> {
         // Under its name only when it is whole. Its mode is that of temporary files, 0600.
         let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        write!(file, "{HEAD}{}\n", BASE64.encode(key))?;
+        writeln!(file, "{HEAD}{}", BASE64.encode(key))?;
         file.as_file().sync_all()?;
         file.persist_noclobber(path).map_err(|error| error.error)?;
         File::open(dir)?.sync_all()

@@ -1,33 +1,137 @@
 //! Counting: how many invocations run at once, and how fast a function may grow.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::quota::{plan, slack};
 
 /// Running invocations of one account's functions that have no reserved concurrency. Shared by all their pools, so it
 /// is a compare-and-swap rather than a lock.
-#[derive(Debug, Default)]
-pub struct AccountUse(AtomicU32);
+///
+/// With several managers, each lets run only what it was granted of the limit: see [`crate::quota`].
+#[derive(Debug)]
+pub struct AccountUse {
+    /// How many run, and below that how many may.
+    state: AtomicU64,
+    /// The limit of the last request.
+    limit: AtomicU32,
+    /// How often a request found the grant too small since that was asked about.
+    short: AtomicU32,
+    /// Told when more is wanted.
+    more: Arc<Notify>,
+}
+
+const fn pack(in_use: u32, grant: u32) -> u64 {
+    (in_use as u64) << 32 | grant as u64
+}
+
+const fn unpack(state: u64) -> (u32, u32) {
+    ((state >> 32) as u32, state as u32)
+}
+
+impl Default for AccountUse {
+    /// Of the only manager.
+    fn default() -> Self {
+        Self::new(u32::MAX, Arc::default())
+    }
+}
 
 impl AccountUse {
-    /// Counts one more, unless `limit` is reached.
+    /// With a grant of the limit; `more` is told when more is wanted.
+    pub fn new(grant: u32, more: Arc<Notify>) -> Self {
+        Self { state: AtomicU64::new(pack(0, grant)), limit: AtomicU32::new(0), short: AtomicU32::new(0), more }
+    }
+
+    /// Counts one more, unless `limit` or the grant is reached.
     pub fn acquire(&self, limit: u32) -> bool {
-        self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < limit).then(|| n + 1)).is_ok()
+        let more = |state| {
+            let (in_use, grant) = unpack(state);
+            (in_use < limit.min(grant)).then(|| pack(in_use + 1, grant))
+        };
+        let acquired = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
+        if let Ok(before) = acquired {
+            let (in_use, grant) = unpack(before);
+            // Asked before it is used up.
+            if grant < limit && grant - in_use <= slack(limit) / 2 {
+                self.limit.store(limit, Ordering::Relaxed);
+                self.more.notify_one();
+            }
+        }
+        acquired.is_ok()
     }
 
     /// Counts one more that runs already, whatever the limit.
     pub fn count(&self) {
-        self.0.fetch_add(1, Ordering::AcqRel);
+        self.state.fetch_add(pack(1, 0), Ordering::AcqRel);
     }
 
     /// Counts one less. Every [`Self::count`] and successful [`Self::acquire`] is released exactly once.
     pub fn release(&self) {
-        let before = self.0.fetch_sub(1, Ordering::AcqRel);
-        debug_assert!(before > 0, "released more than was acquired");
+        let before = self.state.fetch_sub(pack(1, 0), Ordering::AcqRel);
+        debug_assert!(unpack(before).0 > 0, "released more than was acquired");
     }
 
     /// How many run now.
     pub fn in_use(&self) -> u32 {
-        self.0.load(Ordering::Acquire)
+        unpack(self.state.load(Ordering::Acquire)).0
+    }
+
+    /// Whether no more can run under this limit.
+    pub fn is_full(&self, limit: u32) -> bool {
+        let (in_use, grant) = unpack(self.state.load(Ordering::Acquire));
+        in_use >= limit.min(grant)
+    }
+
+    /// Whether only the grant is in the way, so that it is worth waiting for more of it; which is then asked for.
+    pub fn may_grow(&self, limit: u32) -> bool {
+        let (in_use, grant) = unpack(self.state.load(Ordering::Acquire));
+        let short = in_use < limit && grant < limit;
+        if short {
+            self.limit.store(limit, Ordering::Relaxed);
+            self.short.fetch_add(1, Ordering::Relaxed);
+            self.more.notify_one();
+        }
+        short
+    }
+
+    /// From now on this manager is one of several, and holds what it uses.
+    pub fn share(&self) {
+        let hold = |state| {
+            let (in_use, grant) = unpack(state);
+            (grant == u32::MAX).then(|| pack(in_use, in_use))
+        };
+        let _ = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, hold);
+    }
+
+    /// What this manager holds: never below what it uses.
+    pub fn held(&self) -> u32 {
+        let (in_use, grant) = unpack(self.state.load(Ordering::Acquire));
+        grant.max(in_use)
+    }
+
+    /// What to ask the account's home: limit, hold and want, if there is anything to ask. From here on this manager keeps to `hold`.
+    pub fn ask(&self, scarce: bool) -> Option<(u32, u32, u32)> {
+        let limit = self.limit.load(Ordering::Relaxed);
+        let short = self.short.swap(0, Ordering::Relaxed);
+        let mut asked = None;
+        let lower = |state| {
+            let (in_use, grant) = unpack(state);
+            let (hold, want) = plan(in_use, short, grant, limit, scarce);
+            asked = (hold != grant || want > hold).then_some((limit, hold, want));
+            Some(pack(in_use, hold))
+        };
+        let _ = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, lower);
+        asked
+    }
+
+    /// The answer. `true` if more can run than before.
+    pub fn granted(&self, grant: u32) -> bool {
+        let set = |state| Some(pack(unpack(state).0, grant));
+        let before = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, set);
+        before.is_ok_and(|before| unpack(before).1 < grant)
     }
 }
 
@@ -87,6 +191,30 @@ mod tests {
         });
         assert!(highest.into_inner() <= 3);
         assert_eq!(account.in_use(), 0);
+    }
+
+    #[test]
+    fn a_grant_is_a_limit_that_moves() {
+        let account = AccountUse::new(0, Arc::default());
+        assert!(!account.acquire(32) && account.is_full(32) && account.may_grow(32));
+        assert_eq!(account.ask(false), Some((32, 0, 1)));
+        assert!(account.granted(1) && account.acquire(32) && !account.acquire(32));
+        // What runs has some room around it.
+        assert_eq!(account.ask(false), Some((32, 1, 3)));
+        assert!(account.granted(3) && account.acquire(32));
+        assert_eq!(account.ask(false), Some((32, 3, 4)));
+        account.release();
+        account.release();
+        // And is given up when it is not used.
+        assert_eq!((account.ask(false), account.held()), (Some((32, 0, 0)), 0));
+        assert_eq!(account.ask(false), None);
+        // What is taken over runs, whatever was granted.
+        account.count();
+        assert_eq!((account.held(), account.ask(true)), (1, Some((32, 1, 1))));
+        let alone = AccountUse::default();
+        assert!(alone.acquire(1) && !alone.may_grow(1) && alone.held() == u32::MAX);
+        alone.share();
+        assert_eq!(alone.held(), 1);
     }
 
     #[test]

@@ -16,9 +16,10 @@ mod manager;
 mod map;
 mod partition;
 mod pool;
+mod quota;
 mod status;
 
 pub use config::Config;
-pub use manager::Manager;
+pub use manager::{Homes, Manager};
 pub use partition::Partition;
 pub use status::{AccountStatus, FunctionStatus, Status};

@@ -1,10 +1,11 @@
 //! The shell around the pools.
 
 mod cold;
+mod quota;
 mod takeover;
 mod upkeep;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use domain::{
 };
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{Notify, broadcast, oneshot, watch};
 use uuid::Uuid;
 
 use crate::concurrency::AccountUse;
@@ -26,10 +27,13 @@ use crate::fleet::Fleet;
 use crate::map::ReadMap;
 use crate::partition::Partition;
 use crate::pool::{self, Answer, FunctionPool, Ticket};
+use crate::quota::Home;
 use crate::status::{AccountStatus, Status};
 
 /// Suspicions that may wait for who claims workers; one that is missed is repeated by the next caller.
 const SUSPECTS: usize = 64;
+
+pub use quota::Homes;
 
 type Result<T, E = AssignError> = std::result::Result<T, E>;
 type Grant = pool::Grant<Arc<dyn Worker>>;
@@ -65,11 +69,19 @@ struct Inner {
     partition: ArcSwapOption<Partition>,
     /// The epoch in which each worker was claimed last.
     claims: Mutex<HashMap<WorkerId, u64>>,
+    /// Those that are to have no sandboxes.
+    draining: Mutex<HashSet<WorkerId>>,
     /// The last epoch whose sandboxes are all known.
     settled: watch::Sender<u64>,
     /// Workers that a caller could not reach.
     suspects: broadcast::Sender<WorkerId>,
     accounts: Mutex<HashMap<AccountId, Arc<AccountUse>>>,
+    /// Told when an account wants more than this manager was granted.
+    more: Arc<Notify>,
+    /// Told of each partition.
+    views: watch::Sender<u64>,
+    /// Of the accounts that this manager counts for all.
+    home: Mutex<Home>,
 }
 
 struct Function {
@@ -98,9 +110,13 @@ impl Manager {
             functions: Mutex::default(),
             partition: ArcSwapOption::empty(),
             claims: Mutex::default(),
+            draining: Mutex::default(),
             settled: watch::Sender::new(0),
             suspects: broadcast::Sender::new(SUSPECTS),
             accounts: Mutex::default(),
+            more: Arc::default(),
+            views: watch::Sender::new(0),
+            home: Mutex::default(),
         }))
     }
 
@@ -147,7 +163,10 @@ impl Inner {
             let owner = partition.owner(&version.arn).unwrap_or("nobody");
             return Err(AssignError::NotOwner(format!("{owner}, in epoch {}", partition.epoch)));
         }
-        let account = Arc::clone(self.accounts.lock().entry(version.account.clone()).or_default());
+        // The only manager has all of the limit.
+        let grant = if partition.is_some() { 0 } else { u32::MAX };
+        let new = || Arc::new(AccountUse::new(grant, Arc::clone(&self.more)));
+        let account = Arc::clone(self.accounts.lock().entry(version.account.clone()).or_insert_with(new));
         let pool = FunctionPool::new(self.config, account, || SandboxId(Uuid::new_v4()), self.now());
         let function = Arc::new(Function {
             arn: version.arn.clone(),

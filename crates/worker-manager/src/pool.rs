@@ -75,6 +75,8 @@ struct Sandbox<W> {
     born: Duration,
     /// Known from the end of `Init` on.
     worker: Option<W>,
+    /// Its worker is to have none: it serves what it has, and goes.
+    doomed: bool,
     state: State,
 }
 
@@ -308,7 +310,8 @@ impl<C, W: Clone> FunctionPool<C, W> {
         // At a concurrency limit any finishing sandbox of the function helps, since its permit becomes free.
         let hope = match reason {
             ThrottleReason::ScalingRate => has_claim,
-            ThrottleReason::Account | ThrottleReason::Reserved => any_unclaimed,
+            ThrottleReason::Account => any_unclaimed || self.account.may_grow(limits.unreserved),
+            ThrottleReason::Reserved => any_unclaimed,
         };
         let never = limits.reserved == Some(0);
         if hope && !never && waited < self.config.limit_grace { Choice::Wait } else { Choice::Throttle(reason) }
@@ -317,7 +320,7 @@ impl<C, W: Clone> FunctionPool<C, W> {
     fn limit_reached(&self, limits: &ConcurrencyLimits) -> Option<ThrottleReason> {
         match limits.reserved {
             Some(reserved) => (self.in_use >= reserved).then_some(ThrottleReason::Reserved),
-            None => (self.account.in_use() >= limits.unreserved).then_some(ThrottleReason::Account),
+            None => self.account.is_full(limits.unreserved).then_some(ThrottleReason::Account),
         }
     }
 
@@ -372,6 +375,7 @@ impl<C, W: Clone> FunctionPool<C, W> {
                 memory_mb: version.memory_mb,
                 born: now,
                 worker: None,
+                doomed: false,
                 state: State::Starting { waiter: None, dead: false },
             },
         );

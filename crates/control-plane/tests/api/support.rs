@@ -149,11 +149,6 @@ impl World {
         pulled: BTreeSet<String>,
         snapshots: Arc<Snapshots>,
     ) -> Result<Self, control_plane::Error> {
-        let key_file = dir.join(KEY_FILE);
-        let keys = match secrets::read(&key_file).unwrap() {
-            Some(keys) => keys,
-            None => secrets::create(&key_file).unwrap(),
-        };
         let store = Arc::new(SqliteStore::open(dir.join("metadata.db")).await.unwrap());
         Self::of(dir, config, store, pulled, snapshots).await
     }
@@ -161,7 +156,7 @@ impl World {
     /// Another process with the same metadata.
     pub async fn beside(&self) -> Self {
         let config = Config { shared: true, ..Config::default() };
-        Self::of(&self.dir, config, self.store.clone(), BTreeSet::new(), Arc::default()).await
+        Self::of(&self.dir, config, self.store.clone(), BTreeSet::new(), Arc::default()).await.unwrap()
     }
 
     async fn of(
@@ -170,7 +165,12 @@ impl World {
         store: Arc<SqliteStore>,
         pulled: BTreeSet<String>,
         snapshots: Arc<Snapshots>,
-    ) -> Self {
+    ) -> Result<Self, control_plane::Error> {
+        let key_file = dir.join(KEY_FILE);
+        let keys = match secrets::read(&key_file).unwrap() {
+            Some(keys) => keys,
+            None => secrets::create(&key_file).unwrap(),
+        };
         let packages = Packages::open(packages::Config {
             dir: dir.join("packages"),
             storage: packages::Storage::Own,

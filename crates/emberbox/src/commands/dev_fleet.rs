@@ -5,9 +5,10 @@
 //!  DIR/packages ◄───────────── code ───────────┘
 //! ```
 //!
-//! Each process is `emberbox serve` with a configuration of its own in `DIR/<name>`. A process that dies stays dead: that is what
+//! Each process has a certificate of the fleet's own authority (`DIR/ca`), and is `emberbox serve` with a configuration of its own in `DIR/<name>`. A process that dies stays dead: that is what
 //! people want to see. All of them end with this one, however it ends.
 
+mod authority;
 mod postgres;
 mod process;
 
@@ -26,6 +27,7 @@ use tokio::time::Instant;
 use crate::cli::DevFleet;
 use crate::data_dir;
 use crate::ui;
+use authority::Authority;
 use postgres::Postgres;
 use process::{Line, Process};
 
@@ -35,8 +37,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const LINES: usize = 1024;
 /// What each process says on its standard output once it is ready.
 const READY: &str = "is ready";
-/// The keys of the functions' environment variables, in the data directory.
-const SECRETS: &str = "secrets.key";
+/// And where its metrics are.
+const METRICS: &str = "its metrics are on ";
 
 /// `emberbox dev-fleet`
 pub fn run(args: DevFleet) -> Result<ExitCode> {
@@ -61,6 +63,8 @@ struct Shown<'a> {
 struct ShownProcess<'a> {
     name: &'a str,
     pid: Option<u32>,
+    /// Where it tells of its health and shows its metrics: `host:port`.
+    admin: Option<&'a str>,
 }
 
 async fn fleet(args: DevFleet) -> Result<ExitCode> {
@@ -88,10 +92,6 @@ async fn fleet(args: DevFleet) -> Result<ExitCode> {
         (None, Some(postgres)) => postgres.url(),
         (None, None) => unreachable!("one of them is there"),
     };
-    let keys = dir.join(SECRETS);
-    if secrets::read(&keys)?.is_none() {
-        secrets::create(&keys)?;
-    }
     // Installed once for all workers; without a directory of the user's own, once for good.
     let runtimes = match args.data_dir {
         Some(_) => dir.clone(),
@@ -101,7 +101,15 @@ async fn fleet(args: DevFleet) -> Result<ExitCode> {
         Some(path) => std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?,
         None => String::new(),
     };
-    let base: toml::Table = base.parse().context("read the configuration")?;
+    let mut base: toml::Table = base.parse().context("read the configuration")?;
+    if !base.contains_key("secrets_file") {
+        let file = dir.join("secrets.key");
+        if secrets::read(&file)?.is_none() {
+            secrets::create(&file)?;
+        }
+        base.insert("secrets_file".into(), file.to_str().context("the data directory is not UTF-8")?.into());
+    }
+    let authority = Authority::start(&dir.join("ca")).await?;
     let (sender, mut lines) = mpsc::channel(LINES);
     let mut processes = Vec::new();
     let mut listen = args.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 4566)));
@@ -116,7 +124,8 @@ async fn fleet(args: DevFleet) -> Result<ExitCode> {
             let name = format!("{role}-{number}");
             let own = dir.join(&name);
             data_dir::share_runtimes(&runtimes, &own.join("data"))?;
-            let config = configure(&base, &name, role, &dir, &database, listen)?;
+            let certificate = authority.certify(&name, role, own.join("certificate")).await?;
+            let config = configure(&base, &name, role, &dir, &database, listen, &certificate)?;
             processes.push(Process::start(&name, &own, &config, &sender)?);
             if role == Role::Frontend && listen.port() != 0 {
                 listen.set_port(listen.port().saturating_add(1));
@@ -199,6 +208,7 @@ async fn live(
     let names: Vec<(String, Option<u32>)> = processes.iter().map(|p| (p.name.clone(), p.pid())).collect();
     let mut missing: Vec<String> = names.iter().map(|(name, _)| name.clone()).collect();
     let mut endpoints: Vec<(String, String)> = Vec::new();
+    let mut admins: Vec<(String, String)> = Vec::new();
     let deadline = Instant::now() + START_LIMIT;
     let mut alive: Vec<&mut Process> = processes.iter_mut().collect();
     loop {
@@ -207,10 +217,15 @@ async fn live(
                 missing.retain(|name| *name != line.name);
                 let endpoint = line.text.split_whitespace().find(|word| word.starts_with("http"));
                 endpoints.extend(endpoint.map(|url| (line.name.clone(), url.trim_end_matches(':').to_owned())));
+                let admin = line.text.rsplit_once(METRICS);
+                admins.extend(admin.map(|(_, address)| (line.name.clone(), address.trim_end_matches('.').to_owned())));
                 if missing.is_empty() {
                     endpoints.sort();
                     let endpoints: Vec<String> = endpoints.iter().map(|(_, endpoint)| endpoint.clone()).collect();
-                    let processes = names.iter().map(|(name, pid)| ShownProcess { name, pid: *pid }).collect();
+                    let admin =
+                        |name: &str| admins.iter().find(|(of, _)| of == name).map(|(_, address)| address.as_str());
+                    let processes =
+                        names.iter().map(|(name, pid)| ShownProcess { name, pid: *pid, admin: admin(name) }).collect();
                     announce(args, &Shown { endpoints: &endpoints, database, data_dir: dir, processes })?;
                 }
             }
@@ -239,7 +254,9 @@ fn announce(args: &DevFleet, shown: &Shown<'_>) -> Result<()> {
         format!("A fleet of {} processes is ready, at {}.\n", shown.processes.len(), shown.endpoints.join(" and "));
     text += &format!("Its database is {}; everything is in {}.\n", shown.database, shown.data_dir.display());
     for process in &shown.processes {
-        text += &format!("  {:<20} process {}\n", process.name, process.pid.unwrap_or_default());
+        let (name, pid) = (process.name, process.pid.unwrap_or_default());
+        let metrics = process.admin.map(|admin| format!("http://{admin}/metrics")).unwrap_or_default();
+        text += &format!("  {name:<20} process {pid:<8} {metrics}\n");
     }
     text += &format!("\nexport AWS_ENDPOINT_URL_LAMBDA={first}\n\nKill any of them, and see. Ctrl-C stops them all.\n");
     super::print(text.as_bytes())
@@ -257,6 +274,7 @@ fn configure(
     dir: &Path,
     database: &str,
     listen: SocketAddr,
+    certificate: &Path,
 ) -> Result<toml::Table> {
     let text = |path: &Path| path.to_str().map(ToOwned::to_owned).context("the data directory is not UTF-8");
     let mut config = base.clone();
@@ -270,7 +288,8 @@ fn configure(
     cluster.insert("roles".into(), vec![role.to_string()].into());
     cluster.insert("database".into(), database.into());
     cluster.insert("bind".into(), "127.0.0.1:0".into());
-    config.entry("secrets_file").or_insert(text(&dir.join(SECRETS))?.into());
+    cluster.insert("tls".into(), text(certificate)?.into());
+    cluster.entry("admin").or_insert("127.0.0.1:0".into());
     cluster.insert("packages".into(), text(&dir.join("packages"))?.into());
     config.insert("cluster".into(), cluster.into());
     Ok(config)

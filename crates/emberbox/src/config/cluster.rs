@@ -24,6 +24,9 @@ pub struct Cluster {
     /// Where the others reach it (`host:port`); default: `bind`.
     #[serde(default)]
     pub advertise: Option<String>,
+    /// Where this process tells of its health and shows its metrics, to whoever asks; `None`: nowhere.
+    #[serde(default)]
+    pub admin: Option<SocketAddr>,
     /// Where the code packages are.
     pub packages: Shared,
     /// Directory with `ca.pem`, `member.pem` and `member.key`, as `emberbox fleet join` writes them.

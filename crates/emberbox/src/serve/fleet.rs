@@ -15,9 +15,12 @@
 //! What the parts are and how they work does not differ from one process that does everything; who calls whom over a network is
 //! in `rpc`, and who is there in `membership`.
 
+mod admin;
+mod homes;
 mod logs;
 mod managers;
 mod peers;
+pub mod renewal;
 mod roles;
 pub mod status;
 mod workers;
@@ -29,9 +32,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use domain::{Clock, SystemClock};
+use membership::postgres::{Options, PostgresRegistry};
 use membership::{Member, MemberId, MemberState, Membership, Role};
 use prometheus_client::registry::Registry;
-use rpc::{Channels, Credentials, FrontendServer, LogsServer, ManagerServer, Server, Services, StatusServer, Tls};
+use rpc::{
+    Channels, Credentials, FrontendServer, LogsServer, ManagerServer, QuotaServer, Server, Services, StatusServer,
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -40,13 +46,20 @@ use super::refuse_open_house;
 use crate::adapters;
 use crate::config::{Cluster, Config};
 use crate::data_dir::{self, DataDir};
+use admin::Admin;
 use roles::{Api, Host};
+
+/// The schemas of the members and of the metadata in the database. None of them may be called as the database's user: PostgreSQL
+/// looks for tables without a schema, the event queue's, in that one first, as soon as it is there.
+pub const MEMBERS: &str = "emberbox_members";
+const METADATA: &str = "emberbox_metadata";
 
 /// A running process of a fleet.
 pub struct Fleet {
     id: Arc<str>,
     roles: Vec<Role>,
     address: SocketAddr,
+    admin: Option<Admin>,
     api: Option<Api>,
     manager: Option<worker_manager::Manager>,
     host: Option<Host>,
@@ -70,20 +83,28 @@ impl Fleet {
         let dir = data.path();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let mut registry = Registry::with_prefix("emberbox");
+        let admin = match cluster.admin {
+            Some(address) => Some(Admin::start(address).await?),
+            None => None,
+        };
         let id: Arc<str> = match &cluster.id {
             Some(id) => id.as_str().into(),
             None => super::settings::host_name(),
         };
 
-        let credentials = cluster.tls.as_deref().map(read_tls).transpose()?;
+        let credentials =
+            cluster.tls.as_deref().map(renewal::read).transpose()?.map(|tls| Credentials::new(&tls)).transpose()?;
         let server = Server::bind(cluster.bind, credentials.clone()).await?;
         let address = server.address();
+        let mut followers = Vec::new();
+        if let (Some(dir), Some(credentials)) = (&cluster.tls, &credentials) {
+            followers.push(tokio::spawn(renewal::run(dir.clone(), credentials.clone())));
+        }
         let channels = Channels::new(credentials, Arc::clone(&clock));
         let membership = join(&cluster, &id, address).await?;
 
         let content = Content::open(&config, dir)?;
         let mut services = Services::default();
-        let mut followers = Vec::new();
         let host = if cluster.is(Role::Worker) {
             let host = Host::start(&config, dir, &id, &content, &clock, &mut registry).await?;
             services.worker = Some(host.server.clone());
@@ -95,12 +116,21 @@ impl Fleet {
         };
         let manager = cluster.is(Role::WorkerManager).then(|| {
             let manager = worker_manager::Manager::new(Arc::clone(&clock), super::settings::manager(&config), vec![]);
+            services.quota = Some(QuotaServer::new(Arc::new(manager.clone())));
             services.manager = Some(ManagerServer::new(Arc::new(manager.clone()), Arc::clone(&clock)));
             let workers = workers::Workers::new(Arc::clone(&id), manager.clone(), channels.clone());
             followers.push(tokio::spawn(workers.run(membership.changes())));
             followers.push(tokio::spawn(manager.clone().run()));
+            let homes = homes::OtherManagers {
+                me: Arc::clone(&id),
+                own: manager.clone(),
+                membership: membership.clone(),
+                channels: channels.clone(),
+            };
+            followers.push(tokio::spawn(manager.clone().share_accounts(Arc::new(homes))));
             manager
         });
+        admin::register(&mut registry, membership.clone(), manager.clone());
         let has_copy = cluster.is(Role::Frontend) || cluster.is(Role::Pollers);
         let (own, others) = tokio::sync::watch::channel(None);
         if has_copy {
@@ -115,7 +145,7 @@ impl Fleet {
         }))));
         let stop_rpc = CancellationToken::new();
         let rpc = tokio::spawn(server.serve(services, stop_rpc.clone(), config.stop_limit));
-        let api = if has_copy {
+        let (api, registry) = if has_copy {
             let peers = Arc::new(peers::Peers::new(membership.clone(), channels.clone()));
             let barrier = peers::Barrier { peers, own };
             let own = manager.clone().map(|manager| (Arc::clone(&id), Arc::new(manager) as _));
@@ -125,13 +155,16 @@ impl Fleet {
             let logs = Arc::new(logs::Workers::new(membership.clone(), channels.clone()));
             let shared =
                 roles::Shared { config: &config, cluster: &cluster, dir, content, clock, router, logs, barrier };
-            let api = Api::start(shared, registry).await?;
+            let (api, registry) = Api::start(shared, registry).await?;
             // Set once, here.
             let _ = queue.set(api.queue());
-            Some(api)
+            (Some(api), registry)
         } else {
-            None
+            (None, Arc::new(registry))
         };
+        if let Some(admin) = &admin {
+            admin.running(membership.clone(), registry);
+        }
         membership.activate();
         let mut views = membership.changes();
         let me = MemberId::new(Arc::clone(&id));
@@ -142,6 +175,7 @@ impl Fleet {
             id,
             roles,
             address,
+            admin,
             api,
             manager,
             host,
@@ -169,6 +203,11 @@ impl Fleet {
         self.address
     }
 
+    /// Where it tells of its health and shows its metrics, if it does.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(Admin::address)
+    }
+
     /// Of the public API, e.g. `http://127.0.0.1:4566`; `None` of a process without frontend.
     pub fn endpoint(&self) -> Option<&str> {
         self.api.as_ref().and_then(Api::endpoint)
@@ -178,6 +217,9 @@ impl Fleet {
     pub async fn stop(mut self, hurry: impl Future<Output = ()>) {
         let until = tokio::time::Instant::now() + self.stop_limit;
         let left = || until.duration_since(tokio::time::Instant::now());
+        if let Some(admin) = &self.admin {
+            admin.stopping();
+        }
         let gentle = async {
             if let Some(host) = &self.host {
                 host.drain();
@@ -212,20 +254,9 @@ impl Fleet {
     }
 }
 
-/// What `emberbox fleet join` wrote into the directory.
-pub fn read_tls(dir: &std::path::Path) -> Result<Credentials> {
-    let read = |name: &str| {
-        let path = dir.join(name);
-        std::fs::read_to_string(&path).with_context(|| {
-            format!("read {}; `emberbox fleet join` writes it, and cluster.tls names its directory", path.display())
-        })
-    };
-    Ok(Credentials::new(&Tls { ca: read("ca.pem")?, cert: read("member.pem")?, key: read("member.key")? })?)
-}
-
 async fn join(cluster: &Cluster, id: &Arc<str>, address: SocketAddr) -> Result<Membership> {
-    let registry =
-        membership::postgres::PostgresRegistry::connect(membership::postgres::Options::new(&cluster.database));
+    let options = Options { schema: MEMBERS.into(), ..Options::new(&cluster.database) };
+    let registry = PostgresRegistry::connect(options);
     let member = Member {
         id: MemberId::new(Arc::clone(id)),
         roles: cluster.roles.iter().copied().collect(),

@@ -390,8 +390,9 @@ mod tests {
     fn overcommit_multiplies_the_host() {
         let mut config = Config::default();
         config.limits.memory_overcommit = 1.0;
-        let once = worker(&config, Path::new("/d")).memory_mb;
+        let memory = |config: &Config| worker(config, Path::new("/d"), WorkerId("w".into())).memory_mb;
+        let once = memory(&config);
         config.limits.memory_overcommit = 2.0;
-        assert!(once > 100 && worker(&config, Path::new("/d")).memory_mb.abs_diff(once * 2) <= 1);
+        assert!(once > 100 && memory(&config).abs_diff(once * 2) <= 1);
     }
 }

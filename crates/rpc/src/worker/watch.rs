@@ -37,6 +37,9 @@ pub(super) async fn run(worker: &RemoteWorker, claim: &Claim, events: &dyn Worke
             tracing::debug!(worker = %id, "cannot claim a worker's sandboxes: {why}");
         }
         tokio::time::sleep(pause).await;
+        if pause < LONGEST_PAUSE && pause * 2 >= LONGEST_PAUSE {
+            tracing::warn!(worker = %id, "still cannot claim a worker's sandboxes, and goes on trying: {why}");
+        }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
@@ -58,6 +61,7 @@ async fn once(
     let mut stream = answer.map_err(|status| words(&status))?.into_inner();
     let id = &worker.shared().id;
     let mut sandboxes: Vec<SandboxState> = Vec::new();
+    let mut first = true;
     loop {
         match next(&mut stream).await? {
             Message::Sandboxes(message) => sandboxes.extend(states(&message)),
@@ -67,7 +71,8 @@ async fn once(
             }
             Message::Report(report) => {
                 let mut seen = worker.shared().seen.write();
-                if seen.report.is_none() {
+                // A stream's first report names all; what an earlier stream said may be gone since.
+                if std::mem::take(&mut first) {
                     seen.packages.clear();
                 }
                 seen.report = Some(convert::report(id, &report));

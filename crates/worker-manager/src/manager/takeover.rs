@@ -7,8 +7,6 @@
 //!  worker ──lost─────► its sandboxes are given up: those that live are found when it is claimed again
 //! ```
 
-use std::collections::HashSet;
-
 use domain::SandboxState;
 
 use super::*;
@@ -36,8 +34,11 @@ impl Manager {
                 }
                 stays
             });
+            inner.home.lock().view(inner.now(), epoch, partition.managers.iter().cloned());
             inner.partition.store(Some(Arc::new(partition)));
+            inner.accounts.lock().values().for_each(|account| account.share());
         }
+        inner.views.send_replace(epoch);
         let dead: Vec<_> = {
             let mut claims = inner.claims.lock();
             let dead = claims.keys().filter(|worker| !workers.contains(worker)).cloned().collect::<Vec<_>>();
@@ -59,6 +60,15 @@ impl Manager {
                 });
             }
         });
+    }
+
+    /// These workers, and no others, drain: their idle sandboxes go now, the others after what they serve.
+    pub fn drain_workers(&self, workers: HashSet<WorkerId>) {
+        let inner = &self.0;
+        *inner.draining.lock() = workers.clone();
+        for sandbox in workers.iter().flat_map(|worker| inner.fleet.placed_on(worker)) {
+            inner.event(sandbox, |pool, _, actions| pool.doom(sandbox, actions));
+        }
     }
 
     /// Workers that a caller could not reach. Nothing of theirs is leased until they are claimed again, so whoever claims them must
@@ -137,6 +147,9 @@ impl Inner {
         self.versions.insert(version.key.clone(), Arc::clone(&function));
         self.fleet.adopt(sandbox, worker.id(), &version);
         pool.seen(now, seen, &mut actions);
+        if self.draining.lock().contains(worker.id()) {
+            pool.doom(sandbox, &mut actions);
+        }
         self.carry_out(&function, actions, &mut Timeline::default());
     }
 

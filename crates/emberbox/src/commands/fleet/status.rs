@@ -17,8 +17,8 @@ use serde::Serialize;
 
 use crate::cli::FleetPlace;
 use crate::config::Config;
-use crate::serve::fleet::read_tls;
 use crate::serve::fleet::status::{OfFunction, OfWorker, Report, Waiting};
+use crate::serve::fleet::{MEMBERS, renewal};
 
 /// How long a member may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -41,8 +41,10 @@ impl Way {
             tls = tls.or(cluster.tls);
         }
         let database = database.context("say which fleet: --config FILE of one of its members, or --database URL")?;
-        let credentials: Option<Credentials> = tls.as_deref().map(read_tls).transpose()?;
-        let registry = PostgresRegistry::connect(Options { listen: false, ..Options::new(database) }).await?;
+        let tls = tls.as_deref().map(renewal::read).transpose()?;
+        let credentials = tls.map(|tls| Credentials::new(&tls)).transpose()?;
+        let options = Options { listen: false, schema: MEMBERS.into(), ..Options::new(database) };
+        let registry = PostgresRegistry::connect(options).await?;
         Ok(Self { registry, channels: Channels::new(credentials, Arc::new(SystemClock::default())) })
     }
 
@@ -111,14 +113,18 @@ pub async fn order(place: FleetPlace, id: &str, state: Cordon) -> Result<ExitCod
         bail!("tell {id} at {}: {error}", member.address);
     }
     way.registry.close().await;
-    eprintln!("{}", match state {
-        Cordon::None => format!("{id} takes new sandboxes again."),
-        Cordon::Cordon => format!("{id} takes no new sandboxes, until `emberbox fleet uncordon {id}` or its next start."),
-        Cordon::Drain => format!(
-            "{id} takes no new sandboxes, ends idle ones and finishes what runs, until `emberbox fleet uncordon {id}` or its next \
+    eprintln!(
+        "{}",
+        match state {
+            Cordon::None => format!("{id} takes new sandboxes again."),
+            Cordon::Cordon =>
+                format!("{id} takes no new sandboxes, until `emberbox fleet uncordon {id}` or its next start."),
+            Cordon::Drain => format!(
+                "{id} takes no new sandboxes, ends idle ones and finishes what runs, until `emberbox fleet uncordon {id}` or its next \
              start. `emberbox fleet status` says when it is empty."
-        ),
-    });
+            ),
+        }
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -306,15 +312,23 @@ mod tests {
     fn what_all_say_is_one_picture() {
         let view = View::new(
             7,
-            vec![member("m", Role::WorkerManager), member("w1", Role::Worker), member("w2", Role::Worker), member("w3", Role::Worker)],
+            vec![
+                member("m", Role::WorkerManager),
+                member("w1", Role::Worker),
+                member("w2", Role::Worker),
+                member("w3", Role::Worker),
+            ],
         );
         let manager = Report { manager: Some(vec![of("f", 99, 4), of("gone", 0, 0)]), ..Default::default() };
-        let shown = Shown::new(&view, vec![
-            Ok(manager),
-            Ok(worker(vec![of("f", 1, 0), of("g", 2, 0)], "none")),
-            Ok(worker(vec![of("f", 1, 0)], "drain")),
-            Err("no answer within 3s".to_owned()),
-        ]);
+        let shown = Shown::new(
+            &view,
+            vec![
+                Ok(manager),
+                Ok(worker(vec![of("f", 1, 0), of("g", 2, 0)], "none")),
+                Ok(worker(vec![of("f", 1, 0)], "drain")),
+                Err("no answer within 3s".to_owned()),
+            ],
+        );
         let functions: Vec<_> = shown.functions.iter().map(|of| (of.function.as_str(), of.idle, of.waiting)).collect();
         assert_eq!(functions, [("f", 2, 4), ("g", 2, 0)]);
         let text = shown.text();

@@ -170,7 +170,8 @@ impl WorkerLogs for Own {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let query = LogQuery { streams, stream_prefix, start, end, pattern, limit, from, until };
         let LogPage { events, next, more } = self.0.events(&received(group)?, query).await.map_err(fault)?;
-        let event = |LogEvent { id, stream, timestamp, message }| pb::LogEvent { place: id, stream, timestamp, message };
+        let event =
+            |LogEvent { id, stream, timestamp, message }| pb::LogEvent { place: id, stream, timestamp, message };
         Ok(pb::LogEventsAnswer { events: events.into_iter().map(event).collect(), next, more })
     }
 }

@@ -389,7 +389,7 @@ impl Model {
         while !self.starting.is_empty() {
             self.step(&zero);
         }
-        while let Some(id) = self.leased.first().or(self.adopted.first()).copied() {
+        while let Some(id) = self.leased.first().or_else(|| self.adopted.first()).copied() {
             let at = self.alive.keys().position(|k| *k == id).unwrap();
             let op = Op::Idle(index_of(at, self.alive.len()));
             self.step(&op);

@@ -103,7 +103,11 @@ mod tests {
     }
 
     /// Reads all of the logs, page by page, and counts the pages; `grow` may write in between.
-    fn read(logs: &mut [Vec<u64>], limit: usize, mut grow: impl FnMut(usize, &mut [Vec<u64>])) -> Vec<(usize, String, u64)> {
+    fn read(
+        logs: &mut [Vec<u64>],
+        limit: usize,
+        mut grow: impl FnMut(usize, &mut [Vec<u64>]),
+    ) -> Vec<(usize, String, u64)> {
         let mut places: BTreeMap<Arc<str>, String> = BTreeMap::new();
         let mut read = Vec::new();
         for number in 0.. {
@@ -114,9 +118,12 @@ mod tests {
             });
             let merged = merge(pages.collect(), limit, 1 << 20);
             assert!(merged.events.len() <= limit);
-            read.extend(merged.events.iter().map(|(worker, event)| {
-                (worker[1..].parse().unwrap(), event.place.clone(), event.timestamp)
-            }));
+            read.extend(
+                merged
+                    .events
+                    .iter()
+                    .map(|(worker, event)| (worker[1..].parse().unwrap(), event.place.clone(), event.timestamp)),
+            );
             places.extend(merged.places);
             if !merged.more {
                 return read;

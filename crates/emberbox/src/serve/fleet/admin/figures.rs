@@ -1,0 +1,91 @@
+//! Figures of a process as a member of its fleet, and of what it manages: read when somebody asks.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use membership::{MemberState, Membership, Role};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use worker_manager::Manager;
+
+/// Adds the figures, under the prefix that the registry has.
+pub fn register(registry: &mut Registry, membership: Membership, manager: Option<Manager>) {
+    registry.register_collector(Box::new(Figures { membership, manager }));
+}
+
+struct Figures {
+    membership: Membership,
+    manager: Option<Manager>,
+}
+
+impl fmt::Debug for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Figures").finish_non_exhaustive()
+    }
+}
+
+impl Collector for Figures {
+    fn encode(&self, mut out: DescriptorEncoder<'_>) -> fmt::Result {
+        let view = self.membership.view();
+        let me = view.member(self.membership.id());
+        let active = me.is_some_and(|member| member.state == MemberState::Active);
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        family(&mut out, "build", "1, with the version as a label", &["version"], [(vec![version], 1)])?;
+        one(&mut out, "member_active", "1 while the fleet gives this process work", active)?;
+        let reachable = self.membership.trouble().is_none();
+        one(&mut out, "database_reachable", "1 if this process' last sign of life reached the database", reachable)?;
+        one(&mut out, "fleet_epoch", "Epoch of the newest view of the fleet that this process has", view.epoch())?;
+        let row = |role: Role, state: MemberState| vec![role.to_string(), state.as_str().to_owned()];
+        // Those of which there is none as well, so that an alert sees it.
+        let mut members: BTreeMap<Vec<String>, i64> =
+            Role::ALL.into_iter().map(|role| (row(role, MemberState::Active), 0)).collect();
+        for member in view.members() {
+            for role in &member.roles {
+                *members.entry(row(*role, member.state)).or_default() += 1;
+            }
+        }
+        let help = "Members in this process' view of the fleet, by role and state";
+        family(&mut out, "fleet_members", help, &["role", "state"], members)?;
+        match &self.manager {
+            Some(manager) => managed(&mut out, manager),
+            None => Ok(()),
+        }
+    }
+}
+
+fn managed(out: &mut DescriptorEncoder<'_>, manager: &Manager) -> fmt::Result {
+    let functions = manager.status().functions;
+    let sum = |of: fn(&worker_manager::FunctionStatus) -> u32| functions.iter().map(|f| i64::from(of(f))).sum::<i64>();
+    let state = |state: &str, count| (vec![state.to_owned()], count);
+    let sandboxes =
+        [state("starting", sum(|f| f.starting)), state("idle", sum(|f| f.idle)), state("busy", sum(|f| f.busy))];
+    let count = u64::try_from(functions.len()).unwrap_or(u64::MAX);
+    one(out, "manager_functions", "Functions with sandboxes, or lately with some, that this process manages", count)?;
+    family(out, "manager_sandboxes", "Sandboxes that this process manages, by state", &["state"], sandboxes)?;
+    let waiting = u64::try_from(sum(|f| f.waiting)).unwrap_or_default();
+    one(out, "manager_requests_waiting", "Invocations that wait for a sandbox", waiting)
+}
+
+fn one(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: impl Into<u64>) -> fmt::Result {
+    let value = i64::try_from(value.into()).unwrap_or(i64::MAX);
+    ConstGauge::new(value).encode(out.encode_descriptor(name, help, None, MetricType::Gauge)?)
+}
+
+/// A gauge for each row of label values.
+fn family(
+    out: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+    rows: impl IntoIterator<Item = (Vec<String>, i64)>,
+) -> fmt::Result {
+    let mut metric = out.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (values, value) in rows {
+        let labels: Vec<(&str, String)> = labels.iter().copied().zip(values).collect();
+        ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
