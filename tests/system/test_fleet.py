@@ -472,3 +472,90 @@ def test_logs_are_followed_over_all_workers_and_without_one_that_is_gone(fleet):
     finally:
         following.kill()
         following.wait()
+
+
+def fleet_command(fleet, *args, of="frontend-1"):
+    return subprocess.run(
+        [str(BINARY), "fleet", *args, "--config", str(fleet.dir / of / "emberbox.toml")], capture_output=True, text=True, timeout=60,
+    )
+
+
+def status(fleet):
+    out = fleet_command(fleet, "status", "--json")
+    assert out.returncode == 0, out.stderr
+    return json.loads(out.stdout)
+
+
+def test_status_shows_members_sandboxes_and_who_is_silent(fleet):
+    create(fleet.client(), "f")
+    in_parallel(3, lambda n: invoke(fleet.client(), "f", sleep=0.5))
+    idle = lambda: [of for of in status(fleet)["functions"] if of["function"].endswith(":f") and of["idle"] and not of["busy"]]
+    sandboxes = wait_until(idle, what="the sandboxes are idle, and shown")[0]["idle"]
+
+    def whole():
+        """On a busy machine a member may be found dead, and join again."""
+        shown = status(fleet)
+        epochs = {member.get("report", {}).get("view", {}).get("epoch") for member in shown["members"]}
+        known = {member["id"] for member in shown["members"] if member["state"] == "active"} == set(fleet.pids)
+        return shown if known and epochs == {shown["epoch"]} else None
+
+    shown = wait_until(whole, what="all members are there, and answer, and know each other")
+    workers = [member["report"]["worker"] for member in shown["members"] if "worker" in member["roles"]]
+    assert sum(worker["slotsUsed"] for worker in workers) == sandboxes
+    assert shown["events"]["ready"] == 0 and shown["events"].get("error") is None
+    text = fleet_command(fleet, "status").stdout
+    assert "worker-manager-1" in text and "Events: 0 ready" in text and "/" in text, text
+    fleet.kill("worker-2", signal.SIGSTOP)
+    try:
+        members = {member["id"]: member for member in status(fleet)["members"]}
+        # It is shown as long as the fleet has not found it dead.
+        assert "worker-2" not in members or "no answer" in members["worker-2"]["error"]
+        assert any("report" in member for member in members.values())
+    finally:
+        fleet.kill("worker-2", signal.SIGCONT)
+    out = fleet_command(fleet, "cordon", "nobody")
+    assert out.returncode == 1 and "worker-1" in out.stderr, out.stderr
+    assert fleet_command(fleet, "cordon", "frontend-1").returncode == 1
+
+
+def test_a_worker_is_cordoned_drained_and_taken_back(fleet):
+    client = fleet.client()
+    create(client, "f")
+    create(client, "g")
+
+    def worker(name):
+        found = [member.get("report", {}).get("worker") for member in status(fleet)["members"] if member["id"] == name]
+        return found[0] if found else None
+
+    names = [name for name in fleet.pids if name.startswith("worker-") and "manager" not in name]
+    busy = threading.Thread(target=lambda: answers.append(invoke(client, "f", sleep=4, n=7)))
+    answers = []
+    busy.start()
+    on = lambda: next((name for name in names if worker(name)["functions"]), None)
+    first = wait_until(on, what="the function runs somewhere")
+    others = [name for name in names if name != first]
+    assert fleet_command(fleet, "drain", first, of="worker-manager-1").returncode == 0
+    drained = worker(first)
+    assert drained["draining"] and drained["cordon"] == "drain"
+    busy.join(60)
+    assert answers[0]["n"] == 7, "what ran has finished"
+    wait_until(lambda: worker(first)["slotsUsed"] == 0, what="the drained worker is empty")
+    in_parallel(6, lambda n: invoke(client, "g", sleep=0.3))
+    assert worker(first)["slotsUsed"] == 0, "it takes no new sandboxes"
+    assert sum(worker(name)["slotsUsed"] for name in others) > 0
+    # The others keep what they have, and take no more; the first takes all.
+    for name in others:
+        assert fleet_command(fleet, "cordon", name).returncode == 0
+    assert fleet_command(fleet, "uncordon", first).returncode == 0
+    kept = {name: worker(name)["slotsUsed"] for name in others}
+    # The managers hear of it a moment later.
+    wait_until(lambda: taken(client), what="there is room again")
+    assert worker(first)["slotsUsed"] == 1
+    assert {name: worker(name)["slotsUsed"] for name in others} == kept
+
+
+def taken(client):
+    try:
+        return invoke(client, "f", n=1)["n"] == 1
+    except client.exceptions.ClientError:
+        return False

@@ -9,6 +9,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 pub use fleet::Fleet;
+#[cfg(feature = "cluster")]
+pub use fleet::FleetPlace;
 
 use crate::units::parse_duration;
 
@@ -66,7 +68,7 @@ pub enum Command {
     /// Run a whole fleet on this machine, to try: several frontends, worker managers and workers
     #[cfg(feature = "cluster")]
     DevFleet(DevFleet),
-    /// Make a fleet's certificate authority, and let machines join
+    /// A fleet: how it is, its certificate authority, and machines that join
     #[command(subcommand)]
     Fleet(Fleet),
     /// Say what this machine can do, what is missing and how to get it

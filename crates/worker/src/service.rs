@@ -59,6 +59,8 @@ struct Inner {
     coming: Mutex<(u32, u64)>,
     starting: AtomicU32,
     draining: AtomicBool,
+    /// As draining, and may end.
+    cordoned: AtomicBool,
 }
 
 /// What a sandbox is made from.
@@ -138,6 +140,11 @@ impl Inner {
         Ok(Admitted { inner: Arc::clone(self), memory_mb: memory })
     }
 
+    /// Whether no new sandboxes are made.
+    fn refuses(&self) -> bool {
+        self.draining.load(Ordering::SeqCst) || self.cordoned.load(Ordering::SeqCst)
+    }
+
     /// Slots, and their memory in MB.
     fn used(&self) -> (u32, u64) {
         let mut used = (0, 0);
@@ -185,6 +192,7 @@ impl Service {
             coming: Mutex::default(),
             starting: AtomicU32::new(0),
             draining: AtomicBool::new(false),
+            cordoned: AtomicBool::new(false),
         })))
     }
 
@@ -194,6 +202,11 @@ impl Service {
     pub fn connect(&self, events: Arc<dyn SlotEvents>) {
         // Set twice: the first stays, as documented.
         let _ = self.0.host.events.set(events);
+    }
+
+    /// Takes no new sandboxes while this is so; those that there are serve on.
+    pub fn cordon(&self, cordoned: bool) {
+        self.0.cordoned.store(cordoned, Ordering::SeqCst);
     }
 
     /// Graceful end: takes no new sandboxes, lets running invocations finish for `limit` at most, takes all
@@ -433,7 +446,7 @@ impl Worker for Service {
         inner.starting.fetch_add(1, Ordering::SeqCst);
         let _starting = StartingGuard(&inner.starting);
         // After counting itself, so that `stop` either waits for this Init or is seen by it.
-        if inner.draining.load(Ordering::SeqCst) {
+        if inner.refuses() {
             return Err(WorkerError::Stopping);
         }
         let id = request.sandbox;
@@ -471,7 +484,7 @@ impl Worker for Service {
         let inner = Arc::clone(&self.0);
         inner.starting.fetch_add(1, Ordering::SeqCst);
         let _starting = StartingGuard(&inner.starting);
-        if inner.draining.load(Ordering::SeqCst) {
+        if inner.refuses() {
             return Err(WorkerError::Stopping.into());
         }
         inner.take_snapshot(version).await
@@ -514,7 +527,7 @@ impl Worker for Service {
             slots: config.slots,
             slots_used,
             starting: self.0.starting.load(Ordering::Relaxed),
-            draining: self.0.draining.load(Ordering::Relaxed),
+            draining: self.0.refuses(),
         }
     }
 

@@ -24,6 +24,30 @@ Members of a fleet talk to each other by mutual TLS. A certificate says who a me
 may be; its key is made on the newcomer and stays there. A token is a secret until it is used or has
 ended.";
 
+#[cfg(feature = "cluster")]
+const ORDERS: &str = "\
+Examples:
+  emberbox fleet cordon worker-7 --config /etc/emberbox/emberbox.toml
+  emberbox fleet drain worker-7 --config /etc/emberbox/emberbox.toml
+  emberbox fleet uncordon worker-7 --config /etc/emberbox/emberbox.toml
+
+It lasts until the worker's process ends. With TLS, only the certificate of a frontend or a worker manager may do this.";
+
+/// Which fleet, and how it is reached.
+#[cfg(feature = "cluster")]
+#[derive(clap::Args, Clone, Debug)]
+pub struct FleetPlace {
+    /// Configuration of a member, for its database and certificate
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// The fleet's database, in place of the configuration's
+    #[arg(long, value_name = "URL")]
+    pub database: Option<String>,
+    /// Directory with ca.pem, member.pem and member.key, in place of the configuration's
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub tls: Option<PathBuf>,
+}
+
 /// `emberbox fleet`
 #[derive(Subcommand, Debug)]
 #[command(after_help = EXAMPLES)]
@@ -128,6 +152,53 @@ gets no other.")]
         /// Where the certificate authority is [default: fleet-ca in the data directory]
         #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
         dir: Option<PathBuf>,
+    },
+    /// Show who is in the fleet, and how it is: members, sandboxes, load, events that wait
+    #[cfg(feature = "cluster")]
+    #[command(after_help = "\
+Examples:
+  emberbox fleet status --config /etc/emberbox/emberbox.toml
+  emberbox fleet status --config emberbox.toml --watch
+  emberbox fleet status --database postgres://emberbox@db/emberbox --tls /var/lib/emberbox/fleet --json
+
+The members are those in the database; each is then asked how it is, with the certificate that this machine has, whatever its role.
+Who does not answer is shown as such. Sandboxes are as the workers see them.")]
+    Status {
+        #[command(flatten)]
+        place: FleetPlace,
+        /// Look again every second, until Ctrl-C
+        #[arg(long)]
+        watch: bool,
+        /// Print one line of JSON each time
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let a worker take no new sandboxes; those that it has serve on
+    #[cfg(feature = "cluster")]
+    #[command(after_help = ORDERS)]
+    Cordon {
+        /// The worker's name, as `emberbox fleet status` shows it
+        id: String,
+        #[command(flatten)]
+        place: FleetPlace,
+    },
+    /// Let a worker take new sandboxes again, after `cordon` or `drain`
+    #[cfg(feature = "cluster")]
+    #[command(after_help = ORDERS)]
+    Uncordon {
+        /// The worker's name
+        id: String,
+        #[command(flatten)]
+        place: FleetPlace,
+    },
+    /// Let a worker take no new sandboxes, end those that are idle and finish what runs
+    #[cfg(feature = "cluster")]
+    #[command(after_help = ORDERS)]
+    Drain {
+        /// The worker's name
+        id: String,
+        #[command(flatten)]
+        place: FleetPlace,
     },
     /// Let newcomers join and members renew, where the certificate authority is
     #[command(after_help = "\

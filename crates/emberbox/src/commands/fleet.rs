@@ -1,5 +1,8 @@
 //! `emberbox fleet`: the certificate authority, tokens, and members' certificates.
 
+#[cfg(feature = "cluster")]
+mod status;
+
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -38,6 +41,14 @@ pub fn run(command: Fleet) -> Result<ExitCode> {
         }
         Fleet::Renew { force, dir, json } => return client_side(renew(dir, force, json)),
         Fleet::Deny { id, dir } => return client_side(deny(dir, id)),
+        #[cfg(feature = "cluster")]
+        Fleet::Status { place, watch, json } => return client_side(status::run(place, watch, json)),
+        #[cfg(feature = "cluster")]
+        Fleet::Cordon { id, place } => return client_side(status::order(place, &id, rpc::Cordon::Cordon)),
+        #[cfg(feature = "cluster")]
+        Fleet::Uncordon { id, place } => return client_side(status::order(place, &id, rpc::Cordon::None)),
+        #[cfg(feature = "cluster")]
+        Fleet::Drain { id, place } => return client_side(status::order(place, &id, rpc::Cordon::Drain)),
         Fleet::ServeJoin { listen, life, dir } => return client_side(serve_join(dir, listen, life)),
     }
     Ok(ExitCode::SUCCESS)

@@ -66,6 +66,12 @@ impl Asynchronous {
         Ok(Self { queue, pollers, running, timelines, clock })
     }
 
+    /// Where the events wait.
+    #[cfg(feature = "cluster")]
+    pub fn queue(&self) -> Arc<dyn EventQueue> {
+        Arc::clone(&self.queue)
+    }
+
     /// For the Frontend.
     pub fn port(&self) -> Events {
         Events { pollers: self.pollers.clone(), timelines: Arc::clone(&self.timelines), clock: Arc::clone(&self.clock) }

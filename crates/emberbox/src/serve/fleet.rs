@@ -20,13 +20,14 @@ mod homes;
 mod logs;
 mod managers;
 mod peers;
-mod renewal;
+pub mod renewal;
 mod roles;
+pub mod status;
 mod workers;
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -34,7 +35,9 @@ use domain::{Clock, SystemClock};
 use membership::postgres::{Options, PostgresRegistry};
 use membership::{Member, MemberId, MemberState, Membership, Role};
 use prometheus_client::registry::Registry;
-use rpc::{Channels, Credentials, FrontendServer, LogsServer, ManagerServer, QuotaServer, Server, Services};
+use rpc::{
+    Channels, Credentials, FrontendServer, LogsServer, ManagerServer, QuotaServer, Server, Services, StatusServer,
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -48,7 +51,7 @@ use roles::{Api, Host};
 
 /// The schemas of the members and of the metadata in the database. None of them may be called as the database's user: PostgreSQL
 /// looks for tables without a schema, the event queue's, in that one first, as soon as it is there.
-const MEMBERS: &str = "emberbox_members";
+pub const MEMBERS: &str = "emberbox_members";
 const METADATA: &str = "emberbox_metadata";
 
 /// A running process of a fleet.
@@ -133,6 +136,13 @@ impl Fleet {
         if has_copy {
             services.frontend = Some(FrontendServer::new(Arc::new(peers::OwnCopy(others))));
         }
+        let queue = Arc::new(OnceLock::new());
+        services.status = Some(StatusServer::new(Arc::new(status::Own::new(status::Parts {
+            membership: membership.clone(),
+            worker: host.as_ref().map(Host::worker),
+            manager: manager.clone(),
+            queue: Arc::clone(&queue),
+        }))));
         let stop_rpc = CancellationToken::new();
         let rpc = tokio::spawn(server.serve(services, stop_rpc.clone(), config.stop_limit));
         let (api, registry) = if has_copy {
@@ -146,6 +156,8 @@ impl Fleet {
             let shared =
                 roles::Shared { config: &config, cluster: &cluster, dir, content, clock, router, logs, barrier };
             let (api, registry) = Api::start(shared, registry).await?;
+            // Set once, here.
+            let _ = queue.set(api.queue());
             (Some(api), registry)
         } else {
             (None, Arc::new(registry))

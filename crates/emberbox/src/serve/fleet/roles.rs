@@ -63,6 +63,11 @@ impl Host {
         Ok(Self { server, engine, logs, worker, preparing })
     }
 
+    /// The sandboxes, and who hears of changes.
+    pub fn worker(&self) -> (worker::Service, WorkerServer) {
+        (self.worker.clone(), self.server.clone())
+    }
+
     /// Takes no new sandboxes from now on.
     pub fn drain(&self) {
         self.worker.drain();
@@ -209,6 +214,11 @@ impl Api {
     /// See [`super::Fleet::endpoint`].
     pub fn endpoint(&self) -> Option<&str> {
         self.frontend.as_ref().map(|frontend| frontend.endpoint.as_str())
+    }
+
+    /// The event queue.
+    pub fn queue(&self) -> Arc<dyn event_queue::EventQueue> {
+        self.asynchronous.queue()
     }
 
     /// Accepts nothing new, and waits `limit` at most for what runs.
