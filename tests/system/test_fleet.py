@@ -12,6 +12,7 @@ import time
 
 import boto3
 import botocore.config
+import botocore.exceptions
 import pytest
 
 from conftest import BINARY, PYTHON, ROLE, RUNTIMES, wait_until, zip_bytes
@@ -52,7 +53,8 @@ class Fleet:
         if not line:
             raise AssertionError("the fleet did not start:\n" + self.log())
         shown = json.loads(line)
-        self.endpoints = shown["endpoints"]
+        self.endpoints, self.url = shown["endpoints"], shown["database"]
+        self.replaced = []
         self.pids = {process["name"]: process["pid"] for process in shown["processes"]}
         self.admin = {process["name"]: "http://" + process["admin"] for process in shown["processes"] if process["admin"]}
 
@@ -69,6 +71,31 @@ class Fleet:
     def kill(self, name, sig=signal.SIGKILL):
         os.kill(self.pids[name], sig)
 
+    @property
+    def database_options(self):
+        port = self.url.rsplit(":", 1)[1].split("/")[0]
+        return f"-p {port} -k {self.dir}/postgres -h 127.0.0.1 -N 200"
+
+    def database(self, *args):
+        """pg_ctl, on the fleet's own server."""
+        pg_ctl = next(pathlib.Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+        command = ["runuser", "-u", "postgres", "--", pg_ctl, "-D", self.dir / "postgres/data", "-w", *args]
+        subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL)
+
+    def replace(self, name):
+        """Stops a member as an upgrade does, and starts another process in its place."""
+        self.kill(name, signal.SIGTERM)
+        gone = lambda: not alive(self.pids[name])
+        wait_until(gone, what=f"{name} has stopped")
+        with open(self.log_path, "ab") as log:
+            process = subprocess.Popen(
+                [str(BINARY), "serve", "--config", str(self.dir / name / "emberbox.toml")],
+                stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+            )
+        assert b"is ready" in process.stdout.readline(), self.log()
+        self.replaced.append(process)
+        self.pids[name] = process.pid
+
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(60)
@@ -76,10 +103,22 @@ class Fleet:
         return code
 
     def remove(self):
+        for process in self.replaced:
+            process.kill()
+            process.wait()
+            process.stdout.close()
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
         shutil.rmtree(self.dir, ignore_errors=True)
+
+
+def alive(pid):
+    """Whether it runs; one that only waits to be waited for does not."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.fixture
@@ -177,6 +216,37 @@ def in_parallel(count, work):
     return answers
 
 
+def test_without_its_database_a_fleet_goes_on_running_functions(fleet):
+    one, other = fleet.client(0), fleet.client(1)
+    create(one, "warm")
+    create(one, "cold")
+    before = invoke(one, "warm")["sandbox"]
+    fleet.database("-m", "immediate", "stop")
+    began, seen = time.monotonic(), set()
+    while time.monotonic() - began < 6:
+        # Longer than any lease lasts: nobody is found dead.
+        seen |= {invoke(one, "warm")["sandbox"], invoke(other, "warm")["sandbox"]}
+    assert before in seen
+    assert invoke(other, "cold", n=1)["n"] == 1, "new sandboxes are made as well"
+    with pytest.raises(botocore.exceptions.ClientError):
+        one.update_function_configuration(FunctionName="warm", Description="no")
+    fleet.database("-o", fleet.database_options, "-l", str(fleet.dir / "postgres/log"), "start")
+    wait_until(lambda: attempt_change(one), what="changes are possible again")
+    assert other.get_function_configuration(FunctionName="warm")["Description"] == "again"
+    # And the members find each other dead again.
+    fleet.kill("worker-manager-1")
+    for name in ("warm", "cold"):
+        assert invoke(one, name, n=2)["n"] == 2
+
+
+def attempt_change(client):
+    try:
+        client.update_function_configuration(FunctionName="warm", Description="again")
+        return True
+    except botocore.exceptions.ClientError:
+        return False
+
+
 def test_events_run_whichever_frontend_took_them(fleet):
     create(fleet.client(0), "f")
     for n in range(4):
@@ -194,12 +264,38 @@ def succeeded(fleet, name):
     return 4 - json.loads(out.stdout)["depth"]
 
 
+def test_members_are_replaced_under_load_without_a_failed_invocation(fleet):
+    create(fleet.client(0), "f")
+    create(fleet.client(1), "g")
+    over, failures, done = threading.Event(), [], [0] * 6
+
+    def load(n):
+        client = fleet.client(n % 2)
+        while not over.is_set():
+            try:
+                assert invoke(client, "fg"[n // 2 % 2], n=n, sleep=0.02 * (n % 3))["n"] == n
+                done[n] += 1
+            except Exception as error:
+                failures.append((time.time(), str(error)))
+
+    threads = [threading.Thread(target=load, args=(n,), daemon=True) for n in range(6)]
+    [thread.start() for thread in threads]
+    for name in ["worker-1", "worker-manager-1", "worker-2", "pollers-1", "worker-manager-2", "worker-3"]:
+        wait_until(lambda: min(done) > 3, what="the load runs")
+        fleet.replace(name)
+        done[:] = [0] * 6
+        wait_until(lambda: min(done) > 3 or failures, what="the load runs on")
+    over.set()
+    [thread.join(60) for thread in threads]
+    assert not failures, failures[:3]
+
+
 def test_the_fleet_stops_and_leaves_nothing(fleet):
     create(fleet.client(), "f")
     invoke(fleet.client(), "f")
     assert fleet.stop() == 0, fleet.log()
     for name, pid in fleet.pids.items():
-        assert not pathlib.Path(f"/proc/{pid}").exists(), f"{name} is left"
+        assert not alive(pid), f"{name} is left"
     left = [cgroup for cgroup in pathlib.Path("/sys/fs/cgroup").rglob("*emberbox*") if any(str(pid) in cgroup.name for pid in fleet.pids.values())]
     assert not left
 
@@ -207,5 +303,5 @@ def test_the_fleet_stops_and_leaves_nothing(fleet):
 def test_the_fleet_ends_with_who_started_it(fleet):
     fleet.process.kill()
     fleet.process.wait()
-    gone = lambda: not any(pathlib.Path(f"/proc/{pid}").exists() for pid in fleet.pids.values())
+    gone = lambda: not any(alive(pid) for pid in fleet.pids.values())
     wait_until(gone, what="the processes are gone")

@@ -68,6 +68,48 @@ def test_functions_survive_kill_9_and_restart():
             server.stop()
 
 
+def files_with(directory, text):
+    """Regular files below a directory, links not followed, that hold a text."""
+    found = []
+    for path in pathlib.Path(directory).rglob("*"):
+        if path.is_file() and not path.is_symlink() and text.encode() in path.read_bytes():
+            found.append(str(path))
+    return found
+
+
+@pytest.mark.process_only("nothing in it depends on the sandbox")
+def test_environment_variables_are_encrypted_at_rest():
+    """Neither the metadata nor the log nor anything else that a server leaves behind has them, and without their key it does
+    not start."""
+    secret, code = "hunter2-of-the-customer", "import os\ndef handler(e, c):\n    return os.environ['PASSWORD']\n"
+    with tempfile.TemporaryDirectory() as directory:
+        server = Emberbox(data_dir=directory, env={"EMBERBOX_LOG": "trace"}).start()
+        try:
+            client = server.client()
+            create(client, "f", code, Environment={"Variables": {"PASSWORD": secret}})
+            client.publish_version(FunctionName="f")
+            assert invoke(client, "f:1", None).json == secret
+            assert files_with(directory, "000000000000/us-east-1/f"), "the records are in one of these files"
+            assert files_with(directory, secret) == []
+        finally:
+            server.stop(signal.SIGKILL)
+        assert files_with(directory, secret) == []
+
+        key = pathlib.Path(directory) / "secrets.key"
+        assert key.stat().st_mode & 0o777 == 0o600
+        content = key.read_bytes()
+        key.unlink()
+        with pytest.raises(AssertionError, match=r"secrets\.key is not there, .* encrypted with the key"):
+            Emberbox(data_dir=directory).start()
+        assert not key.exists(), "no new key stands in its place"
+        key.write_bytes(content)
+        server = Emberbox(data_dir=directory).start()
+        try:
+            assert invoke(server.client(), "f:1", None).json == secret
+        finally:
+            server.stop()
+
+
 def test_graceful_stop_finishes_running_invocations():
     with running() as server:
         client = server.client()

@@ -155,3 +155,40 @@ impl FunctionVersion {
         f64::from(self.memory_mb) / 1769.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_output_has_no_value_of_a_variable() {
+        let arn = FunctionArn { region: "r".into(), account: AccountId::local(), name: "f".into() };
+        let version = FunctionVersion {
+            key: VersionKey("k".into()),
+            account: AccountId::local(),
+            region: "r".into(),
+            name: "f".into(),
+            version: "1".into(),
+            arn,
+            runtime: "python3.12".into(),
+            handler: "h".into(),
+            code: CodeRef { sha256: "s".into(), size: 1, image: None },
+            image_config: ImageConfig::default(),
+            layers: Vec::new(),
+            memory_mb: 128,
+            timeout: Duration::from_secs(3),
+            ephemeral_mb: 512,
+            environment: [("PASSWORD".to_owned(), "hunter2".to_owned())].into(),
+            logging: LoggingSettings {
+                format: LogFormat::Text,
+                application_level: None,
+                system_level: None,
+                group: "g".into(),
+            },
+            tracing_active: false,
+            snap_start: false,
+        };
+        let shown = format!("{version:?}");
+        assert!(shown.contains("PASSWORD") && !shown.contains("hunter2"), "{shown}");
+    }
+}

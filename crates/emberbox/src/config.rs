@@ -409,7 +409,8 @@ mod tests {
             let name = line.split(' ').next().unwrap().to_owned();
             if ["roles", "bind"].contains(&name.as_str()) {
                 let same = cluster.bind == defaults.bind
-                    && cluster.roles.iter().collect::<std::collections::HashSet<_>>() == defaults.roles.iter().collect();
+                    && cluster.roles.iter().collect::<std::collections::HashSet<_>>()
+                        == defaults.roles.iter().collect();
                 assert!(same, "{line} is the default");
             }
             names.insert(name);

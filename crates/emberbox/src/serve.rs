@@ -88,7 +88,7 @@ impl Emberbox {
         let Content { packages, images, runtimes } = content;
 
         let store = Arc::new(store::SqliteStore::open(dir.join("metadata.sqlite")).await?);
-        let keys = Arc::new(secrets::keys(&config, dir, &*store).await?);
+        let keys = Arc::new(secrets::own_keys(&config, dir, &*store).await?);
         let control_plane = control_plane::ControlPlane::open(
             settings::control_plane(&config),
             control_plane::Metadata { store: store.clone(), keys },

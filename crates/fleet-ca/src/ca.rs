@@ -18,6 +18,7 @@ use crate::address::Host;
 use crate::csr::Csr;
 use crate::files::{self, FileError, PUBLIC, SECRET};
 use crate::identity::{Identity, JOIN_SERVER};
+use crate::show_time;
 use crate::token::{Fingerprint, random};
 
 /// The CA's certificate, in its directory.
@@ -251,7 +252,7 @@ pub enum CaError {
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
     /// The authority's own certificate is over.
-    #[error("the fleet's authority ended at {0}; make a new fleet with `emberbox fleet init`")]
+    #[error("the fleet's authority ended at {at}; make a new fleet with `emberbox fleet init`", at = show_time(.0))]
     Ended(OffsetDateTime),
     /// Over before it began.
     #[error("a certificate has to be good for a while")]

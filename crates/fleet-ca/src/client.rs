@@ -25,6 +25,7 @@ use crate::address::{Address, Host};
 use crate::identity::{Identity, MemberId, Roles, identity_of, show_roles};
 use crate::member::{Fleet, Member, MemberDir, MemberError, MemberKey};
 use crate::protocol::{Issued, JOIN, JoinRequest, MAX_BODY, RENEW, Refused, RenewRequest};
+use crate::show_time;
 use crate::tls;
 use crate::token::{Fingerprint, Token};
 
@@ -67,9 +68,8 @@ pub async fn join(token: &Token, options: JoinOptions, dir: &MemberDir) -> Resul
     if OffsetDateTime::now_utc() >= token.expires {
         return Err(ClientError::Expired(token.expires));
     }
-    // Before the token is used.
-    dir.prepare()?;
     let key = MemberKey::generate()?;
+    dir.prepare(&key)?;
     let csr = key.csr(options.id.as_str())?;
     let config = tls::client(token.fingerprint, None).map_err(ClientError::Tls)?;
     let server = Connection::open(&token.address, config).await?;
@@ -79,7 +79,7 @@ pub async fn join(token: &Token, options: JoinOptions, dir: &MemberDir) -> Resul
     let issued: Issued = server.post(JOIN, &request).await?;
     let ca = check(&issued, token.fingerprint, &key, &identity)?;
     let fleet = Fleet { join_server: token.address.clone(), hosts };
-    dir.write(&key, &issued.certificate, &issued.ca, &fleet)?;
+    dir.write(&issued.certificate, &issued.ca, &fleet)?;
     Ok(Joined { identity, not_after: ca })
 }
 
@@ -222,11 +222,11 @@ pub enum ClientError {
         allowed: String,
     },
     /// By this machine's clock.
-    #[error("the token ended at {0}; make another with `emberbox fleet token`")]
+    #[error("the token ended at {at}; make another with `emberbox fleet token`", at = show_time(.0))]
     Expired(OffsetDateTime),
     /// The certificate to renew has.
     #[error(
-        "the certificate ended at {0} and cannot be renewed: remove the directory, and join again with a new token"
+        "the certificate ended at {at} and cannot be renewed: remove the directory, and join again with a new token", at = show_time(.0)
     )]
     Ended(OffsetDateTime),
     /// Nobody there, or it does not speak TLS 1.3. Nothing secret was sent.

@@ -12,6 +12,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::files::{self, FileError, SECRET, failed};
 use crate::identity::{MemberId, Roles, show_roles};
+use crate::show_time;
 use crate::token::SecretHash;
 
 /// The file of [`FileLedger`], in the CA's directory.
@@ -68,7 +69,7 @@ pub enum Refusal {
     )]
     Unknown,
     /// Too late.
-    #[error("the token ended at {0}; make another with `emberbox fleet token`")]
+    #[error("the token ended at {at}; make another with `emberbox fleet token`", at = show_time(.0))]
     Expired(OffsetDateTime),
     /// Nothing is left of it.
     #[error(

@@ -39,6 +39,27 @@ pub use identity::{Identity, InvalidIdentity, MemberId, ROLES, Role, Roles, iden
 pub use ledger::{
     Admission, Book, FileLedger, LEDGER, Ledger, LedgerError, MemoryLedger, RedeemError, Refusal, TokenRecord,
 };
-pub use member::{CA_FILE, CERTIFICATE_FILE, FLEET_FILE, KEY_FILE, Member, MemberDir, MemberError, MemberKey, due};
+pub use member::{
+    CA_FILE, CERTIFICATE_FILE, FLEET_FILE, KEY_FILE, Member, MemberDir, MemberError, MemberKey, due, keep_renewed,
+};
 pub use server::{BindError, JoinServer, Settings};
 pub use token::{Fingerprint, InvalidToken, Secret, SecretHash, TOKEN_PREFIX, Token};
+
+/// A time for people, in whole seconds of UTC: `2027-01-15T08:00:00Z`.
+pub fn show_time(time: &time::OffsetDateTime) -> String {
+    use time::format_description::well_known::Rfc3339;
+    let whole = time.replace_nanosecond(0).unwrap_or(*time).to_offset(time::UtcOffset::UTC);
+    whole.format(&Rfc3339).unwrap_or_else(|_| whole.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn times_are_whole_seconds_of_utc() {
+        let time = time::OffsetDateTime::from_unix_timestamp_nanos(1_800_000_000_123_456_789).unwrap();
+        assert_eq!(
+            super::show_time(&time.to_offset(time::UtcOffset::from_hms(5, 30, 0).unwrap())),
+            "2027-01-15T08:00:00Z"
+        );
+    }
+}

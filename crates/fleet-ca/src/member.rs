@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData};
 use rustls::pki_types::pem::PemObject;
@@ -28,6 +29,42 @@ pub const FLEET_FILE: &str = "fleet.json";
 /// away; ask again every hour or so.
 pub fn due(now: OffsetDateTime, not_before: OffsetDateTime, not_after: OffsetDateTime) -> bool {
     now >= not_before + (not_after - not_before) / 3 * 2
+}
+
+/// How long to wait before looking again whether a certificate is due: until it is, an hour at most; then a thirtieth of its life at
+/// a time, a minute at least.
+fn wait(now: OffsetDateTime, not_before: OffsetDateTime, not_after: OffsetDateTime) -> Duration {
+    let life = not_after - not_before;
+    let until_due: time::Duration = not_before + life / 3 * 2 - now;
+    let wait = if until_due.is_positive() { until_due } else { life / 30 };
+    // Of what is negative or out of range, the bound.
+    Duration::try_from(wait).unwrap_or_default().clamp(Duration::from_secs(60), Duration::from_secs(3600))
+}
+
+/// Renews a member's certificate whenever it is due, for as long as it is polled; hands over each new one, with its key, for the
+/// connections from then on. Failures are logged, and it tries again.
+pub async fn keep_renewed(dir: MemberDir, mut renewed: impl FnMut(Member) + Send) -> std::convert::Infallible {
+    loop {
+        let look = async {
+            let member = dir.load()?;
+            let mut life = (member.not_before, member.not_after);
+            if member.due(OffsetDateTime::now_utc()) {
+                crate::client::renew(&dir).await?;
+                let member = dir.load()?;
+                life = (member.not_before, member.not_after);
+                renewed(member);
+            }
+            Ok::<_, crate::ClientError>(life)
+        };
+        let pause = match look.await {
+            Ok((not_before, not_after)) => wait(OffsetDateTime::now_utc(), not_before, not_after),
+            Err(error) => {
+                tracing::error!(%error, directory = %dir.path().display(), "this member's certificate was not renewed");
+                Duration::from_secs(60)
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
 }
 
 /// A member's private key. It is made where it is used, and leaves that machine never.
@@ -134,17 +171,20 @@ impl MemberDir {
         &self.0
     }
 
-    /// Makes the directory where it is missing, and makes sure that nobody has joined from it.
-    pub(crate) fn prepare(&self) -> Result<(), MemberError> {
+    /// Makes the directory where it is missing, makes sure that nobody has joined from it, and writes the key: a disk that takes
+    /// nothing is found before the token is used.
+    pub(crate) fn prepare(&self, key: &MemberKey) -> Result<(), MemberError> {
         files::make_dir(&self.0)?;
         let certificate = self.0.join(CERTIFICATE_FILE);
-        if certificate.symlink_metadata().is_ok() { Err(MemberError::Joined(certificate)) } else { Ok(()) }
+        if certificate.symlink_metadata().is_ok() {
+            return Err(MemberError::Joined(certificate));
+        }
+        Ok(files::replace(&self.0.join(KEY_FILE), key.to_pem().as_bytes(), SECRET)?)
     }
 
-    /// Writes what a newcomer got. The certificate comes last: where it is, everything is.
-    pub(crate) fn write(&self, key: &MemberKey, certificate: &str, ca: &str, fleet: &Fleet) -> Result<(), MemberError> {
+    /// Writes what a newcomer got for the key of [`Self::prepare`]. The certificate comes last: where it is, everything is.
+    pub(crate) fn write(&self, certificate: &str, ca: &str, fleet: &Fleet) -> Result<(), MemberError> {
         let fleet = serde_json::to_vec_pretty(fleet).expect("plain data");
-        files::replace(&self.0.join(KEY_FILE), key.to_pem().as_bytes(), SECRET)?;
         files::replace(&self.0.join(CA_FILE), ca.as_bytes(), PUBLIC)?;
         files::replace(&self.0.join(FLEET_FILE), &fleet, PUBLIC)?;
         let path = self.0.join(CERTIFICATE_FILE);
@@ -229,6 +269,16 @@ mod tests {
         assert!(!due(at(20 * day - 1), at(0), at(30 * day)));
         assert!(due(at(20 * day), at(0), at(30 * day)));
         assert!(due(at(31 * day), at(0), at(30 * day)), "and when it is over");
+    }
+
+    #[test]
+    fn it_is_looked_at_when_it_is_due_and_often_enough_then() {
+        let day = 86_400;
+        let asked = |now| wait(at(now), at(0), at(30 * day)).as_secs();
+        assert_eq!((asked(0), asked(20 * day - 600), asked(20 * day - 1)), (3600, 600, 60));
+        assert_eq!((asked(20 * day), asked(29 * day)), (3600, 3600));
+        assert_eq!(wait(at(50), at(0), at(60)).as_secs(), 60, "one of a minute");
+        assert_eq!(wait(at(0), at(9), at(3)).as_secs(), 60, "nonsense");
     }
 
     proptest! {

@@ -13,8 +13,9 @@ use journal::{Entry, Journal};
 
 mod journal;
 
-/// Sandboxes that are tried when one dies, or its worker stops, before the payload reached the function.
-const ATTEMPTS: usize = 3;
+/// When one sandbox after the other dies, or its worker stops, before the payload reached the function: how long to wait before the
+/// next is tried. Those of a fleet in which managers take over from each other are refused until the new view is with all.
+const PAUSES_MS: [u64; 5] = [0, 0, 30, 100, 300];
 
 /// Runs functions, and counts and logs how that went. Cheap to clone.
 #[derive(Clone)]
@@ -101,7 +102,7 @@ impl SyncPath {
     /// Gets a sandbox and sends it the payload; with another one if the first was lost before the function saw it.
     /// Also says whether it was a cold start.
     async fn attempts(&self, invocation: &Invocation) -> Result<(InvokeOutcome, Timeline, bool), Failure> {
-        let mut attempt = 1;
+        let mut pauses = PAUSES_MS.into_iter().map(Duration::from_millis);
         loop {
             let failed = match self.0.manager.assign(invocation.assign.clone()).await {
                 Err(AssignError::Worker(error)) => error,
@@ -117,11 +118,11 @@ impl SyncPath {
                     }
                 },
             };
-            if !failed.retryable() || attempt == ATTEMPTS {
-                return Err(Failure::Worker(failed));
-            }
+            let Some(pause) = pauses.next().filter(|_| failed.retryable()) else { return Err(Failure::Worker(failed)) };
             tracing::debug!(request_id = %invocation.request.request_id, error = %failed, "trying another sandbox");
-            attempt += 1;
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
         }
     }
 

@@ -3,10 +3,10 @@
 //! - Each process has one connection for its calls, made anew after a failure, and one that listens for notifications.
 //! - A beat is one statement on the member's own row. It is not waited for on the disk: a crash of the server is an outage, after
 //!   which all leases begin anew.
-//! - A change of membership is a transaction that first takes the one row of `emberbox_fleet`, so that changes come one after
+//! - A change of membership is a transaction that first takes the one row of `fleet`, so that changes come one after
 //!   the other, and is synced as the server is set to do (`off` counts as `on`). A process that stops in the middle of one loses its connection
 //!   ([`Options::limit`]).
-//! - The rules are those of `ledger.rs`, in SQL; time is `emberbox_fleet_now()`, the server's.
+//! - The rules are those of `ledger.rs`, in SQL; time is `fleet_now()`, the server's.
 
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ mod session;
 
 use session::Session;
 
+/// The schema that is used if none is named: the store has another, so that neither waits for the other at the first start.
+const SCHEMA: &str = "emberbox_fleet";
 const CHANNEL: &str = "emberbox_fleet";
 /// Before listening is tried again.
 const LISTEN_AGAIN: Duration = Duration::from_millis(500);
@@ -36,9 +38,9 @@ const LISTEN_AGAIN: Duration = Duration::from_millis(500);
 pub struct Options {
     /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, with PostgreSQL's usual parameters, such as `sslmode`.
     pub url: String,
-    /// The schema that has the tables, made if it is not there; by default the first of the role's search path. Fleets that
-    /// share a database have a schema each.
-    pub schema: Option<String>,
+    /// The schema that has the tables, made if it is not there: `emberbox_fleet` by default. Fleets that share a database have
+    /// one each. Of lower-case letters, digits and `_`, at most 63, the first no digit.
+    pub schema: String,
     /// Whether to hear of changes at once, which takes a second connection; otherwise within a quarter of the time to live.
     pub listen: bool,
     /// After this time PostgreSQL ends a statement of ours, and a transaction in which nothing happens: a process that stops in the
@@ -49,7 +51,7 @@ pub struct Options {
 impl Options {
     /// With the defaults.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), schema: None, listen: true, limit: Duration::from_secs(2) }
+        Self { url: url.into(), schema: SCHEMA.to_owned(), listen: true, limit: Duration::from_secs(2) }
     }
 }
 
@@ -92,7 +94,7 @@ impl PostgresRegistry {
         let mut first = sessions.probe().await?;
         migrate::run(&mut first, &sessions).await?;
         let heard = watch::Sender::new(0);
-        let listener = options.listen.then(|| tokio::spawn(listen(connect, first.schema.clone(), heard.clone())));
+        let listener = options.listen.then(|| tokio::spawn(listen(connect, options.schema, heard.clone())));
         Ok(Self { sessions, session: Mutex::new(Some(first)), heard, listener })
     }
 
@@ -127,8 +129,8 @@ impl Registry for PostgresRegistry {
                 let mut transaction = session.connection.begin().await?;
                 let epoch = grow(&mut transaction, &sync).await?;
                 sqlx::query(
-                    "INSERT INTO emberbox_members (id, instance, epoch, roles, address, version, state, labels, ttl, beat)
-                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, emberbox_fleet_now())
+                    "INSERT INTO members (id, instance, epoch, roles, address, version, state, labels, ttl, beat)
+                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, fleet_now())
                      ON CONFLICT (id) DO UPDATE SET instance = excluded.instance, epoch = excluded.epoch,
                          roles = excluded.roles, address = excluded.address, version = excluded.version,
                          state = excluded.state, labels = excluded.labels, ttl = excluded.ttl, beat = excluded.beat",
@@ -156,12 +158,12 @@ impl Registry for PostgresRegistry {
         let call = async |session: &mut Session| {
             let row = sqlx::query(
                 "WITH own AS (
-                     UPDATE emberbox_members SET beat = emberbox_fleet_now() WHERE id = $1 AND instance = $2
+                     UPDATE members SET beat = fleet_now() WHERE id = $1 AND instance = $2
                      RETURNING epoch, ttl
                  )
-                 SELECT own.epoch, fleet.epoch, emberbox_fleet_now() - fleet.seen NOT BETWEEN 0 AND own.ttl / $3 - 1,
-                     EXISTS (SELECT FROM emberbox_members WHERE id = $1 AND instance <> $2)
-                 FROM emberbox_fleet fleet LEFT JOIN own ON true",
+                 SELECT own.epoch, fleet.epoch, fleet_now() - fleet.seen NOT BETWEEN 0 AND own.ttl / $3 - 1,
+                     EXISTS (SELECT FROM members WHERE id = $1 AND instance <> $2)
+                 FROM fleet LEFT JOIN own ON true",
             )
             .bind(lease.member.as_str())
             .bind(lease.instance.to_string())
@@ -186,7 +188,7 @@ impl Registry for PostgresRegistry {
             let sync = session.sync.clone();
             let mut transaction = session.connection.begin().await?;
             let mut epoch = take(&mut transaction).await?;
-            let row = sqlx::query("SELECT instance, epoch, state FROM emberbox_members WHERE id = $1")
+            let row = sqlx::query("SELECT instance, epoch, state FROM members WHERE id = $1")
                 .bind(lease.member.as_str())
                 .fetch_optional(&mut *transaction)
                 .await?;
@@ -194,7 +196,7 @@ impl Registry for PostgresRegistry {
                 None => Hold::Expired,
                 Some(row) if row.try_get::<&str, _>(0)? != lease.instance.to_string() => Hold::Replaced,
                 Some(row) => {
-                    sqlx::query("UPDATE emberbox_members SET state = $2, beat = emberbox_fleet_now() WHERE id = $1")
+                    sqlx::query("UPDATE members SET state = $2, beat = fleet_now() WHERE id = $1")
                         .bind(lease.member.as_str())
                         .bind(state.as_str())
                         .execute(&mut *transaction)
@@ -218,7 +220,7 @@ impl Registry for PostgresRegistry {
             let sync = session.sync.clone();
             let mut transaction = session.connection.begin().await?;
             take(&mut transaction).await?;
-            let gone = sqlx::query("DELETE FROM emberbox_members WHERE id = $1 AND instance = $2")
+            let gone = sqlx::query("DELETE FROM members WHERE id = $1 AND instance = $2")
                 .bind(lease.member.as_str())
                 .bind(lease.instance.to_string())
                 .execute(&mut *transaction)
@@ -237,7 +239,7 @@ impl Registry for PostgresRegistry {
             // One statement sees one moment: the members and their epoch.
             let rows = sqlx::query(
                 "SELECT fleet.epoch, m.id, m.epoch, m.roles, m.address, m.version, m.state, m.labels
-                 FROM emberbox_fleet fleet LEFT JOIN emberbox_members m ON true",
+                 FROM fleet LEFT JOIN members m ON true",
             )
             .fetch_all(&mut session.connection)
             .await?;
@@ -271,13 +273,13 @@ impl Registry for PostgresRegistry {
 
 /// Takes the fleet's row until the transaction ends, before any member's: the epoch.
 async fn take(transaction: &mut PgConnection) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar("SELECT epoch FROM emberbox_fleet FOR UPDATE").fetch_one(transaction).await
+    sqlx::query_scalar("SELECT epoch FROM fleet FOR UPDATE").fetch_one(transaction).await
 }
 
 /// Takes the fleet's row, has the epoch grow, and says so to all who listen once the transaction is done.
 async fn grow(transaction: &mut PgConnection, sync: &str) -> Result<i64, sqlx::Error> {
     let sql = "WITH grown AS (
-             UPDATE emberbox_fleet SET epoch = greatest(epoch + 1, emberbox_fleet_now()) RETURNING epoch
+             UPDATE fleet SET epoch = greatest(epoch + 1, fleet_now()) RETURNING epoch
          )
          SELECT epoch, set_config('synchronous_commit', $1, true), pg_notify($2, epoch || ' ' || current_schema())
          FROM grown";
@@ -290,21 +292,21 @@ async fn sweep(session: &mut Session) -> Result<Option<i64>, sqlx::Error> {
     let mut transaction = session.connection.begin().await?;
     // Somebody who changes something holds the row, or sweeps: then the next beat is soon enough.
     let row = sqlx::query(
-        "SELECT now, now - seen, (SELECT coalesce(max(ttl), 0) FROM emberbox_members)
-         FROM (SELECT seen, emberbox_fleet_now() AS now FROM emberbox_fleet FOR UPDATE SKIP LOCKED) fleet",
+        "SELECT now, now - seen, (SELECT coalesce(max(ttl), 0) FROM members)
+         FROM (SELECT seen, fleet_now() AS now FROM fleet FOR UPDATE SKIP LOCKED) taken",
     )
     .fetch_optional(&mut *transaction)
     .await?;
     let Some(row) = row else { return transaction.commit().await.map(|()| None) };
     let (now, unseen, ttl): (i64, i64, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-    sqlx::query("UPDATE emberbox_fleet SET seen = $1").bind(now).execute(&mut *transaction).await?;
+    sqlx::query("UPDATE fleet SET seen = $1").bind(now).execute(&mut *transaction).await?;
     let (of, in_all) = (GAP.0.cast_signed(), GAP.1.cast_signed());
     let mut grown = None;
     if unseen < 0 || unseen > ttl.saturating_mul(of) / in_all {
-        sqlx::query("UPDATE emberbox_members SET beat = $1").bind(now).execute(&mut *transaction).await?;
+        sqlx::query("UPDATE members SET beat = $1").bind(now).execute(&mut *transaction).await?;
     } else {
         // A row that beats at this moment is waited for, and looked at again.
-        let dead: Vec<String> = sqlx::query_scalar("DELETE FROM emberbox_members WHERE beat + $2 < $1 RETURNING id")
+        let dead: Vec<String> = sqlx::query_scalar("DELETE FROM members WHERE beat + $2 < $1 RETURNING id")
             .bind(now)
             .bind(ttl)
             .fetch_all(&mut *transaction)

@@ -93,14 +93,15 @@ pub enum RegistryError {
         /// What is wrong with it, and what would be right.
         reason: String,
     },
-    /// A newer Emberbox has changed the tables.
+    /// A newer Emberbox has changed the tables so that this one cannot use them.
     #[error(
-        "open the fleet's registry ({place}): it has schema {found}, this Emberbox knows {known}; use the newer Emberbox"
+        "open the fleet's registry ({place}): its schema takes an Emberbox that knows {found}, this one knows {known}; \
+         use the newer Emberbox"
     )]
     Newer {
         /// Which registry.
         place: String,
-        /// Its schema.
+        /// What its schema takes.
         found: i64,
         /// The newest that this program can use.
         known: i64,

@@ -42,13 +42,13 @@ fn options(url: &str) -> Options {
 async fn bed(url: &str) -> Bed {
     static SCHEMAS: AtomicU32 = AtomicU32::new(0);
     let schema = format!("fleet_{}", SCHEMAS.fetch_add(1, Ordering::Relaxed));
-    let options = Options { schema: Some(schema.clone()), ..options(url) };
+    let options = Options { schema: schema.clone(), ..options(url) };
     let first = PostgresRegistry::connect(options.clone()).await.unwrap();
     let second = PostgresRegistry::connect(options).await.unwrap();
     let mut connection = PgConnection::connect(url).await.unwrap();
     connection.execute(AssertSqlSafe(format!("SET search_path = {schema}"))).await.unwrap();
     let clock = "CREATE TABLE test_time AS SELECT 0::BIGINT AS now;
-        CREATE OR REPLACE FUNCTION emberbox_fleet_now() RETURNS BIGINT LANGUAGE sql VOLATILE
+        CREATE OR REPLACE FUNCTION fleet_now() RETURNS BIGINT LANGUAGE sql VOLATILE
             AS 'SELECT now FROM test_time'";
     connection.execute(clock).await.unwrap();
     Bed::new(Arc::new(first), Arc::new(second), Arc::new(DatabaseTime(Mutex::new(connection)))).await
@@ -253,8 +253,7 @@ async fn who_was_found_dead_joins_again() {
     let (a, b) = (join(&url, "a").await, join(&url, "b").await);
     let both = wait(&a, "both", |view| view.members().len() == 2).await;
     // As the others would have found it while it was cut off.
-    let found =
-        "WITH gone AS (DELETE FROM emberbox_members WHERE id = 'b') UPDATE emberbox_fleet SET epoch = epoch + 1";
+    let found = "WITH gone AS (DELETE FROM emberbox_fleet.members WHERE id = 'b') UPDATE emberbox_fleet.fleet SET epoch = epoch + 1";
     server.psql(&url, found);
     let own = |view: &View| view.member(b.id()).map(|b| b.epoch);
     let again = wait(&b, "b again", |view| own(view) > own(&both)).await;
@@ -270,7 +269,7 @@ async fn a_process_that_stops_in_the_middle_of_a_change_holds_nobody_up() {
     // As the engine sets its own connections.
     let mut stopped = PgConnection::connect(&url).await.unwrap();
     stopped.execute("SET idle_in_transaction_session_timeout = '1s'; BEGIN").await.unwrap();
-    stopped.execute("UPDATE emberbox_fleet SET epoch = epoch + 1").await.unwrap();
+    stopped.execute("UPDATE emberbox_fleet.fleet SET epoch = epoch + 1").await.unwrap();
     let start = Instant::now();
     let b = join(&url, "b").await;
     wait(&a, "b comes", |view| view.member(b.id()).is_some()).await;
@@ -307,7 +306,7 @@ async fn many_join_and_leave_at_once() {
         }
     }
     println!("{} of them left after {:?}", 40 - late, start.elapsed());
-    let there: usize = server.psql(&url, "SELECT count(*) FROM emberbox_members").parse().unwrap();
+    let there: usize = server.psql(&url, "SELECT count(*) FROM emberbox_fleet.members").parse().unwrap();
     assert!(there <= late, "{there}");
 }
 
@@ -324,32 +323,44 @@ async fn errors_say_what_where_and_why_and_no_password() {
     let error = refused(Options::new("postgres://emberbox:secret@127.0.0.1:1/fleet")).await;
     assert!(error.retryable());
     let text = error.to_string();
-    for part in
-        ["connect: the fleet's registry", "PostgreSQL at 127.0.0.1:1, database fleet", "refused", "look whether"]
-    {
+    for part in [
+        "connect: the fleet's registry",
+        "PostgreSQL at 127.0.0.1:1, database fleet, schema emberbox_fleet",
+        "refused",
+        "look whether",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
-    for url in ["postgres://emberbox:secret@[::1/fleet", "secret", "postgres://emberbox:secret@h:secret/fleet"] {
+    for url in [
+        "postgres://emberbox:secret@[::1/fleet",
+        "secret",
+        "postgres://emberbox:secret@h:secret/fleet",
+        // Passwords that are not escaped.
+        "postgres://emberbox:5/secret@h/fleet",
+        "postgres://emberbox:5?secret@h/fleet",
+        "postgres://emberbox:5#secret@h/fleet",
+    ] {
         assert!(matches!(refused(Options::new(url)).await, RegistryError::Invalid { .. }));
     }
     let url = server.database();
-    let schema = Options { schema: Some("a\"; DROP".into()), ..Options::new(&url) };
+    let schema = Options { schema: "a\"; DROP".into(), ..Options::new(&url) };
     assert!(matches!(refused(schema).await, RegistryError::Invalid { .. }));
-    // A newer Emberbox was here.
+    // A newer Emberbox was here, first one beside which this one may work, then one beside which it may not.
     drop(PostgresRegistry::connect(Options::new(&url)).await.unwrap());
-    server.psql(&url, "INSERT INTO emberbox_fleet_migrations VALUES (1000)");
+    server.psql(&url, "INSERT INTO emberbox_fleet.migrations VALUES (999, 1)");
+    drop(PostgresRegistry::connect(Options::new(&url)).await.unwrap());
+    server.psql(&url, "INSERT INTO emberbox_fleet.migrations VALUES (1000, 1000)");
     let error = refused(Options::new(&url)).await;
     assert!(matches!(error, RegistryError::Newer { found: 1000, .. }) && !error.retryable());
-    // A role that may not make tables.
+    // A role that may not make a schema.
     let url = server.database();
     server.psql(&url, "CREATE ROLE guest LOGIN PASSWORD 'secret'");
-    server.psql(&url, "REVOKE CREATE ON SCHEMA public FROM PUBLIC");
     let error = refused(Options::new(url.replace("emberbox@", "guest:secret@"))).await;
     assert!(error.to_string().contains("permission denied"), "{error}");
     // Nothing to join.
     let url = server.database();
     let registry = Arc::new(PostgresRegistry::connect(Options::new(&url)).await.unwrap());
-    server.psql(&url, "DROP TABLE emberbox_members");
+    server.psql(&url, "DROP TABLE emberbox_fleet.members");
     let config = Config { patience: Duration::from_secs(1), ..Config::default() };
     let error = Membership::join(registry, member("a"), config).await.unwrap_err();
     println!("{error}");

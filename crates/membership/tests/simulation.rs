@@ -233,7 +233,7 @@ impl Simulation {
             self.at(back, Happening::Answered(place, number));
             return;
         }
-        let arrives = self.outage(self.now).or(self.outage(there)).is_none();
+        let arrives = self.outage(self.now).or_else(|| self.outage(there)).is_none();
         // The answer can be lost though the call was done.
         let answered = arrives && self.outage(back).is_none();
         if arrives {

@@ -84,6 +84,12 @@ impl Host {
         self.unpacked.join(id.hex())
     }
 
+    /// What is unpacked.
+    pub(crate) fn ids(&self) -> Result<Vec<PackageId>, PackageError> {
+        let name = |path: &PathBuf| PackageId::from_hex(path.file_name()?.to_str()?);
+        Ok(entries(&self.unpacked)?.iter().filter_map(name).collect())
+    }
+
     /// Unpacks a zip under its name. `check`: hold it against its hash, too; `false` is for one that was.
     pub(crate) fn unpack(
         &self,

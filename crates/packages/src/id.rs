@@ -25,6 +25,11 @@ impl PackageId {
         BASE64.encode(self.0)
     }
 
+    /// The inverse of [`Self::hex`].
+    pub(crate) fn from_hex(name: &str) -> Option<Self> {
+        Some(Self(hex::decode(name).ok()?.try_into().ok()?))
+    }
+
     /// The name of an unpacked package.
     pub(crate) fn hex(self) -> String {
         hex::encode(self.0)

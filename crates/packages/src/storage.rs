@@ -169,6 +169,11 @@ impl Packages {
     pub fn is_unpacked(&self, sha256_base64: &str) -> bool {
         PackageId::parse(sha256_base64).is_ok_and(|id| self.inner.host.path(id).is_dir())
     }
+
+    /// The `CodeSha256` of every package of which [`Self::is_unpacked`] is true. Reads a directory.
+    pub fn all_unpacked(&self) -> Result<Vec<String>, PackageError> {
+        Ok(self.inner.host.ids()?.into_iter().map(PackageId::base64).collect())
+    }
 }
 
 impl Inner {

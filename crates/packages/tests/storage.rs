@@ -38,6 +38,7 @@ async fn a_package_comes_back_as_it_went_in() {
     let unpacked = packages.unpacked(&code).await.unwrap();
     assert!(!unpacked.cached);
     assert!(packages.is_unpacked(&code.sha256));
+    assert_eq!(packages.all_unpacked().unwrap(), [code.sha256.clone()]);
     let path = &unpacked.path;
     assert_eq!(mode(path), 0o755);
     assert_eq!(mode(&path.join("bin")), 0o755, "directories can be entered by all");

@@ -2,16 +2,19 @@
 
 mod caches;
 mod ladder;
+mod member;
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{self, BTreeMap};
 
 use domain::{FunctionArn, SandboxId, WorkerId, WorkerReport};
-use foldhash::{HashMap, HashSet};
+use foldhash::HashMap;
 
 use self::caches::Caches;
 use self::ladder::{Ladder, Spot};
+use self::member::{Load, Member};
 use crate::cost::{Candidate, LOOKED_AT, admits, free_mb, level, size};
+use crate::specification::explain;
 use crate::{NoCapacity, Reason, WorkerView};
 
 /// What an operator wants of a worker. A worker that drains by itself says so in its reports.
@@ -45,11 +48,13 @@ pub struct Wanted<'a> {
 #[derive(Default)]
 pub struct Fleet {
     members: HashMap<u32, Member>,
-    /// By id. A worker that leaves and comes back gets a new number, so that nothing of the old one's is taken for its own.
+    /// By id. A number is used once.
     numbers: HashMap<WorkerId, u32>,
     next_number: u32,
     /// The open members with a free slot, by size.
     ladders: BTreeMap<u32, Ladder>,
+    /// How many members are here; how many of them are closed, or open without a free slot.
+    here: usize,
     closed: usize,
     without_slot: usize,
     /// How many open members have how much memory in all.
@@ -60,24 +65,6 @@ pub struct Fleet {
     caches: Caches,
 }
 
-struct Member {
-    /// What there is now, as far as known: as reported, and closed also where the operator says so.
-    now: WorkerReport,
-    /// What the worker itself said last.
-    draining: bool,
-    standing: Standing,
-    /// This decider's part of `now`.
-    own: Load,
-    sandboxes: HashSet<SandboxId>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-struct Load {
-    memory_mb: u64,
-    slots: u32,
-    starting: u32,
-}
-
 struct Booking {
     member: u32,
     memory_mb: u32,
@@ -86,36 +73,38 @@ struct Booking {
 }
 
 impl Fleet {
-    /// A worker has reported. The first report makes it a member.
+    /// A worker has reported. The first report makes it a member, also of one that was one before.
     pub fn report(&mut self, report: WorkerReport) {
-        if let Some(&number) = self.numbers.get(&report.worker) {
+        if let Some(number) = self.here(&report.worker) {
             return self.change(number, |member| member.reported(report));
         }
-        let number = self.next_number;
-        self.next_number += 1;
-        self.numbers.insert(report.worker.clone(), number);
-        self.enlist(number, &report);
-        let draining = report.draining;
-        let (standing, own, sandboxes) = (Standing::default(), Load::default(), HashSet::default());
-        self.members.insert(number, Member { now: report, draining, standing, own, sandboxes });
+        let next = self.next_number;
+        let number = *self.numbers.entry(report.worker.clone()).or_insert(next);
+        let member = self.members.entry(number).or_insert_with(|| {
+            self.next_number += 1;
+            Member::new(report.clone())
+        });
+        member.here = true;
+        member.reported(report);
+        let now = member.now.clone();
+        self.enlist(number, &now);
     }
 
-    /// A worker has left or died; `true` if it was one. With it goes what was booked there, see [`Self::sandboxes_on`].
+    /// A worker has left or died: nothing is placed there any more. What was booked there is until it is [`Self::gone`], see
+    /// [`Self::sandboxes_on`]. `false` if it was no member.
     pub fn remove(&mut self, worker: &WorkerId) -> bool {
-        let Some(number) = self.numbers.remove(worker) else { return false };
-        let Some(member) = self.members.remove(&number) else { return false };
-        self.delist(number, &member.now);
-        for sandbox in member.sandboxes {
-            if let Some(booking) = self.sandboxes.remove(&sandbox) {
-                self.count_down(&booking);
-            }
-        }
+        let Some(number) = self.here(worker) else { return false };
+        self.change(number, |member| {
+            member.here = false;
+            member.standing = Standing::Open;
+        });
+        self.forget_if_over(number);
         true
     }
 
     /// What the operator wants of a worker; `false` if it is no member.
     pub fn set_standing(&mut self, worker: &WorkerId, standing: Standing) -> bool {
-        let Some(&number) = self.numbers.get(worker) else { return false };
+        let Some(number) = self.here(worker) else { return false };
         self.change(number, |member| {
             member.standing = standing;
             member.now.draining = member.draining || standing != Standing::Open;
@@ -125,36 +114,42 @@ impl Fleet {
 
     /// Whether the idle sandboxes of this worker are to be retired: it drains, of itself or for the operator.
     pub fn drains(&self, worker: &WorkerId) -> bool {
-        self.member(worker).is_some_and(|m| m.draining || m.standing == Standing::Draining)
+        self.member(worker).is_some_and(|m| m.here && (m.draining || m.standing == Standing::Draining))
     }
 
     /// The worker has this package or image.
     pub fn holds(&mut self, worker: &WorkerId, package: &str) {
-        if let Some(&number) = self.numbers.get(worker) {
+        if let Some(number) = self.here(worker) {
             self.caches.insert(package, number);
         }
     }
 
     /// The worker has it no more.
     pub fn drops(&mut self, worker: &WorkerId, package: &str) {
-        if let Some(&number) = self.numbers.get(worker) {
+        if let Some(number) = self.here(worker) {
             self.caches.remove(package, number);
         }
     }
 
-    /// Which worker takes a new sandbox, and why. Book it before the next question.
-    pub fn place(&self, wanted: &Wanted<'_>) -> Result<(WorkerId, Reason), NoCapacity> {
+    /// Which worker takes a new sandbox, and why: none of `except`, which are few (they have refused it). Book it before the next
+    /// question.
+    pub fn place(
+        &self,
+        wanted: &Wanted<'_>,
+        except: &collections::HashSet<WorkerId>,
+    ) -> Result<(WorkerId, Reason), NoCapacity> {
         let counts = self.functions.get(wanted.function);
         let same_function = |number: u32| counts.and_then(|c| c.get(&number)).copied().unwrap_or(0);
         let holders = self.caches.holders(wanted.package);
         let candidate = |number: u32, has_package: bool| {
-            let now = &self.members.get(&number)?.now;
-            admits(now, wanted.memory_mb)
+            let now = &self.members.get(&number).filter(|m| m.here)?.now;
+            (admits(now, wanted.memory_mb) && !except.contains(&now.worker))
                 .then(|| Candidate::new(number, now, wanted.memory_mb, has_package, same_function(number)))
         };
         let mut candidates: Vec<_> = holders.iter().filter_map(|&number| candidate(number, true)).collect();
         for ladder in self.ladders.values() {
-            for (before, spot) in ladder.with_free(wanted.memory_mb.into()).take(LOOKED_AT).enumerate() {
+            let spots = ladder.with_free(wanted.memory_mb.into()).filter(|spot| !except.contains(&spot.worker));
+            for (before, spot) in spots.take(LOOKED_AT).enumerate() {
                 if !holders.contains(&spot.number) {
                     candidates.extend(candidate(spot.number, false));
                 }
@@ -164,9 +159,14 @@ impl Fleet {
                 }
             }
         }
-        match Candidate::choose(&candidates, self.members.len()) {
+        let excepted = except.iter().filter(|worker| self.here(worker).is_some()).count();
+        match Candidate::choose(&candidates, self.here - excepted) {
             Some((number, reason)) => Ok((self.members[&number].now.worker.clone(), reason)),
-            None => Err(self.explain(wanted.memory_mb)),
+            None if excepted == 0 => Err(self.explain(wanted.memory_mb)),
+            None => {
+                let asked = self.members.values().filter(|m| m.here && !except.contains(&m.now.worker)).map(|m| &m.now);
+                Err(explain(asked, wanted.memory_mb))
+            }
         }
     }
 
@@ -199,6 +199,7 @@ impl Fleet {
                 member.shrink(booking.load());
             });
             self.count_down(&booking);
+            self.forget_if_over(booking.member);
         }
     }
 
@@ -208,9 +209,10 @@ impl Fleet {
         Some(&self.members.get(&booking.member)?.now.worker)
     }
 
-    /// What this decider has on a worker: to be retired when it drains, lost when it is.
-    pub fn sandboxes_on(&self, worker: &WorkerId) -> impl Iterator<Item = SandboxId> {
-        self.member(worker).into_iter().flat_map(|m| m.sandboxes.iter().copied())
+    /// What this decider has on a worker, to be retired when it drains, lost when it is; and whether its Init is under way.
+    pub fn sandboxes_on(&self, worker: &WorkerId) -> impl Iterator<Item = (SandboxId, bool)> {
+        let sandboxes = self.member(worker).into_iter().flat_map(|m| &m.sandboxes);
+        sandboxes.filter_map(|sandbox| Some((*sandbox, self.sandboxes.get(sandbox)?.starting)))
     }
 
     /// As [`crate::make_room`]: which of `idle` (least recently used first) have to go so that a sandbox of `memory_mb` has a
@@ -223,7 +225,7 @@ impl Fleet {
             load.memory_mb += u64::from(booking.memory_mb);
             load.slots += 1;
             sandboxes.push(sandbox);
-            let mut after = self.members.get(&booking.member)?.now.clone();
+            let mut after = self.members.get(&booking.member).filter(|m| m.here)?.now.clone();
             after.memory_used_mb = after.memory_used_mb.saturating_sub(load.memory_mb);
             after.slots_used = after.slots_used.saturating_sub(load.slots);
             admits(&after, memory_mb).then(|| std::mem::take(sandboxes))
@@ -239,7 +241,13 @@ impl Fleet {
             has_package: holders.contains(number),
             same_function: counts.and_then(|c| c.get(number)).copied().unwrap_or(0),
         };
-        self.members.iter().map(view).collect()
+        self.members.iter().filter(|(_, member)| member.here).map(view).collect()
+    }
+
+    /// Its number, if it is here.
+    fn here(&self, worker: &WorkerId) -> Option<u32> {
+        let number = self.numbers.get(worker)?;
+        self.members.get(number)?.here.then_some(*number)
     }
 
     fn member(&self, worker: &WorkerId) -> Option<&Member> {
@@ -253,7 +261,7 @@ impl Fleet {
         wanted: &Wanted<'_>,
         count: impl FnOnce(&mut Member, Load),
     ) -> bool {
-        let Some(&member) = self.numbers.get(worker) else { return false };
+        let Some(member) = self.here(worker) else { return false };
         // Whoever books one twice means the second.
         self.gone(sandbox);
         let (memory_mb, function) = (wanted.memory_mb, wanted.function.clone());
@@ -266,6 +274,13 @@ impl Fleet {
         self.sandboxes.insert(sandbox, booking);
         self.caches.insert(wanted.package, member);
         true
+    }
+
+    fn forget_if_over(&mut self, number: u32) {
+        if let Some(member) = self.members.get(&number).filter(|m| !m.here && m.sandboxes.is_empty()) {
+            self.numbers.remove(&member.now.worker);
+            self.members.remove(&number);
+        }
     }
 
     fn count_down(&mut self, booking: &Booking) {
@@ -284,16 +299,21 @@ impl Fleet {
     /// Changes a member, and with it where it stands. Most reports say what was known, and change nothing.
     fn change(&mut self, number: u32, change: impl FnOnce(&mut Member)) {
         let Some(member) = self.members.get_mut(&number) else { return };
-        let before = member.now.clone();
+        let (was_here, before) = (member.here, member.now.clone());
         change(member);
-        if member.now != before {
-            let after = member.now.clone();
-            self.delist(number, &before);
-            self.enlist(number, &after);
+        let (here, after) = (member.here, member.now.clone());
+        if (here, &after) != (was_here, &before) {
+            if was_here {
+                self.delist(number, &before);
+            }
+            if here {
+                self.enlist(number, &after);
+            }
         }
     }
 
     fn enlist(&mut self, number: u32, now: &WorkerReport) {
+        self.here += 1;
         if now.draining {
             self.closed += 1;
             return;
@@ -311,6 +331,7 @@ impl Fleet {
 
     /// Undoes [`Self::enlist`].
     fn delist(&mut self, number: u32, now: &WorkerReport) {
+        self.here -= 1;
         if now.draining {
             self.closed -= 1;
             return;
@@ -334,55 +355,11 @@ impl Fleet {
     fn explain(&self, memory_mb: u32) -> NoCapacity {
         NoCapacity {
             memory_mb,
-            workers: self.members.len(),
+            workers: self.here,
             draining: self.closed,
             without_slot: self.without_slot,
             largest_free_mb: self.ladders.values().filter_map(Ladder::most_free_mb).max().unwrap_or(0),
             largest_worker_mb: self.memories.last_key_value().map_or(0, |(memory_mb, _)| *memory_mb),
-        }
-    }
-}
-
-impl Member {
-    fn reported(&mut self, report: WorkerReport) {
-        self.draining = report.draining;
-        self.now = report;
-        self.now.draining |= self.standing != Standing::Open;
-        self.at_least_own();
-    }
-
-    /// A report cannot show less than there certainly is: then it is older than that.
-    fn at_least_own(&mut self) {
-        let (now, own) = (&mut self.now, &self.own);
-        now.memory_used_mb = now.memory_used_mb.max(own.memory_mb);
-        now.slots_used = now.slots_used.max(own.slots);
-        now.starting = now.starting.max(own.starting);
-    }
-
-    fn own_up(&mut self, added: Load) {
-        self.own.memory_mb += added.memory_mb;
-        self.own.slots += added.slots;
-        self.own.starting += added.starting;
-        self.at_least_own();
-    }
-
-    fn grow(&mut self, added: Load) {
-        self.now.memory_used_mb += added.memory_mb;
-        self.now.slots_used += added.slots;
-        self.now.starting += added.starting;
-        self.own_up(added);
-    }
-
-    /// `now` holds at least this decider's own, so nothing wraps.
-    fn shrink(&mut self, taken: Load) {
-        for load in [&mut self.own.memory_mb, &mut self.now.memory_used_mb] {
-            *load -= taken.memory_mb;
-        }
-        for load in [&mut self.own.slots, &mut self.now.slots_used] {
-            *load -= taken.slots;
-        }
-        for load in [&mut self.own.starting, &mut self.now.starting] {
-            *load -= taken.starting;
         }
     }
 }

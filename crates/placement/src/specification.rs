@@ -3,6 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 
+use domain::WorkerReport;
+
 use crate::cost::{Candidate, LOOKED_AT, admits, free_mb, level, size};
 use crate::{Decision, NoCapacity, PlaceRequest, WorkerView};
 
@@ -26,17 +28,19 @@ pub fn place(workers: &[WorkerView], request: &PlaceRequest) -> Decision {
         .collect();
     match Candidate::choose(&candidates, workers.len()) {
         Some((worker, reason)) => Decision::Place { worker, reason },
-        None => Decision::NoCapacity(explain(workers, request)),
+        None => Decision::NoCapacity(explain(workers.iter().map(|w| &w.report), memory_mb)),
     }
 }
 
-fn explain(workers: &[WorkerView], request: &PlaceRequest) -> NoCapacity {
-    let open = || workers.iter().map(|w| &w.report).filter(|r| !r.draining);
+/// Why none of them takes a sandbox of `memory_mb`.
+pub fn explain<'a>(workers: impl Iterator<Item = &'a WorkerReport> + Clone, memory_mb: u32) -> NoCapacity {
+    let open = || workers.clone().filter(|r| !r.draining);
     let with_slot = || open().filter(|r| r.slots_used < r.slots);
+    let all = workers.clone().count();
     NoCapacity {
-        memory_mb: request.memory_mb,
-        workers: workers.len(),
-        draining: workers.len() - open().count(),
+        memory_mb,
+        workers: all,
+        draining: all - open().count(),
         without_slot: open().count() - with_slot().count(),
         largest_free_mb: with_slot().map(free_mb).max().unwrap_or(0),
         largest_worker_mb: open().filter(|r| r.slots > 0).map(|r| r.memory_mb).max().unwrap_or(0),

@@ -38,7 +38,7 @@ impl Failure {
             cause = error.source();
         }
         // The peer's own answer, or the end of the connection in the middle of one.
-        let cause = status.source().map_or_else(|| status.message().to_owned(), |error| chain(error));
+        let cause = status.source().map_or_else(|| status.message().to_owned(), chain);
         Self::unknown(format!("{cause} ({:?})", status.code()))
     }
 }

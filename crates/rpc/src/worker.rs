@@ -17,7 +17,7 @@ pub struct Claim {
     pub manager: Arc<str>,
     /// Of the manager's view of the fleet.
     pub epoch: u64,
-    /// The live managers of that view, `manager` among them.
+    /// The managers of that view that functions belong to. One that leaves is not among them: it claims nothing, and hears reports only.
     pub managers: Vec<Arc<str>>,
 }
 

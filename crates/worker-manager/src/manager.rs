@@ -4,7 +4,7 @@ mod cold;
 mod takeover;
 mod upkeep;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -65,6 +65,8 @@ struct Inner {
     partition: ArcSwapOption<Partition>,
     /// The epoch in which each worker was claimed last.
     claims: Mutex<HashMap<WorkerId, u64>>,
+    /// Those that are to have no sandboxes.
+    draining: Mutex<HashSet<WorkerId>>,
     /// The last epoch whose sandboxes are all known.
     settled: watch::Sender<u64>,
     /// Workers that a caller could not reach.
@@ -98,6 +100,7 @@ impl Manager {
             functions: Mutex::default(),
             partition: ArcSwapOption::empty(),
             claims: Mutex::default(),
+            draining: Mutex::default(),
             settled: watch::Sender::new(0),
             suspects: broadcast::Sender::new(SUSPECTS),
             accounts: Mutex::default(),

@@ -75,6 +75,8 @@ struct Sandbox<W> {
     born: Duration,
     /// Known from the end of `Init` on.
     worker: Option<W>,
+    /// Its worker is to have none: it serves what it has, and goes.
+    doomed: bool,
     state: State,
 }
 
@@ -372,6 +374,7 @@ impl<C, W: Clone> FunctionPool<C, W> {
                 memory_mb: version.memory_mb,
                 born: now,
                 worker: None,
+                doomed: false,
                 state: State::Starting { waiter: None, dead: false },
             },
         );

@@ -522,4 +522,11 @@ impl Worker for Service {
         // An image's is in hexadecimal, a package's in base64: neither is taken for the other.
         self.0.sources.packages.is_unpacked(sha256) || self.0.sources.images.is_here(&format!("sha256:{sha256}"))
     }
+
+    fn packages(&self) -> Vec<String> {
+        let mut all = self.0.sources.packages.all();
+        let images = self.0.sources.images.all();
+        all.extend(images.iter().filter_map(|digest| digest.strip_prefix("sha256:")).map(str::to_owned));
+        all
+    }
 }

@@ -24,6 +24,10 @@ pub trait PackageSource: Send + Sync + 'static {
     async fn unpacked(&self, code: &CodeRef) -> Result<Unpacked, WorkerError>;
     /// Whether it is on this host already.
     fn is_unpacked(&self, sha256: &str) -> bool;
+    /// All that are on this host, for managers that place sandboxes where their package is. May read a directory.
+    fn all(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// A container image that is on this host.
@@ -48,6 +52,10 @@ pub trait ImageSource: Send + Sync + 'static {
     async fn image(&self, image: &ImageRef) -> Result<ContainerImage, WorkerError>;
     /// Whether it is on this host already.
     fn is_here(&self, digest: &str) -> bool;
+    /// The digests of all that are on this host, as for packages.
+    fn all(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// A worker without container images.
@@ -113,6 +121,13 @@ impl PackageSource for packages::Packages {
 
     fn is_unpacked(&self, sha256: &str) -> bool {
         Self::is_unpacked(self, sha256)
+    }
+
+    fn all(&self) -> Vec<String> {
+        self.all_unpacked().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot tell which packages are on this host; sandboxes are placed without regard to them");
+            Vec::new()
+        })
     }
 }
 

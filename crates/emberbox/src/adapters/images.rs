@@ -75,6 +75,13 @@ impl worker::sources::ImageSource for Images {
     fn is_here(&self, digest: &str) -> bool {
         self.0.is_here(digest)
     }
+
+    fn all(&self) -> Vec<String> {
+        self.0.all().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot tell which images are on this host; sandboxes are placed without regard to them");
+            Vec::new()
+        })
+    }
 }
 
 #[cfg(not(feature = "oci"))]

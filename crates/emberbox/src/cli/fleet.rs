@@ -20,8 +20,9 @@ For each machine that is to join, there:
 and on the newcomer, with the line that this prints:
   emberbox fleet join emberbox-join-1.…
 
-Members of a fleet talk to each other by mutual TLS. A certificate says who a member is and what it may be; its key is made on
-the newcomer and stays there. A token is a secret until it is used or has ended.";
+Members of a fleet talk to each other by mutual TLS. A certificate says who a member is and what it
+may be; its key is made on the newcomer and stays there. A token is a secret until it is used or has
+ended.";
 
 /// `emberbox fleet`
 #[derive(Subcommand, Debug)]
@@ -33,7 +34,8 @@ Examples:
   emberbox fleet init
   emberbox fleet init --name production --dir /etc/emberbox/ca
 
-An authority that is there is never overwritten. Its key is the fleet: back it up where nobody else comes.")]
+An authority that is there is never overwritten. Its key is the fleet: back it up where nobody else
+comes.")]
     Init {
         /// Where to [default: fleet-ca in the data directory]
         #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
@@ -52,8 +54,9 @@ Examples:
   emberbox fleet token --roles frontend,worker-manager,placement,pollers --address ca.example.org:4570
   emberbox fleet token --roles worker --uses 20 --expires 1d --address [fd00::1]:4570
 
-The token goes to stdout, all else to stderr. It is a secret: whoever has it can join, as often as --uses says. Only a hash of it is
-kept here. The newcomer believes the server with this authority alone, wherever the address leads.")]
+The token goes to stdout, all else to stderr. It is a secret: whoever has it can join, as often as
+--uses says. Only a hash of it is kept here. The newcomer believes the server with this authority
+alone, wherever the address leads.")]
     Token {
         /// What may be joined as, with commas between: frontend, worker-manager, placement, pollers, worker
         #[arg(long, value_parser = parse_roles)]
@@ -81,8 +84,9 @@ Examples:
   emberbox fleet join - --id worker-7 < token     not on the command line, where other users see it
   emberbox fleet join - --host 10.0.0.7 --host worker-7.example.org
 
-Written are ca.pem, member.pem, fleet.json, and member.key with mode 0600. The secret in the token is sent only to a server that has
-proved to belong to this fleet. Where one was lost on the way, make another token.")]
+Written are ca.pem, member.pem, fleet.json, and member.key with mode 0600. The secret in the token is
+sent only to a server that has proved to belong to this fleet. Where the answer was lost on the way,
+make another token.")]
     Join {
         /// The line that `emberbox fleet token` printed, or - for stdin
         token: String,
@@ -104,7 +108,8 @@ proved to belong to this fleet. Where one was lost on the way, make another toke
     },
     /// Get a new certificate with the one that is there, if two thirds of its life are over
     #[command(after_help = "\
-Run it every hour or so. A certificate that has ended cannot be renewed; a member that was denied gets no other.")]
+Run it every hour or so. A certificate that has ended cannot be renewed; a member that was denied
+gets no other.")]
     Renew {
         /// Renew it even if it is not due
         #[arg(long)]

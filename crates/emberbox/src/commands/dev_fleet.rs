@@ -5,9 +5,10 @@
 //!  DIR/packages ◄───────────── code ───────────┘
 //! ```
 //!
-//! Each process is `emberbox serve` with a configuration of its own in `DIR/<name>`. A process that dies stays dead: that is what
+//! Each process has a certificate of the fleet's own authority (`DIR/ca`), and is `emberbox serve` with a configuration of its own in `DIR/<name>`. A process that dies stays dead: that is what
 //! people want to see. All of them end with this one, however it ends.
 
+mod authority;
 mod postgres;
 mod process;
 
@@ -26,6 +27,7 @@ use tokio::time::Instant;
 use crate::cli::DevFleet;
 use crate::data_dir;
 use crate::ui;
+use authority::Authority;
 use postgres::Postgres;
 use process::{Line, Process};
 
@@ -37,8 +39,6 @@ const LINES: usize = 1024;
 const READY: &str = "is ready";
 /// And where its metrics are.
 const METRICS: &str = "its metrics are on ";
-/// The keys of the functions' environment variables, in the data directory.
-const SECRETS: &str = "secrets.key";
 
 /// `emberbox dev-fleet`
 pub fn run(args: DevFleet) -> Result<ExitCode> {
@@ -92,10 +92,6 @@ async fn fleet(args: DevFleet) -> Result<ExitCode> {
         (None, Some(postgres)) => postgres.url(),
         (None, None) => unreachable!("one of them is there"),
     };
-    let keys = dir.join(SECRETS);
-    if secrets::read(&keys)?.is_none() {
-        secrets::create(&keys)?;
-    }
     // Installed once for all workers; without a directory of the user's own, once for good.
     let runtimes = match args.data_dir {
         Some(_) => dir.clone(),
@@ -105,7 +101,15 @@ async fn fleet(args: DevFleet) -> Result<ExitCode> {
         Some(path) => std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?,
         None => String::new(),
     };
-    let base: toml::Table = base.parse().context("read the configuration")?;
+    let mut base: toml::Table = base.parse().context("read the configuration")?;
+    if !base.contains_key("secrets_file") {
+        let file = dir.join("secrets.key");
+        if secrets::read(&file)?.is_none() {
+            secrets::create(&file)?;
+        }
+        base.insert("secrets_file".into(), file.to_str().context("the data directory is not UTF-8")?.into());
+    }
+    let authority = Authority::start(&dir.join("ca")).await?;
     let (sender, mut lines) = mpsc::channel(LINES);
     let mut processes = Vec::new();
     let mut listen = args.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 4566)));
@@ -120,7 +124,8 @@ async fn fleet(args: DevFleet) -> Result<ExitCode> {
             let name = format!("{role}-{number}");
             let own = dir.join(&name);
             data_dir::share_runtimes(&runtimes, &own.join("data"))?;
-            let config = configure(&base, &name, role, &dir, &database, listen)?;
+            let certificate = authority.certify(&name, role, own.join("certificate")).await?;
+            let config = configure(&base, &name, role, &dir, &database, listen, &certificate)?;
             processes.push(Process::start(&name, &own, &config, &sender)?);
             if role == Role::Frontend && listen.port() != 0 {
                 listen.set_port(listen.port().saturating_add(1));
@@ -217,13 +222,10 @@ async fn live(
                 if missing.is_empty() {
                     endpoints.sort();
                     let endpoints: Vec<String> = endpoints.iter().map(|(_, endpoint)| endpoint.clone()).collect();
-                    let admin = |name: &str| {
-                        admins.iter().find(|(of, _)| of == name).map(|(_, address)| address.as_str())
-                    };
-                    let processes = names
-                        .iter()
-                        .map(|(name, pid)| ShownProcess { name, pid: *pid, admin: admin(name) })
-                        .collect();
+                    let admin =
+                        |name: &str| admins.iter().find(|(of, _)| of == name).map(|(_, address)| address.as_str());
+                    let processes =
+                        names.iter().map(|(name, pid)| ShownProcess { name, pid: *pid, admin: admin(name) }).collect();
                     announce(args, &Shown { endpoints: &endpoints, database, data_dir: dir, processes })?;
                 }
             }
@@ -272,6 +274,7 @@ fn configure(
     dir: &Path,
     database: &str,
     listen: SocketAddr,
+    certificate: &Path,
 ) -> Result<toml::Table> {
     let text = |path: &Path| path.to_str().map(ToOwned::to_owned).context("the data directory is not UTF-8");
     let mut config = base.clone();
@@ -286,7 +289,7 @@ fn configure(
     cluster.insert("database".into(), database.into());
     cluster.insert("bind".into(), "127.0.0.1:0".into());
     cluster.entry("admin").or_insert("127.0.0.1:0".into());
-    config.entry("secrets_file").or_insert(text(&dir.join(SECRETS))?.into());
+    cluster.insert("tls".into(), text(certificate)?.into());
     cluster.insert("packages".into(), text(&dir.join("packages"))?.into());
     config.insert("cluster".into(), cluster.into());
     Ok(config)

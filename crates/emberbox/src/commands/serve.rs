@@ -102,8 +102,7 @@ impl Running {
                 let roles: Vec<String> = fleet.roles().iter().map(ToString::to_string).collect();
                 let (id, roles, address) = (fleet.id(), roles.join(", "), fleet.address());
                 let at = fleet.endpoint().map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
-                let admin =
-                    fleet.admin().map(|admin| format!(", its metrics are on {admin}")).unwrap_or_default();
+                let admin = fleet.admin().map(|admin| format!(", its metrics are on {admin}")).unwrap_or_default();
                 return format!(
                     "Emberbox {version} is ready{at}: {id}, with {roles}; the fleet reaches it on {address}{admin}.\n"
                 );

@@ -18,6 +18,7 @@
 mod admin;
 mod managers;
 mod peers;
+mod renewal;
 mod roles;
 mod workers;
 
@@ -28,9 +29,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use domain::{Clock, SystemClock};
+use membership::postgres::{Options, PostgresRegistry};
 use membership::{Member, MemberId, MemberState, Membership, Role};
 use prometheus_client::registry::Registry;
-use rpc::{Channels, Credentials, FrontendServer, ManagerServer, Server, Services, Tls};
+use rpc::{Channels, Credentials, FrontendServer, ManagerServer, Server, Services};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -40,6 +42,11 @@ use crate::config::{Cluster, Config};
 use crate::data_dir::{self, DataDir};
 use admin::Admin;
 use roles::{Api, Host};
+
+/// The schemas of the members and of the metadata in the database. None of them may be called as the database's user: PostgreSQL
+/// looks for tables without a schema, the event queue's, in that one first, as soon as it is there.
+const MEMBERS: &str = "emberbox_members";
+const METADATA: &str = "emberbox_metadata";
 
 /// A running process of a fleet.
 pub struct Fleet {
@@ -79,15 +86,19 @@ impl Fleet {
             None => super::settings::host_name(),
         };
 
-        let credentials = cluster.tls.as_deref().map(read_tls).transpose()?;
+        let credentials =
+            cluster.tls.as_deref().map(renewal::read).transpose()?.map(|tls| Credentials::new(&tls)).transpose()?;
         let server = Server::bind(cluster.bind, credentials.clone()).await?;
         let address = server.address();
+        let mut followers = Vec::new();
+        if let (Some(dir), Some(credentials)) = (&cluster.tls, &credentials) {
+            followers.push(tokio::spawn(renewal::run(dir.clone(), credentials.clone())));
+        }
         let channels = Channels::new(credentials, Arc::clone(&clock));
         let membership = join(&cluster, &id, address).await?;
 
         let content = Content::open(&config, dir)?;
         let mut services = Services::default();
-        let mut followers = Vec::new();
         let host = if cluster.is(Role::Worker) {
             let host = Host::start(&config, dir, &id, &content, &clock, &mut registry).await?;
             services.worker = Some(host.server.clone());
@@ -218,19 +229,9 @@ impl Fleet {
     }
 }
 
-fn read_tls(dir: &std::path::Path) -> Result<Credentials> {
-    let read = |name: &str| {
-        let path = dir.join(name);
-        std::fs::read_to_string(&path).with_context(|| {
-            format!("read {}; `emberbox fleet join` writes it, and cluster.tls names its directory", path.display())
-        })
-    };
-    Ok(Credentials::new(&Tls { ca: read("ca.pem")?, cert: read("member.pem")?, key: read("member.key")? })?)
-}
-
 async fn join(cluster: &Cluster, id: &Arc<str>, address: SocketAddr) -> Result<Membership> {
-    let registry =
-        membership::postgres::PostgresRegistry::connect(membership::postgres::Options::new(&cluster.database));
+    let options = Options { schema: MEMBERS.into(), ..Options::new(&cluster.database) };
+    let registry = PostgresRegistry::connect(options);
     let member = Member {
         id: MemberId::new(Arc::clone(id)),
         roles: cluster.roles.iter().copied().collect(),

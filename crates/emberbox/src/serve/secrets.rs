@@ -9,28 +9,56 @@ use store::Store;
 
 use crate::config::Config;
 
-/// Reads the keys. Makes them at a first start, unless the configuration names a file, or the metadata are encrypted
-/// already: with a new key nobody could read them.
-pub async fn keys(config: &Config, dir: &Path, store: &dyn Store) -> Result<Keyring> {
+/// For a server on its own: reads the keys. Makes them at a first start, unless the configuration names a file, or the
+/// metadata are encrypted already: with a new key nobody could read them.
+pub async fn own_keys(config: &Config, dir: &Path, store: &dyn Store) -> Result<Keyring> {
     let own = dir.join("secrets.key");
-    let path = config.secrets_file.as_deref().unwrap_or(&own);
+    match &config.secrets_file {
+        Some(path) => given(path, store).await,
+        None => match there(&own, store).await? {
+            Some(keys) => Ok(keys),
+            None => Ok(secrets::create(&own)?),
+        },
+    }
+}
+
+/// For a server of a fleet: reads the keys, which all of its servers must have, so none makes them.
+#[cfg(feature = "cluster")]
+pub async fn fleet_keys(config: &Config, store: &dyn Store) -> Result<Keyring> {
+    match &config.secrets_file {
+        Some(path) => given(path, store).await,
+        None => bail!(
+            "a fleet needs a file of keys that is the same on all of its servers, for the functions' environment variables: \
+             set `secrets_file` in the configuration. The first file is made by: openssl rand -base64 32 > secrets.key"
+        ),
+    }
+}
+
+/// That which the configuration names.
+async fn given(path: &Path, store: &dyn Store) -> Result<Keyring> {
+    let Some(keys) = there(path, store).await? else {
+        bail!(
+            "{}, which `secrets_file` in the configuration names, is not there. Copy it from another server of the fleet; the \
+             first one is made by: openssl rand -base64 32",
+            path.display()
+        );
+    };
+    Ok(keys)
+}
+
+/// `None`: there is no file, and nothing that needs it.
+async fn there(path: &Path, store: &dyn Store) -> Result<Option<Keyring>> {
     if let Some(keys) = secrets::read(path)? {
         warn_if_open_to_others(path);
-        return Ok(keys);
+        return Ok(Some(keys));
     }
-    let encrypted = control_plane::encrypted_with(store).await.context("look for encrypted metadata")?;
-    match (encrypted, &config.secrets_file) {
-        (Some(key), _) => bail!(
+    match control_plane::encrypted_with(store).await.context("look for encrypted metadata")? {
+        None => Ok(None),
+        Some(key) => bail!(
             "{} is not there, and the functions' environment variables are encrypted with the key {key}. Put the file back, from \
              a backup or from another server of the fleet; nothing was changed",
             path.display()
         ),
-        (None, Some(_)) => bail!(
-            "{}, which `secrets_file` in the configuration names, is not there. Put the fleet's file there, or make the first \
-             one: openssl rand -base64 32",
-            path.display()
-        ),
-        (None, None) => Ok(secrets::create(path)?),
     }
 }
 
@@ -61,15 +89,15 @@ mod tests {
     async fn keys_are_made_once_and_only_where_nothing_is_encrypted() {
         let dir = tempfile::tempdir().unwrap();
         let (store, config, file) = (store(dir.path()).await, Config::default(), dir.path().join("secrets.key"));
-        let made = keys(&config, dir.path(), &store).await.unwrap();
-        assert_eq!(keys(&config, dir.path(), &store).await.unwrap().current(), made.current());
+        let made = own_keys(&config, dir.path(), &store).await.unwrap();
+        assert_eq!(own_keys(&config, dir.path(), &store).await.unwrap().current(), made.current());
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
 
         let record = br#"{"latest":{"settings":{"environment":"v1:0123456789ab:AAAA"}}}"#;
         let put = Op::put("function", "000000000000/us-east-1/f", &record[..]);
         store.commit(vec![put]).await.unwrap();
         fs::remove_file(&file).unwrap();
-        let error = keys(&config, dir.path(), &store).await.unwrap_err().to_string();
+        let error = own_keys(&config, dir.path(), &store).await.unwrap_err().to_string();
         for words in [&*file.display().to_string(), "the key 0123456789ab", "Put the file back", "nothing was changed"]
         {
             assert!(error.contains(words), "{error} should say {words}");
@@ -84,11 +112,25 @@ mod tests {
         let store = store(dir.path()).await;
         let file = dir.path().join("fleet.key");
         let config = Config { secrets_file: Some(file.clone()), ..Config::default() };
-        let error = keys(&config, dir.path(), &store).await.unwrap_err().to_string();
+        let error = own_keys(&config, dir.path(), &store).await.unwrap_err().to_string();
         assert!(error.contains(&file.display().to_string()) && error.contains("openssl"), "{error}");
         let made = secrets::create(&file).unwrap();
-        assert_eq!(keys(&config, dir.path(), &store).await.unwrap().current(), made.current());
+        assert_eq!(own_keys(&config, dir.path(), &store).await.unwrap().current(), made.current());
         assert!(!dir.path().join("secrets.key").exists());
+        store.close().await;
+    }
+
+    #[cfg(feature = "cluster")]
+    #[tokio::test]
+    async fn a_fleet_has_its_keys_from_the_operator() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path()).await;
+        let error = fleet_keys(&Config::default(), &store).await.unwrap_err().to_string();
+        assert!(error.contains("`secrets_file`") && error.contains("openssl"), "{error}");
+        let config = Config { secrets_file: Some(dir.path().join("fleet.key")), ..Config::default() };
+        assert!(fleet_keys(&config, &store).await.is_err(), "it is not made");
+        let made = secrets::create(&dir.path().join("fleet.key")).unwrap();
+        assert_eq!(fleet_keys(&config, &store).await.unwrap().current(), made.current());
         store.close().await;
     }
 }

@@ -37,11 +37,10 @@ async fn what_is_no_request_is_refused_and_costs_the_token_nothing() {
         (with("roles", json!([])), "InvalidRequest"),
         (with("roles", json!(["join"])), "InvalidRequest"),
         (with("hosts", json!(["*.example.org"])), "InvalidRequest"),
-        (with("hosts", json!(["a"; 1].repeat(1))), ""),
     ];
-    for (n, (body, code)) in bad.iter().filter(|(_, code)| !code.is_empty()).enumerate() {
+    assert!(bad.len() < 10, "or the server would not listen any more");
+    for (body, code) in &bad {
         assert_refused(&post(fleet.address, "/v1/join", body).await, 400, code);
-        assert!(n < 9, "below what is too often");
     }
     // Another server, since this one has heard enough of this address.
     let token = other.token("worker", 1).await;
@@ -118,11 +117,10 @@ async fn who_fails_too_often_is_not_listened_to() {
     let fleet = Fleet::start().await;
     let token = fleet.token("worker", 1).await;
     let mut wrong = token.clone();
-    for n in 0..10 {
+    for _ in 0..10 {
         wrong.secret = fleet_ca::Secret::new();
         let answer = post(fleet.address, "/v1/join", &request(&wrong).to_string()).await;
         assert_refused(&answer, 403, "TokenUnknown");
-        assert!(n < 10);
     }
     let answer = post(fleet.address, "/v1/join", &request(&token).to_string()).await;
     assert_refused(&answer, 429, "TooManyFailures");

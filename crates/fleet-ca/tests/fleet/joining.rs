@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fleet_ca::{
     CA_FILE, CERTIFICATE_FILE, ClientError, FLEET_FILE, KEY_FILE, Ledger, MemberError, Secret, Settings, join,
-    parse_roles, renew,
+    keep_renewed, parse_roles, renew,
 };
 
 use crate::support::{Fleet, HOUR, assert_refused, connect, der, http, identity, issue, log, mode, now, options, say};
@@ -119,6 +119,23 @@ async fn a_certificate_is_renewed_for_the_same_member() {
     let token = fleet.token("worker", 1).await;
     let error = join(&token, options("w"), &fleet.member_dir("again")).await.unwrap_err();
     assert_eq!(refused(&error), "MemberDenied");
+    fleet.stop().await;
+}
+
+#[tokio::test]
+async fn a_member_is_kept_renewed() {
+    // Certificates begin five minutes in the past: two thirds of this one's life are over when it is made.
+    let fleet = Fleet::with(Settings { member_life: Duration::from_secs(90), ..Settings::default() }).await;
+    let dir = fleet.member_dir("w");
+    join(&fleet.token("worker", 1).await, options("w"), &dir).await.unwrap();
+    let before = dir.load().unwrap();
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let renewed = tokio::select! {
+        never = keep_renewed(dir.clone(), move |member| told.send(member).unwrap()) => match never {},
+        renewed = heard.recv() => renewed.unwrap(),
+    };
+    assert!(renewed.certificate != before.certificate && renewed.identity == before.identity);
+    assert_eq!(renewed.certificate, dir.load().unwrap().certificate);
     fleet.stop().await;
 }
 

@@ -122,6 +122,18 @@ impl Store {
         self.path(digest).is_ok_and(|path| path.is_dir())
     }
 
+    /// The digest of every image of which [`Self::is_here`] is true. Reads a directory.
+    pub fn all(&self) -> Result<Vec<String>, ImageError> {
+        let dir = &self.inner.config.dir;
+        let mut digests = Vec::new();
+        for entry in fs::read_dir(dir).map_err(at("list", dir))? {
+            let name = entry.map_err(at("list", dir))?.file_name();
+            digests
+                .extend(name.to_str().map(|digits| format!("sha256:{digits}")).filter(|digest| self.is_here(digest)));
+        }
+        Ok(digests)
+    }
+
     /// Removes the image. Legal when no sandbox runs on it. No error if it is gone; one that is being pulled is not waited
     /// for, which is an error.
     pub async fn remove(&self, digest: &str) -> Result<(), ImageError> {

@@ -53,6 +53,7 @@ fn images_are_kept_by_digest_and_share_their_layers() {
     assert!(matches!(named, ImageError::Registry { kind: Refusal::Missing, .. }), "{named}");
     run(images.remove(&first)).unwrap();
     assert!(!unpacked.root.exists() && !images.is_here(&first) && images.is_here(&second));
+    assert_eq!(images.all().unwrap(), [second.clone()]);
     let gone = run(images.ensure(&one, &first));
     // Its base is taken from the other, and its own layer pulled again.
     assert!(gone.is_ok(), "{gone:?}");

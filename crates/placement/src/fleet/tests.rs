@@ -1,6 +1,6 @@
 //! The fleet against the specification and a model of the books that is kept as simply as can be.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use domain::AccountId;
 use proptest::prelude::*;
@@ -50,12 +50,13 @@ fn ask<T>(want: Want, ask: impl FnOnce(&Wanted<'_>) -> T) -> T {
 struct Model {
     workers: BTreeMap<WorkerId, ModelWorker>,
     sandboxes: BTreeMap<SandboxId, (WorkerId, Want, bool)>,
-    /// By package, of which life of which worker.
+    /// By package, of which life of which worker. A life ends with the worker, or with the last that is booked there after that.
     holders: [Vec<(WorkerId, u32)>; 3],
     lives: u32,
 }
 
 struct ModelWorker {
+    here: bool,
     life: u32,
     told: WorkerReport,
     others: Load,
@@ -85,20 +86,22 @@ impl Model {
                     .workers
                     .get(&told.worker)
                     .map_or((self.lives, Standing::Open), |before| (before.life, before.standing));
-                self.workers.insert(told.worker.clone(), ModelWorker { life, told: told.clone(), others, standing });
+                let worker = ModelWorker { here: true, life, told: told.clone(), others, standing };
+                self.workers.insert(told.worker.clone(), worker);
             }
             Event::Remove(worker) => {
-                self.workers.remove(worker);
-                self.sandboxes.retain(|_, (w, ..)| w != worker);
+                if let Some(w) = self.workers.get_mut(worker) {
+                    (w.here, w.standing) = (false, Standing::Open);
+                }
             }
             Event::Stand(worker, standing) => {
-                if let Some(w) = self.workers.get_mut(worker) {
+                if let Some(w) = self.workers.get_mut(worker).filter(|w| w.here) {
                     w.standing = *standing;
                 }
             }
             Event::Holds(worker, package) => self.holds(worker, *package),
             Event::Drops(worker, package) => {
-                if let Some(w) = self.workers.get(worker) {
+                if let Some(w) = self.workers.get(worker).filter(|w| w.here) {
                     self.holders[*package].retain(|h| *h != (worker.clone(), w.life));
                 }
             }
@@ -109,7 +112,7 @@ impl Model {
                 }
             }
             Event::Adopt(sandbox, worker, want) => {
-                if self.workers.contains_key(worker) {
+                if self.workers.get(worker).is_some_and(|w| w.here) {
                     self.sandboxes.insert(*sandbox, (worker.clone(), *want, true));
                     self.holds(worker, want.package);
                     let others = &mut self.workers.get_mut(worker).unwrap().others;
@@ -127,10 +130,12 @@ impl Model {
                 self.sandboxes.remove(sandbox);
             }
         }
+        let booked = |id: &WorkerId| self.sandboxes.values().any(|(w, ..)| w == id);
+        self.workers.retain(|id, worker| worker.here || booked(id));
     }
 
     fn holds(&mut self, worker: &WorkerId, package: usize) {
-        let Some(w) = self.workers.get(worker) else { return };
+        let Some(w) = self.workers.get(worker).filter(|w| w.here) else { return };
         let holders = &mut self.holders[package];
         let holder = (worker.clone(), w.life);
         if !holders.contains(&holder) {
@@ -155,7 +160,7 @@ impl Model {
             let same_function = self.sandboxes.values().filter(of_function).count() as u32;
             WorkerView { report, has_package, same_function }
         };
-        self.workers.iter().map(view).collect()
+        self.workers.iter().filter(|(_, w)| w.here).map(view).collect()
     }
 }
 
@@ -172,7 +177,7 @@ fn apply(fleet: &mut Fleet, event: &Event) -> Option<WorkerId> {
         Event::Drops(worker, package) => fleet.drops(worker, PACKAGES[*package]),
         Event::Place(sandbox, want) => {
             return ask(*want, |wanted| {
-                let (worker, _) = fleet.place(wanted).ok()?;
+                let (worker, _) = place(fleet, wanted).ok()?;
                 assert!(fleet.book(*sandbox, &worker, wanted));
                 Some(worker)
             });
@@ -194,9 +199,20 @@ fn specified(views: &[WorkerView], want: Want) -> Result<(WorkerId, Reason), NoC
     }
 }
 
+fn place(fleet: &Fleet, wanted: &Wanted<'_>) -> Result<(WorkerId, Reason), NoCapacity> {
+    fleet.place(wanted, &HashSet::new())
+}
+
 fn agree(fleet: &Fleet, views: &[WorkerView], want: Want) -> Result<(), TestCaseError> {
-    let answer = ask(want, |wanted| fleet.place(wanted));
+    let answer = ask(want, |wanted| place(fleet, wanted));
     prop_assert_eq!(&answer, &specified(views, want), "{:?}", want);
+    // The first choice, and one that is no member, refuse.
+    if let Ok((first, _)) = &answer {
+        let except = HashSet::from([first.clone(), WorkerId("gone".into())]);
+        let others: Vec<_> = views.iter().filter(|v| v.report.worker != *first).cloned().collect();
+        let second = ask(want, |wanted| fleet.place(wanted, &except));
+        prop_assert_eq!(second, specified(&others, want), "{:?} but not {}", want, first);
+    }
     if let Ok((worker, _)) = answer {
         let now = &views.iter().find(|v| v.report.worker == worker).expect("a worker").report;
         prop_assert!(!now.draining && now.slots_used < now.slots);
@@ -254,9 +270,10 @@ fn assert_empties(mut fleet: Fleet) {
     assert!(fleet.functions.is_empty());
     assert!(fleet.members.values().all(|m| m.own == Load::default() && m.sandboxes.is_empty()));
     let workers: Vec<_> = fleet.numbers.keys().cloned().collect();
-    assert_eq!(workers.len(), fleet.members.len());
+    assert_eq!((workers.len(), fleet.here), (fleet.members.len(), fleet.members.len()), "only those that are here");
     assert!(workers.iter().all(|w| fleet.remove(w)));
-    assert_eq!((fleet.closed, fleet.without_slot, fleet.memories.len()), (0, 0, 0));
+    assert!(fleet.members.is_empty() && fleet.numbers.is_empty());
+    assert_eq!((fleet.here, fleet.closed, fleet.without_slot, fleet.memories.len()), (0, 0, 0, 0));
     assert!(fleet.ladders.values().all(|ladder| ladder.with_free(0).next().is_none()));
 }
 
@@ -284,10 +301,12 @@ proptest! {
         let booked: BTreeSet<_> = fleet.sandboxes.keys().copied().collect();
         prop_assert_eq!(booked, model.sandboxes.keys().copied().collect::<BTreeSet<_>>());
         for (id, worker) in &model.workers {
-            prop_assert_eq!(fleet.drains(id), worker.told.draining || worker.standing == Standing::Draining);
-            let there: BTreeSet<_> = fleet.sandboxes_on(id).collect();
-            prop_assert!(there.iter().all(|s| fleet.worker_of(*s) == Some(id)));
-            prop_assert_eq!(there.len(), model.sandboxes.values().filter(|(w, ..)| w == id).count());
+            let drains = worker.told.draining || worker.standing == Standing::Draining;
+            prop_assert_eq!(fleet.drains(id), worker.here && drains);
+            let there: BTreeMap<_, _> = fleet.sandboxes_on(id).collect();
+            prop_assert!(there.keys().all(|s| fleet.worker_of(*s) == Some(id)));
+            let of_model = model.sandboxes.iter().filter(|(_, (w, ..))| w == id);
+            prop_assert_eq!(there, of_model.map(|(s, (.., starting))| (*s, *starting)).collect::<BTreeMap<_, _>>());
         }
         assert_empties(fleet);
     }
@@ -335,7 +354,7 @@ proptest! {
             .map(|w| Candidate::new(&w.report.worker, &w.report, want.memory_mb, w.has_package, w.same_function))
             .collect();
         let cheapest = Candidate::choose(&of_all, views.len()).map(|(worker, reason)| (worker.clone(), reason));
-        prop_assert_eq!(ask(want, |wanted| fleet.place(wanted)).ok(), cheapest);
+        prop_assert_eq!(ask(want, |wanted| place(&fleet, wanted)).ok(), cheapest);
     }
 
     #[test]
@@ -344,7 +363,7 @@ proptest! {
         let (mut one, mut other) = (Fleet::default(), Fleet::default());
         last.values().for_each(|report| one.report(report.clone()));
         last.values().rev().for_each(|report| other.report(report.clone()));
-        prop_assert_eq!(ask(want, |wanted| one.place(wanted)), ask(want, |wanted| other.place(wanted)));
+        prop_assert_eq!(ask(want, |wanted| place(&one, wanted)), ask(want, |wanted| place(&other, wanted)));
     }
 
     #[test]
@@ -359,7 +378,8 @@ proptest! {
         let idle: Vec<_> = unique.into_iter().map(|n| SandboxId(Uuid::from_u128(n))).collect();
         let views = ask(want, |wanted| fleet.views(wanted));
         let place_of = |worker: &WorkerId| views.iter().position(|v| v.report.worker == *worker).expect("a worker");
-        let known: Vec<_> = idle.iter().copied().filter(|s| fleet.worker_of(*s).is_some()).collect();
+        let here = |s: &SandboxId| fleet.worker_of(*s).is_some_and(|w| fleet.here(w).is_some());
+        let known: Vec<_> = idle.iter().copied().filter(here).collect();
         let as_specified: Vec<_> = known
             .iter()
             .map(|s| IdleSandbox {
@@ -418,10 +438,10 @@ fn a_cordon_keeps_what_is_there_and_a_drain_does_not() {
     for standing in [Standing::Cordoned, Standing::Draining] {
         assert!(fleet.set_standing(&id(0), standing));
         fleet.report(empty(0));
-        let why = ask(SMALL, |wanted| fleet.place(wanted)).expect_err("closed");
+        let why = ask(SMALL, |wanted| place(&fleet, wanted)).expect_err("closed");
         assert_eq!(why.to_string(), "all 1 workers are draining or cordoned");
         assert_eq!(fleet.drains(&id(0)), standing == Standing::Draining);
-        assert_eq!(fleet.sandboxes_on(&id(0)).collect::<Vec<_>>(), [sandbox]);
+        assert_eq!(fleet.sandboxes_on(&id(0)).collect::<Vec<_>>(), [(sandbox, true)]);
     }
     fleet.report(WorkerReport { draining: true, ..empty(0) });
     fleet.set_standing(&id(0), Standing::Open);

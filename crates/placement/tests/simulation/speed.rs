@@ -1,5 +1,6 @@
 //! How long a decision takes, beside the specification's in the same run, and how that grows with the fleet.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use domain::SandboxId;
@@ -34,7 +35,7 @@ fn measure(workers: usize) -> Measured {
     for function in &asked {
         let wanted = function.wanted();
         let start = Instant::now();
-        let answer = fleet.place(&wanted);
+        let answer = fleet.place(&wanted, &HashSet::new());
         times.push(start.elapsed().as_secs_f64());
         assert!(answer.is_ok());
     }
@@ -42,7 +43,7 @@ fn measure(workers: usize) -> Measured {
     for (n, function) in asked.iter().enumerate() {
         let start = Instant::now();
         let (sandbox, wanted) = (SandboxId(Uuid::from_u128(u128::MAX - n as u128)), function.wanted());
-        let (worker, _) = fleet.place(&wanted).expect("there is room");
+        let (worker, _) = fleet.place(&wanted, &HashSet::new()).expect("there is room");
         fleet.book(sandbox, &worker, &wanted);
         fleet.init_over(sandbox);
         fleet.gone(sandbox);
@@ -66,7 +67,7 @@ fn scan(fleet: &Fleet, function: &Function) -> Duration {
     let specified = place(&views, &PlaceRequest { memory_mb: wanted.memory_mb });
     let time = start.elapsed();
     let Decision::Place { worker, reason } = specified else { panic!("there is room") };
-    assert_eq!(fleet.place(&wanted), Ok((views[worker].report.worker.clone(), reason)));
+    assert_eq!(fleet.place(&wanted, &HashSet::new()), Ok((views[worker].report.worker.clone(), reason)));
     time
 }
 

@@ -1,6 +1,6 @@
 //! Workers, functions and managers in virtual time.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use domain::{AccountId, FunctionArn, SandboxId, WorkerId, WorkerReport};
 use fastrand::Rng;
@@ -146,9 +146,11 @@ impl World {
         self.under_way.clear();
         self.changed.retain(|n| !lost(*n));
         let mut again = Vec::new();
+        let managers = self.fleets.len();
         for (n, function) in self.functions.iter_mut().enumerate() {
             let before = function.sandboxes.len();
-            function.sandboxes.retain(|(_, worker)| !lost(*worker));
+            let gone = function.sandboxes.extract_if(.., |(_, worker)| lost(*worker));
+            gone.for_each(|(sandbox, _)| self.fleets[n % managers].gone(sandbox));
             again.extend(std::iter::repeat_n(n, before - function.sandboxes.len()));
         }
         self.rng.shuffle(&mut again);
@@ -175,7 +177,7 @@ impl World {
                     break n;
                 }
             },
-            Policy::Fleet => match fleet.place(&wanted) {
+            Policy::Fleet => match fleet.place(&wanted, &HashSet::new()) {
                 Ok((worker, _)) => {
                     assert!(fleet.book(sandbox, &worker, &wanted));
                     worker.0["worker-".len()..].parse().expect("as it was named")

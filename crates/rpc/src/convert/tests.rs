@@ -71,6 +71,7 @@ fn any_error() -> impl Strategy<Value = WorkerError> {
         ".*".prop_map(WorkerError::Restore),
         ".*".prop_map(WorkerError::RestoreTimeout),
         Just(WorkerError::Stopping),
+        "[a-z]{1,9}".prop_map(|worker| WorkerError::Full(WorkerId(worker.into()))),
     ]
 }
 

@@ -391,7 +391,7 @@ pub struct Claim {
     pub manager: ::prost::alloc::string::String,
     #[prost(uint64, tag = "2")]
     pub epoch: u64,
-    /// The live managers of the view with this epoch, `manager` among them.
+    /// The managers of that view that functions belong to. One that leaves is not among them, and claims nothing.
     #[prost(string, repeated, tag = "3")]
     pub managers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }

@@ -121,6 +121,10 @@ async fn a_new_claim_takes_the_place_of_the_old_one() {
     drop(alone);
     let among = Watch::start(&remote, claim("manager-1", 2, &all));
     among.0.wait_for("claimed []").await;
+    // One that leaves.
+    drop(among);
+    let leaving = Watch::start(&remote, claim("manager-1", 3, &["manager-2"]));
+    leaving.0.wait_for("claimed []").await;
 }
 
 #[tokio::test]
@@ -136,7 +140,7 @@ async fn a_stream_that_breaks_is_made_again() {
     within(&mut f.server.serving, "the end of the server").await.unwrap();
     // A moment later it is there again, with the same hub, and one sandbox more.
     f.bench.put(id(2), &version("f"));
-    let services = Services { worker: Some(f.hub.clone()), manager: None };
+    let services = Services { worker: Some(f.hub.clone()), ..rpc::Services::default() };
     let _again = Running::at(f.server.address, services, None).await;
     watch.0.wait_for("claimed [1 f Idle, 2 f Idle]").await;
     f.bench.tell(|e| e.idle(id(2)));
@@ -157,7 +161,7 @@ async fn a_manager_that_does_not_read_is_in_nobodys_way() {
     // More than the windows of HTTP/2 and the queue hold, as fast as the other manager reads.
     for batch in 1..=30 {
         (0..4_000).for_each(|_| f.bench.tell(|e| e.idle(id(1))));
-        until(|| watch.0.all().len() > batch * 4_000, "the manager that reads").await;
+        until(|| watch.0.count() > batch * 4_000, "the manager that reads").await;
     }
     f.bench.tell(|e| e.dead(id(1), RetireReason::Failure));
     watch.0.wait_for("dead 1 Failure").await;

@@ -151,7 +151,7 @@ async fn a_restart_leaves_no_call_in_doubt() {
         tokio::time::sleep(Duration::from_millis(30)).await;
         server.stop.cancel();
         within(&mut server.serving, "the end").await.unwrap();
-        let services = rpc::Services { worker: Some(f.hub.clone()), manager: None };
+        let services = rpc::Services { worker: Some(f.hub.clone()), ..rpc::Services::default() };
         server = Running::at(address, services, None).await;
     }
     stop.cancel();

@@ -300,7 +300,7 @@ pub fn served(bench: &Arc<Bench>) -> WorkerServer {
 pub async fn worker() -> Fixture {
     let bench = Arc::new(Bench::default());
     let hub = served(&bench);
-    let services = Services { worker: Some(hub.clone()), manager: None };
+    let services = Services { worker: Some(hub.clone()), ..rpc::Services::default() };
     Fixture { server: Running::start(services, None).await, bench, hub, channels: channels() }
 }
 
@@ -324,7 +324,7 @@ pub fn channel_to(channels: &Channels, address: SocketAddr) -> Channel {
 
 pub async fn manager(desk: &Arc<Desk>) -> Running {
     let manager = ManagerServer::new(Arc::clone(desk) as Arc<dyn WorkerManager>, clock());
-    Running::start(Services { worker: None, manager: Some(manager) }, None).await
+    Running::start(Services { manager: Some(manager), ..Services::default() }, None).await
 }
 
 pub fn claim(manager: &str, epoch: u64, managers: &[&str]) -> Claim {
@@ -346,6 +346,10 @@ impl Heard {
 
     pub fn all(&self) -> Vec<String> {
         self.words.lock().clone()
+    }
+
+    pub fn count(&self) -> usize {
+        self.words.lock().len()
     }
 
     pub async fn wait_for(&self, words: &str) {

@@ -45,7 +45,7 @@ async fn world() -> World {
     let authority = Authority::new();
     let bench = Arc::new(Bench::default());
     bench.put(id(1), &version("f"));
-    let services = Services { worker: Some(served(&bench)), manager: None };
+    let services = Services { worker: Some(served(&bench)), ..rpc::Services::default() };
     let server = Running::start(services, Some(authority.credentials(&[Role::Worker], "worker-1"))).await;
     World { authority, bench, server }
 }
@@ -112,7 +112,7 @@ async fn managers_serve_frontends_only() {
         Some((id(1), Arc::new(w.by(w.authority.credentials(&[Role::WorkerManager], "manager-1")).at_epoch(1))));
     let service = rpc::ManagerServer::new(Arc::clone(&desk) as Arc<dyn domain::WorkerManager>, clock());
     let credentials = w.authority.credentials(&[Role::WorkerManager], "manager-1");
-    let server = Running::start(Services { worker: None, manager: Some(service) }, Some(credentials)).await;
+    let server = Running::start(Services { manager: Some(service), ..Services::default() }, Some(credentials)).await;
     for (role, allowed) in [(Role::Frontend, true), (Role::Pollers, true), (Role::Worker, false)] {
         let channels = Channels::new(Some(w.authority.credentials(&[role], "x")), clock());
         let manager = RemoteManager::new("manager-1".into(), &server.address.to_string(), &channels);

@@ -23,7 +23,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_
 const SCHEMA_LENGTH: usize = 48;
 
 /// What may stand in the URL. The client would pass over others with a warning: over a misspelt `sslmode`, for example.
-const PARAMETERS: [&str; 19] = [
+const PARAMETERS: [&str; 17] = [
     "sslmode",
     "ssl-mode",
     "sslrootcert",
@@ -41,8 +41,6 @@ const PARAMETERS: [&str; 19] = [
     "user",
     "password",
     "application_name",
-    "options",
-    "options[",
 ];
 
 /// The way to the server. Prints without the password.
@@ -78,9 +76,8 @@ impl Link {
             return Err(refused("there is an @ behind the ?".to_owned()));
         }
         for name in query.split('&').filter_map(|pair| pair.split('=').next()).filter(|name| !name.is_empty()) {
-            // `options[name]`, whose bracket may be escaped.
-            let known = |parameter: &&str| name == *parameter || (name.starts_with("options"));
-            if !PARAMETERS.iter().any(|parameter| known(&parameter)) {
+            // `options`, and `options[name]`, whose brackets may be escaped.
+            if !PARAMETERS.contains(&name) && !name.starts_with("options") {
                 return Err(refused(format!("PostgreSQL's client does not know its parameter {name}")));
             }
         }

@@ -168,11 +168,12 @@ pub const CHILD: &str = "STORE_TEST_CHILD";
 /// What that child does: commits pairs of records, and says so after each.
 pub async fn write_until_killed(store: &dyn Store) {
     let start = store.get(KIND, "left").await.unwrap().map_or(0, |r| number(&r) + 1);
+    let mut output = std::io::stdout();
     for i in start.. {
         let value = i.to_string();
         store.commit(vec![Op::put(KIND, "left", value.clone()), Op::put(KIND, "right", value)]).await.unwrap();
         // Past the test harness, which captures `println!`.
-        writeln!(std::io::stdout(), "wrote {i}").unwrap();
+        writeln!(output, "wrote {i}").unwrap();
     }
 }
 

@@ -1,7 +1,5 @@
 //! A cold start: Placement, room, `Init`.
 
-use std::collections::HashSet;
-
 use futures::future::join_all;
 
 use super::*;

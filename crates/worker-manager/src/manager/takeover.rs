@@ -7,8 +7,6 @@
 //!  worker ──lost─────► its sandboxes are given up: those that live are found when it is claimed again
 //! ```
 
-use std::collections::HashSet;
-
 use domain::SandboxState;
 
 use super::*;
@@ -59,6 +57,15 @@ impl Manager {
                 });
             }
         });
+    }
+
+    /// These workers, and no others, drain: their idle sandboxes go now, the others after what they serve.
+    pub fn drain_workers(&self, workers: HashSet<WorkerId>) {
+        let inner = &self.0;
+        *inner.draining.lock() = workers.clone();
+        for sandbox in workers.iter().flat_map(|worker| inner.fleet.placed_on(worker)) {
+            inner.event(sandbox, |pool, _, actions| pool.doom(sandbox, actions));
+        }
     }
 
     /// Workers that a caller could not reach. Nothing of theirs is leased until they are claimed again, so whoever claims them must
@@ -137,6 +144,9 @@ impl Inner {
         self.versions.insert(version.key.clone(), Arc::clone(&function));
         self.fleet.adopt(sandbox, worker.id(), &version);
         pool.seen(now, seen, &mut actions);
+        if self.draining.lock().contains(worker.id()) {
+            pool.doom(sandbox, &mut actions);
+        }
         self.carry_out(&function, actions, &mut Timeline::default());
     }
 

@@ -109,7 +109,7 @@ impl<C, W: Clone> FunctionPool<C, W> {
         sandbox.state = State::Busy { since: now, permit: Permit::Reserved };
         let retired = self.versions[&sandbox.version].retired.is_some();
         let too_old = now.saturating_sub(sandbox.born) >= self.config.max_age;
-        if self.phase != Phase::Open || retired || too_old {
+        if self.phase != Phase::Open || retired || too_old || sandbox.doomed {
             self.remove(id);
             actions.push(Action::Shutdown { sandbox: id });
             held.into_iter().for_each(|p| self.release_permit(p));

@@ -53,11 +53,22 @@ impl<C, W: Clone> FunctionPool<C, W> {
             self.versions.get_mut(&version).expect("just made").spare.push(id);
         }
         // Its true age is not known: it is as old as this manager's knowledge of it.
-        self.sandboxes.insert(id, Sandbox { version, memory_mb, born: now, worker: Some(worker), state });
+        let sandbox = Sandbox { version, memory_mb, born: now, worker: Some(worker), doomed: false, state };
+        self.sandboxes.insert(id, sandbox);
         match phase {
             SlotPhase::Starting | SlotPhase::Invoking => {}
             SlotPhase::Idle => self.idle(now, id, actions),
             SlotPhase::Finishing => self.answered(id),
+        }
+    }
+
+    /// Its worker drains: it goes, at once or after what it has.
+    pub fn doom(&mut self, id: SandboxId, actions: &mut Vec<Action<C, W>>) {
+        if let Some(sandbox) = self.sandboxes.get_mut(&id) {
+            sandbox.doomed = true;
+        }
+        if self.evict(id) {
+            actions.push(Action::Shutdown { sandbox: id });
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use control_plane::ControlPlane;
-use domain::{Clock, VersionKey, Worker as _, WorkerId, WorkerManager as _};
+use domain::{Clock, SlotPhase, VersionKey, Worker as _, WorkerId, WorkerManager as _};
 use frontend::router::Router;
 use frontend::sync_path::SyncPath;
 use membership::Role;
@@ -17,6 +17,7 @@ use sandbox::SandboxEngine;
 use store::{Op, PostgresStore, Precondition, Store as _};
 use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::super::event_sources::EventSources;
 use super::super::events::Asynchronous;
@@ -25,6 +26,11 @@ use super::super::{prepare, secrets, settings};
 use super::peers::Barrier;
 use crate::adapters;
 use crate::config::{Cluster, Config, EventEngine};
+
+/// How long a worker that drains waits for its managers while nothing runs.
+const UNUSED: Duration = Duration::from_secs(3);
+/// How often it looks.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The role `worker`.
 pub struct Host {
@@ -65,7 +71,20 @@ impl Host {
 
     /// Waits for running invocations, for at most `limit`, and ends all sandboxes.
     pub async fn stop(&self, limit: Duration) {
-        self.worker.stop(limit).await;
+        let until = Instant::now() + limit;
+        // The managers take the sandboxes down, so that nothing is sent to one that goes; unless there is no manager.
+        let mut in_use = Instant::now();
+        while Instant::now() < until && in_use.elapsed() < UNUSED {
+            let sandboxes = self.worker.sandboxes();
+            if sandboxes.is_empty() {
+                break;
+            }
+            if sandboxes.iter().any(|sandbox| sandbox.phase != SlotPhase::Idle) {
+                in_use = Instant::now();
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        self.worker.stop(until.duration_since(Instant::now())).await;
     }
 }
 
@@ -121,9 +140,9 @@ impl Api {
             config.events.postgres_url.get_or_insert_with(|| cluster.database.clone());
         }
         config.events.sqs_endpoint.get_or_insert_with(|| "aws".to_owned());
-        let store = PostgresStore::open(&cluster.database).await;
+        let store = PostgresStore::open_in(&cluster.database, super::METADATA).await;
         let store = Arc::new(store.context("cluster.database names a database that cannot be used")?);
-        let keys = Arc::new(secrets::keys(&config, dir, store.as_ref()).await?);
+        let keys = Arc::new(secrets::fleet_keys(&config, &*store).await?);
         let Content { packages, images, runtimes } = content;
         let control_plane = ControlPlane::open(
             control_plane::Config { shared: true, ..settings::control_plane(&config) },

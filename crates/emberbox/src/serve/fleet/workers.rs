@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use domain::{RetireReason, SandboxId, SandboxState, SlotEvents, Worker, WorkerEvents, WorkerId};
-use membership::{Member, Role, View};
+use membership::{Member, MemberState, Role, View};
 use rpc::{Channels, Claim, RemoteWorker};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
@@ -74,6 +74,9 @@ impl Workers {
         // Before any claim of it can be answered.
         let ids: HashSet<WorkerId> = workers.keys().cloned().collect();
         self.manager.set_partition(partition, &ids);
+        let draining = |member: &&&Member| member.state == MemberState::Draining;
+        let draining = workers.values().filter(draining).map(|member| WorkerId(member.id.as_str().into()));
+        self.manager.drain_workers(draining.collect());
         self.watched.retain(|id, watched| {
             workers.get(id).is_some_and(|member| member.address == watched.address && member.epoch == watched.joined)
         });

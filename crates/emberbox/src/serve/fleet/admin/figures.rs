@@ -60,11 +60,8 @@ fn managed(out: &mut DescriptorEncoder<'_>, manager: &Manager) -> fmt::Result {
     let functions = manager.status().functions;
     let sum = |of: fn(&worker_manager::FunctionStatus) -> u32| functions.iter().map(|f| i64::from(of(f))).sum::<i64>();
     let state = |state: &str, count| (vec![state.to_owned()], count);
-    let sandboxes = [
-        state("starting", sum(|f| f.starting)),
-        state("idle", sum(|f| f.idle)),
-        state("busy", sum(|f| f.busy)),
-    ];
+    let sandboxes =
+        [state("starting", sum(|f| f.starting)), state("idle", sum(|f| f.idle)), state("busy", sum(|f| f.busy))];
     let count = u64::try_from(functions.len()).unwrap_or(u64::MAX);
     one(out, "manager_functions", "Functions with sandboxes, or lately with some, that this process manages", count)?;
     family(out, "manager_sandboxes", "Sandboxes that this process manages, by state", &["state"], sandboxes)?;
