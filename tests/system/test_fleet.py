@@ -326,6 +326,19 @@ def test_members_are_replaced_under_load_without_a_failed_invocation(fleet):
     assert not failures, failures[:3]
 
 
+def test_two_processes_cannot_have_one_name(fleet):
+    name = "worker-manager-1"
+    config = (fleet.dir / name / "emberbox.toml").read_text().replace(f"{name}/data", f"{name}/other-data")
+    (fleet.dir / "second.toml").write_text(config)
+    second = subprocess.Popen(
+        [str(BINARY), "serve", "--config", str(fleet.dir / "second.toml")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    fleet.replaced.append(second)
+    assert b"is ready" in second.stdout.readline()
+    wait_until(lambda: not alive(fleet.pids[name]), what="the first one stops")
+    assert f"another process has joined the fleet as {name}" in fleet.log_path.read_text()
+
+
 def test_the_fleet_stops_and_leaves_nothing(fleet):
     create(fleet.client(), "f")
     invoke(fleet.client(), "f")

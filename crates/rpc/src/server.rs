@@ -1,6 +1,7 @@
 //! Listens for the other members, and gives each request to its service.
 
 use std::convert::Infallible;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -160,6 +161,11 @@ async fn serve_peer(
     let handshake = TlsAcceptor::from(credentials.server()).accept(tcp);
     let tls = match tokio::time::timeout(HANDSHAKE_LIMIT, handshake).await {
         Ok(Ok(tls)) => tls,
+        // It went before it said anything: its caller did not wait.
+        Ok(Err(error)) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
+            tracing::debug!(%from, error = chain(&error), "connection ended in its handshake");
+            return;
+        }
         Ok(Err(error)) => {
             tracing::warn!(%from, error = chain(&error), "refused a connection: its other end is no member of this fleet");
             return;

@@ -69,12 +69,18 @@ async fn serve(config: Config, with_parent: bool) -> Result<ExitCode> {
     let limit = config.stop_limit.as_secs();
     let server = Running::start(config).await?;
     print(&server.banner())?;
-    signals.next().await;
+    let asked = tokio::select! {
+        () = signals.next() => Ok(ExitCode::SUCCESS),
+        error = server.superseded() => Err(error),
+    };
+    if let Err(error) = &asked {
+        tracing::error!("{error}");
+    }
     eprintln!(
         "Stopping: running invocations finish first, for {limit} s at most. A second signal does not wait for them."
     );
     server.stop(signals.next()).await;
-    Ok(ExitCode::SUCCESS)
+    asked
 }
 
 /// All roles, or those of a process of a fleet.
@@ -114,6 +120,21 @@ impl Running {
              export AWS_ENDPOINT_URL_SQS={endpoint}\n\n\
              then `emberbox deploy PATH --name NAME`, or any AWS tool. Ctrl-C stops it.\n"
         )
+    }
+
+    /// Returns when another process has taken this one's place.
+    async fn superseded(&self) -> anyhow::Error {
+        match self {
+            Self::Whole(_) => std::future::pending().await,
+            #[cfg(feature = "cluster")]
+            Self::Part(fleet) => {
+                fleet.replaced().await;
+                anyhow::anyhow!(
+                    "another process has joined the fleet as {}, and this one stops. Give each process a name of its own (cluster.id)",
+                    fleet.id()
+                )
+            }
+        }
     }
 
     async fn stop(self, hurry: impl Future<Output = ()>) {

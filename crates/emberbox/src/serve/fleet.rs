@@ -33,7 +33,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use domain::{Clock, SystemClock};
 use membership::postgres::{Options, PostgresRegistry};
-use membership::{Member, MemberId, MemberState, Membership, Role};
+use membership::{Member, MemberId, MemberState, Membership, Role, Standing};
 use prometheus_client::registry::Registry;
 use rpc::{
     Channels, Credentials, FrontendServer, LogsServer, ManagerServer, QuotaServer, Server, Services, StatusServer,
@@ -211,6 +211,14 @@ impl Fleet {
     /// Of the public API, e.g. `http://127.0.0.1:4566`; `None` of a process without frontend.
     pub fn endpoint(&self) -> Option<&str> {
         self.api.as_ref().and_then(Api::endpoint)
+    }
+
+    /// Returns when another process has joined under this one's name: this one has no business any more.
+    pub async fn replaced(&self) {
+        // The sender goes with the membership.
+        if self.membership.standing().wait_for(|standing| *standing == Standing::Replaced).await.is_err() {
+            std::future::pending().await
+        }
     }
 
     /// Stops in the order above. Running invocations may finish, until `hurry` is ready or [`Config::stop_limit`] is over.

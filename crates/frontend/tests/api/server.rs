@@ -123,6 +123,35 @@ async fn a_load_balancer_has_time_to_notice() {
     assert!(tokio::net::TcpStream::connect(address).await.is_err());
 }
 
+/// A proxy that does not ask `/readyz` tries another server only where it gets no connection.
+#[tokio::test]
+async fn who_connects_before_the_end_is_answered() {
+    let limits = Limits { drain: Duration::from_secs(1), ..Limits::default() };
+    let mut server = start_with(Config { limits, ..config() }).await;
+    let address = server.address;
+    let mut kept = connect(address).await;
+    kept.write_all(&head(address, "GET", "/healthz", &[], 0)).await.unwrap();
+    assert_eq!(reply(&mut kept).await.unwrap().status, 200);
+    server.stop();
+    let status = async |path| {
+        let mut stream = connect(address).await;
+        stream.write_all(&head(address, "GET", path, &[], 0)).await.unwrap();
+        reply(&mut stream).await.unwrap().status
+    };
+    while status("/readyz").await == 200 {}
+    // An answer ends its connection: nobody sends another request into the end.
+    kept.write_all(&head(address, "GET", "/healthz", &[], 0)).await.unwrap();
+    assert_eq!(reply(&mut kept).await.unwrap().status, 200);
+    assert_eq!(tokio::time::timeout(PATIENCE, kept.read(&mut [0; 1])).await.unwrap().unwrap(), 0);
+    let mut last = connect(address).await;
+    while let Ok(newer) = tokio::net::TcpStream::connect(address).await {
+        last = newer;
+    }
+    last.write_all(&head(address, "GET", "/healthz", &[], 0)).await.unwrap();
+    assert_eq!(reply(&mut last).await.unwrap().status, 200);
+    tokio::time::timeout(PATIENCE, &mut server.task).await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn the_end_does_not_wait_for_ever() {
     let limits = Limits { shutdown: Duration::from_millis(50), ..Limits::default() };

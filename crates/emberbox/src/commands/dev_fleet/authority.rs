@@ -46,12 +46,15 @@ impl Authority {
         Ok(Self { ca, ledger, address, serving })
     }
 
-    /// Has a process join, unless it has a certificate already. Returns the directory with its files.
+    /// Has a process join, in place of an earlier start's member: that one's join server is gone. Returns the directory with its files.
     pub async fn certify(&self, name: &str, role: Role, dir: PathBuf) -> Result<PathBuf> {
-        let member = MemberDir::new(&dir);
-        if member.load().is_ok() {
-            return Ok(dir);
+        match std::fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("remove {}", dir.display()));
+            }
+            _ => {}
         }
+        let member = MemberDir::new(&dir);
         let (secret, now) = (Secret::new(), OffsetDateTime::now_utc());
         let (roles, expires) = (parse_roles(role.as_str())?, now + TOKEN_LIFE);
         let record = TokenRecord { hash: secret.hash(), roles: roles.clone(), expires, uses_left: 1 };

@@ -157,7 +157,7 @@ impl Shown {
         let mut events = None;
         let mut add = |from: &OfFunction, waiting: bool| {
             let function = from.function.clone();
-            let of = functions.entry(function.clone()).or_insert(OfFunction { function, ..Default::default() });
+            let of = functions.entry(function.clone()).or_insert_with(|| OfFunction { function, ..Default::default() });
             if waiting {
                 of.waiting += from.waiting;
             } else {
@@ -169,7 +169,7 @@ impl Shown {
         let member = |(member, answer): (&Member, Result<Report, String>)| {
             let (report, error) = match answer {
                 Ok(mut report) => {
-                    events = events.take().or(report.events.take());
+                    events = events.take().or_else(|| report.events.take());
                     // Sandboxes as the workers see them, who are the truth; who waits only managers know.
                     report.worker.iter().flat_map(|worker| &worker.functions).for_each(|of| add(of, false));
                     report.manager.iter().flatten().for_each(|of| add(of, true));

@@ -63,7 +63,7 @@ impl Workers {
                 Err(LogsFault::Invalid(_)) => return Err(LogsError::Token),
                 Err(LogsFault::Failed(error)) => {
                     tracing::warn!(%worker, error, "{what} without those of this worker");
-                    failed.get_or_insert(format!("worker {worker}: {error}"));
+                    failed.get_or_insert_with(|| format!("worker {worker}: {error}"));
                 }
             }
         }

@@ -203,7 +203,7 @@ fn of_worker(worker: &worker::Service, cordon: Cordon) -> OfWorker {
     let mut functions: BTreeMap<String, OfFunction> = BTreeMap::new();
     for sandbox in worker.sandboxes() {
         let function = sandbox.version.arn.to_string();
-        let of = functions.entry(function.clone()).or_insert(OfFunction { function, ..Default::default() });
+        let of = functions.entry(function.clone()).or_insert_with(|| OfFunction { function, ..Default::default() });
         *match sandbox.phase {
             SlotPhase::Starting => &mut of.starting,
             SlotPhase::Idle => &mut of.idle,
