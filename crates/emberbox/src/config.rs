@@ -348,7 +348,7 @@ impl Config {
         }
         #[cfg(feature = "cluster")]
         if let Some(cluster) = &config.cluster {
-            cluster.check(config.s3.is_some(), config.secrets_file.is_some()).map_err(|wrong| anyhow!("{wrong}"))?;
+            cluster.check(config.s3.is_some()).map_err(|wrong| anyhow!("{wrong}"))?;
         }
         let overcommit = config.limits.memory_overcommit;
         if !(0.1..=100.0).contains(&overcommit) {

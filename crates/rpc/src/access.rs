@@ -1,5 +1,7 @@
 //! Which role may call what.
 
+use tonic::{Request, Status};
+
 use crate::identity::{Peer, Role};
 
 const FRONTEND: &str = "/emberbox.v1.Frontend/";
@@ -74,6 +76,16 @@ fn callers(path: &str) -> Option<(Target, &'static [Role])> {
         }
         _ => None,
     }
+}
+
+/// A manager speaks for itself only.
+pub(crate) fn is_manager<T>(request: &Request<T>, id: &str) -> Result<(), Status> {
+    let peer = request.extensions().get::<Peer>();
+    if peer.is_some_and(|peer| peer.is(Role::WorkerManager, id)) {
+        return Ok(());
+    }
+    let peer = peer.map_or_else(String::new, Peer::to_string);
+    Err(Status::permission_denied(format!("{peer} speaks as worker-manager {id}, which its certificate does not name")))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use domain::AccountId;
 use domain::quota::{Ask, Grant, QuotaHome};
 use tonic::{Request, Response, Status};
 
+use crate::access::is_manager;
 use crate::channel::Channel;
 use crate::pb;
 use crate::pb::quota_client::QuotaClient;
@@ -33,6 +34,7 @@ fn account(text: &str) -> Result<AccountId, Status> {
 #[async_trait]
 impl pb::quota_server::Quota for QuotaServer {
     async fn hello(&self, request: Request<pb::HelloRequest>) -> Result<Response<pb::HelloAnswer>, Status> {
+        is_manager(&request, &request.get_ref().manager)?;
         let pb::HelloRequest { manager, epoch, holds } = request.into_inner();
         let holds: Result<Vec<_>, _> = holds.iter().map(|hold| Ok((account(&hold.account)?, hold.hold))).collect();
         let same_view = self.0.hello(&manager, epoch, &holds.map_err(|status: Status| status)?);
@@ -40,6 +42,7 @@ impl pb::quota_server::Quota for QuotaServer {
     }
 
     async fn ask(&self, request: Request<pb::AskRequest>) -> Result<Response<pb::AskAnswer>, Status> {
+        is_manager(&request, &request.get_ref().manager)?;
         let pb::AskRequest { manager, epoch, account: of, limit, hold, want } = request.into_inner();
         let grant = self.0.answer(&manager, &Ask { epoch, account: account(&of)?, limit, hold, want });
         let answer = grant.map(|Grant { grant, scarce }| pb::AskAnswer { same_view: true, grant, scarce });

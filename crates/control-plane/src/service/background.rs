@@ -4,7 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use domain::VersionKey;
-use store::{Changes, Feed, Op, StoreError};
+use store::{Changes, Feed, Op, Precondition, StoreError};
 use tokio::sync::watch;
 
 use super::event_source::EVENT_SOURCE;
@@ -21,6 +21,9 @@ const GRACE: Duration = Duration::from_secs(60);
 /// The same of a container image, which sandboxes run on: longer than the longest invocation, 15 minutes, and the end of
 /// its sandbox.
 const IMAGE_GRACE: Duration = Duration::from_secs(20 * 60);
+
+/// How long another process may take from a package that it found stored to the record of it.
+const STORING: Duration = Duration::from_secs(10);
 
 /// How often unused packages are looked for.
 const COLLECT_EVERY: Duration = Duration::from_secs(30);
@@ -246,13 +249,20 @@ impl Inner {
         };
         for stored in due {
             // Somebody is storing code, maybe this very package again.
-            let Ok(_alone) = self.package_gate.try_write() else { return };
+            let Ok(alone) = self.package_gate.try_write() else { return };
             if self.is_being_taken(&stored) {
                 continue;
             }
-            if !self.catalog.uses(&stored)
-                && let Err(error) = self.remove(&stored).await
-            {
+            let removed = match (self.catalog.uses(&stored), self.config.shared) {
+                (true, _) => Ok(()),
+                (false, false) => self.remove(&stored).await,
+                // Others store code meanwhile, whatever this process does.
+                (false, true) => {
+                    drop(alone);
+                    self.remove_shared(&stored).await
+                }
+            };
+            if let Err(error) = removed {
                 let (kind, key) = stored.record();
                 tracing::warn!(key, %error, "remove an unused {kind}; trying again later");
                 continue;
@@ -261,13 +271,43 @@ impl Inner {
         }
     }
 
+    /// In the place of [`Self::remove`] where other processes have the same metadata: they may be about to use it again. First this
+    /// copy of the metadata is brought up to the record, so that one that is cut off from the database removes nothing. Then
+    /// the record goes, unless somebody has stored the same again; and some time later what it led to, unless somebody has by then. Should
+    /// this process end in between, that stays for ever.
+    async fn remove_shared(&self, stored: &Stored) -> Result<(), String> {
+        let (kind, key) = stored.record();
+        let Some(record) = self.store.get(kind, key).await.map_err(|error| error.to_string())? else { return Ok(()) };
+        let mut applied = self.applied.subscribe();
+        applied.wait_for(|applied| *applied >= record.version).await.map_err(|error| error.to_string())?;
+        if self.catalog.uses(stored) {
+            return Ok(());
+        }
+        let delete = Op::delete(kind, key).when(Precondition::Version(record.version));
+        match self.store.commit(vec![delete]).await {
+            Ok(_) => {}
+            Err(StoreError::Conflict { .. }) => return Ok(()),
+            Err(error) => return Err(error.to_string()),
+        }
+        tokio::time::sleep(STORING).await;
+        match self.store.get(kind, key).await {
+            Ok(None) => self.remove_content(stored).await,
+            Ok(Some(_)) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    async fn remove_content(&self, stored: &Stored) -> Result<(), String> {
+        match stored {
+            Stored::Package(sha256) => self.packages.remove(sha256).await.map_err(|error| error.to_string()),
+            Stored::Image(digest) => self.images.remove(digest).await,
+            Stored::Snapshot(key) => self.snapshots.remove(&VersionKey(key.as_str().into())).await,
+        }
+    }
+
     /// The package or image first: should the process end between the two, the record still leads to it.
     async fn remove(&self, stored: &Stored) -> Result<(), String> {
-        match stored {
-            Stored::Package(sha256) => self.packages.remove(sha256).await.map_err(|error| error.to_string())?,
-            Stored::Image(digest) => self.images.remove(digest).await?,
-            Stored::Snapshot(key) => self.snapshots.remove(&VersionKey(key.as_str().into())).await?,
-        }
+        self.remove_content(stored).await?;
         let (kind, key) = stored.record();
         self.store.commit(vec![Op::delete(kind, key)]).await.map_err(|error| error.to_string())?;
         Ok(())

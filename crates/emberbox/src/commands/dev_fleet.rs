@@ -68,6 +68,8 @@ struct ShownProcess<'a> {
 }
 
 async fn fleet(args: DevFleet) -> Result<ExitCode> {
+    // Before anything is started, so that no signal leaves something behind.
+    let mut signals = super::serve::Signals::new(false)?;
     let temporary;
     let dir = match &args.data_dir {
         Some(dir) => {
@@ -134,7 +136,7 @@ async fn fleet(args: DevFleet) -> Result<ExitCode> {
     }
     let result = tokio::select! {
         result = live(&args, &dir, &database, &mut processes, &mut lines) => result,
-        signal = stop_signal() => signal,
+        () = signals.next() => Ok(()),
     };
     eprintln!("Stopping the fleet.");
     // Frontends first, so that nothing new comes; workers last, so that what runs can finish.
@@ -293,14 +295,4 @@ fn configure(
     cluster.insert("packages".into(), text(&dir.join("packages"))?.into());
     config.insert("cluster".into(), cluster.into());
     Ok(config)
-}
-
-async fn stop_signal() -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate()).context("catch signals")?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        result = tokio::signal::ctrl_c() => result.context("catch signals")?,
-    }
-    Ok(())
 }

@@ -67,7 +67,11 @@ async fn serve(config: Config, with_parent: bool) -> Result<ExitCode> {
     // Before anything is started, so that no signal ends the process with something left behind.
     let mut signals = Signals::new(with_parent)?;
     let limit = config.stop_limit.as_secs();
-    let server = Running::start(config).await?;
+    let server = tokio::select! {
+        server = Running::start(config) => server?,
+        // What was begun ends with the process: the engine's helper sees to sandboxes.
+        () = signals.next() => return Ok(ExitCode::SUCCESS),
+    };
     print(&server.banner())?;
     let asked = tokio::select! {
         () = signals.next() => Ok(ExitCode::SUCCESS),

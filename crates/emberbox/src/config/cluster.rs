@@ -67,17 +67,16 @@ impl Cluster {
 
 impl Cluster {
     /// What cannot be, in words.
-    pub fn check(&self, s3: bool, secrets: bool) -> Result<(), &'static str> {
+    pub fn check(&self, s3: bool) -> Result<(), &'static str> {
         if self.roles.is_empty() {
             return Err("cluster.roles is empty; leave it out for all roles");
         }
         if matches!(self.packages, Shared::Bucket { .. }) && !s3 {
             return Err("cluster.packages is a bucket, but there is no [s3]; say which service has it");
         }
-        if !secrets && (self.is(Role::Frontend) || self.is(Role::Pollers)) {
+        if self.bind.ip().is_unspecified() && self.advertise.is_none() {
             return Err(
-                "secrets_file is missing; make one file for the whole fleet (openssl rand -base64 32), since what one process \
-                 encrypts all are to read",
+                "cluster.bind is every address of this machine; say by cluster.advertise by which one the others reach it",
             );
         }
         Ok(())

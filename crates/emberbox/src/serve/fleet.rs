@@ -30,7 +30,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 use domain::{Clock, SystemClock};
 use membership::postgres::{Options, PostgresRegistry};
 use membership::{Member, MemberId, MemberState, Membership, Role, Standing};
@@ -53,6 +53,11 @@ use roles::{Api, Host};
 /// looks for tables without a schema, the event queue's, in that one first, as soon as it is there.
 pub const MEMBERS: &str = "emberbox_members";
 const METADATA: &str = "emberbox_metadata";
+
+/// How long a process that has started may wait for the others to know.
+const ACTIVATION: Duration = Duration::from_secs(30);
+/// How long the database is waited for at the end.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// A running process of a fleet.
 pub struct Fleet {
@@ -87,9 +92,10 @@ impl Fleet {
             Some(address) => Some(Admin::start(address).await?),
             None => None,
         };
-        let id: Arc<str> = match &cluster.id {
-            Some(id) => id.as_str().into(),
-            None => super::settings::host_name(),
+        let id: Arc<str> = match (&cluster.tls, &cluster.id) {
+            (Some(dir), _) => renewal::identity(dir, &cluster)?,
+            (None, Some(id)) => id.as_str().into(),
+            (None, None) => super::settings::host_name(),
         };
 
         let credentials =
@@ -165,11 +171,28 @@ impl Fleet {
         if let Some(admin) = &admin {
             admin.running(membership.clone(), registry);
         }
+        if let Some(api) = &api {
+            // Changes of before did not wait for this process.
+            api.catch_up().await?;
+        }
         membership.activate();
         let mut views = membership.changes();
         let me = MemberId::new(Arc::clone(&id));
         let active = |view: &membership::View| view.member(&me).is_some_and(|m| m.state == MemberState::Active);
-        views.wait_for(active).await.context("the fleet does not take this process in")?;
+        let mut standing = membership.standing();
+        let in_time = tokio::time::timeout(ACTIVATION, async {
+            tokio::select! {
+                _ = views.wait_for(active) => Ok(()),
+                _ = standing.wait_for(|standing| *standing == Standing::Replaced) => Err(()),
+            }
+        });
+        match in_time.await {
+            Ok(Ok(())) => {}
+            Ok(Err(())) => bail!(
+                "another process has joined the fleet as {id} meanwhile; give each a name of its own (cluster.id)"
+            ),
+            Err(_) => bail!("the fleet has not taken {id} in within {} s: is the database away?", ACTIVATION.as_secs()),
+        }
         let (stop_limit, roles) = (config.stop_limit, cluster.roles);
         Ok(Self {
             id,
@@ -251,11 +274,14 @@ impl Fleet {
         if let Err(error) = self.membership.leave().await {
             tracing::warn!(%error, "the others find this process dead in a moment");
         }
-        if let Some(api) = self.api {
-            api.close().await;
-        }
+        // Before what may wait for a database that is silent.
         if let Some(host) = self.host {
             host.engine.stop().await;
+        }
+        if let Some(api) = self.api
+            && tokio::time::timeout(LAST_WORDS, api.close()).await.is_err()
+        {
+            tracing::warn!("the database does not answer; its connections are left to break");
         }
         // What it managed is another manager's, with the sandboxes as they are.
         drop(self.manager);

@@ -19,8 +19,8 @@ use tonic::{Request, Response, Status};
 use super::Claim;
 use super::hub::{Event, Hub, QUEUE};
 use super::stream::Watching;
+use crate::access::is_manager;
 use crate::convert;
-use crate::identity::{Peer, Role};
 use crate::pb;
 
 /// How old the list of packages may be: what is removed from a host is told after this time at the latest.
@@ -271,14 +271,4 @@ impl pb::worker_server::Worker for WorkerServer {
 /// Goes on where the caller goes away: what was begun with a sandbox is finished.
 async fn to_the_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, Status> {
     tokio::spawn(work).await.map_err(|error| Status::internal(format!("the call broke off: {error}")))
-}
-
-/// A manager speaks for itself only.
-fn is_manager<T>(request: &Request<T>, id: &str) -> Result<(), Status> {
-    let peer = request.extensions().get::<Peer>();
-    if peer.is_some_and(|peer| peer.is(Role::WorkerManager, id)) {
-        return Ok(());
-    }
-    let peer = peer.map_or_else(String::new, Peer::to_string);
-    Err(Status::permission_denied(format!("{peer} speaks as worker-manager {id}, which its certificate does not name")))
 }

@@ -1,19 +1,24 @@
 //! A PostgreSQL for a fleet on one machine: Debian's programs, with a directory of its own, on the loopback address.
 
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::net::TcpListener;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Who owns everything in it. There is no password, and none is asked for: whoever can connect is on this machine.
+/// Who owns everything in it.
 const USER: &str = "emberbox";
+/// The file with the password, which is made with the files of the server: others on this machine can connect as well.
+const PASSWORD: &str = "password";
 
 /// A running server. It ends with this value, or with this process, however that ends.
-#[derive(Debug)]
 pub struct Postgres {
     port: u16,
+    password: String,
     keeper: Child,
 }
 
@@ -31,13 +36,23 @@ impl Postgres {
             let status = Command::new("chown").arg("postgres").arg(dir).status().context("run chown")?;
             ensure!(status.success(), "give {} to the user postgres", dir.display());
         }
-        let data = dir.join("data");
+        let (data, secret) = (dir.join("data"), dir.join(PASSWORD));
         if !data.join("PG_VERSION").exists() {
+            let password = uuid::Uuid::new_v4().simple().to_string();
+            let mut options = OpenOptions::new();
+            let mut file =
+                options.write(true).create(true).truncate(true).mode(0o600).open(&secret).context("make a password")?;
+            file.write_all(password.as_bytes()).context("write the password")?;
+            if rustix::process::geteuid().is_root() {
+                let status = Command::new("chown").arg("postgres").arg(&secret).status().context("run chown")?;
+                ensure!(status.success(), "give {} to the user postgres", secret.display());
+            }
             let mut initdb = as_owner(&bin.join("initdb"));
-            let output = initdb.arg("-D").arg(&data).args(["-A", "trust", "-U", USER, "-E", "UTF8"]).output();
-            let output = output.context("run initdb")?;
+            initdb.arg("-D").arg(&data).args(["-A", "scram-sha-256", "-U", USER, "-E", "UTF8"]);
+            let output = initdb.arg(format!("--pwfile={}", secret.display())).output().context("run initdb")?;
             ensure!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
         }
+        let password = std::fs::read_to_string(&secret).with_context(|| format!("read {}", secret.display()))?;
         let log = dir.join("log");
         for _ in 0..10 {
             let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
@@ -49,7 +64,7 @@ impl Postgres {
             start.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             // Somebody else may have taken the port in between.
             if start.status().context("run pg_ctl")?.success() {
-                return Ok(Self { port, keeper: keeper(&bin, &data)? });
+                return Ok(Self { port, password, keeper: keeper(&bin, &data)? });
             }
         }
         bail!("PostgreSQL does not start; its log is {}", log.display())
@@ -57,7 +72,7 @@ impl Postgres {
 
     /// How to connect to it.
     pub fn url(&self) -> String {
-        format!("postgres://{USER}@127.0.0.1:{}/postgres", self.port)
+        format!("postgres://{USER}:{}@127.0.0.1:{}/postgres", self.password, self.port)
     }
 }
 

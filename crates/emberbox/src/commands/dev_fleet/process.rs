@@ -1,5 +1,8 @@
 //! One process of the fleet: its configuration, its output in the common stream, its end.
 
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
@@ -36,7 +39,11 @@ impl Process {
     pub fn start(name: &str, dir: &Path, config: &toml::Table, lines: &mpsc::Sender<Line>) -> Result<Self> {
         std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
         let path: PathBuf = dir.join("emberbox.toml");
-        std::fs::write(&path, config.to_string()).with_context(|| format!("write {}", path.display()))?;
+        // The database's password is in it.
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(true).mode(0o600).open(&path);
+        file.and_then(|mut file| file.write_all(config.to_string().as_bytes()))
+            .with_context(|| format!("write {}", path.display()))?;
         let program = std::env::current_exe().context("find this program")?;
         let mut command = Command::new(program);
         command.args(["serve", "--with-parent", "--config"]).arg(&path);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use control_plane::ControlPlane;
 use futures::future::join_all;
-use membership::{MemberId, Membership, Role};
+use membership::{MemberId, MemberState, Membership, Role};
 use rpc::{Channels, MetadataCopy, RemoteFrontend};
 
 /// How long a change waits for one that does not answer: it is dead, and soon out of the view, or cannot reach the database.
@@ -30,7 +30,8 @@ impl Peers {
 impl control_plane::Peers for Peers {
     async fn caught_up(&self, revision: u64) {
         let view = self.membership.view();
-        let others = view.members().iter().filter(|member| member.id != self.me);
+        // One that joins catches up by itself before it answers anything.
+        let others = view.members().iter().filter(|m| m.id != self.me && m.state != MemberState::Joining);
         let with_copy = others.filter_map(|member| {
             let role = match (member.is(Role::Frontend), member.is(Role::Pollers)) {
                 (true, _) => rpc::Role::Frontend,

@@ -1,10 +1,14 @@
-//! A member's certificate ends after a month, so it gets a new one in time.
+//! A member's certificate: whose it is, and another one in time.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use anyhow::{Context, Result};
-use fleet_ca::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, Member, MemberDir, show_time};
+use anyhow::{Context, Result, ensure};
+use fleet_ca::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, Member, MemberDir, show_roles, show_time};
 use rpc::{Credentials, Tls};
+use time::OffsetDateTime;
+
+use crate::config::Cluster;
 
 /// Reads a member's files.
 pub fn read(dir: &Path) -> Result<Tls> {
@@ -15,6 +19,34 @@ pub fn read(dir: &Path) -> Result<Tls> {
         })
     };
     Ok(Tls { ca: read(CA_FILE)?, cert: read(CERTIFICATE_FILE)?, key: read(KEY_FILE)? })
+}
+
+/// The name in the certificate, which the others know this process by. Refuses what none of them would accept: a process that is in
+/// the fleet and cannot be called takes its functions with it.
+pub fn identity(dir: &Path, cluster: &Cluster) -> Result<Arc<str>> {
+    let member = MemberDir::new(dir).load()?;
+    let id = member.identity.id.as_str();
+    ensure!(
+        cluster.id.as_deref().is_none_or(|named| named == id),
+        "cluster.id is {:?}, and the certificate in {} is {id}'s; leave cluster.id out, or join again with --id",
+        cluster.id.as_deref().unwrap_or_default(),
+        dir.display()
+    );
+    for role in &cluster.roles {
+        ensure!(
+            member.identity.is(role.as_str()),
+            "the certificate in {} is not for the role {role}: it is for {}; join again with a token for all roles of this process",
+            dir.display(),
+            show_roles(&member.identity.roles)
+        );
+    }
+    ensure!(
+        OffsetDateTime::now_utc() < member.not_after,
+        "the certificate in {} ended at {}; join again",
+        dir.display(),
+        show_time(&member.not_after)
+    );
+    Ok(id.into())
 }
 
 /// Renews the certificate in `dir` whenever two thirds of its life are over, by the server that it came from.

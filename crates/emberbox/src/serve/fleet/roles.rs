@@ -122,6 +122,7 @@ pub struct Shared<'a> {
 /// The roles `frontend` and `pollers`.
 pub struct Api {
     store: Arc<PostgresStore>,
+    control_plane: ControlPlane,
     asynchronous: Asynchronous,
     event_sources: Option<EventSources>,
     frontend: Option<Frontend>,
@@ -188,7 +189,7 @@ impl Api {
             let listener = frontend::Listener::bind(settings::frontend_with(&config, key)).await?;
             let endpoint = listener.endpoint();
             let deps = frontend::Deps {
-                functions: Arc::new(adapters::Functions(control_plane)),
+                functions: Arc::new(adapters::Functions(control_plane.clone())),
                 sync_path,
                 events: Arc::new(asynchronous.port()),
                 code: Arc::new(adapters::Code(packages)),
@@ -208,7 +209,14 @@ impl Api {
         } else {
             None
         };
-        Ok((Self { store, asynchronous, event_sources, frontend, retiring }, registry))
+        Ok((Self { store, control_plane, asynchronous, event_sources, frontend, retiring }, registry))
+    }
+
+    /// Returns when the copy of the metadata has all that the store has now.
+    pub async fn catch_up(&self) -> Result<()> {
+        let now = self.store.scan(KIND, "").await?.revision;
+        self.control_plane.applied(now).await;
+        Ok(())
     }
 
     /// See [`super::Fleet::endpoint`].
@@ -251,9 +259,11 @@ impl Api {
     }
 }
 
+/// Of records that are the fleet's own.
+const KIND: &str = "fleet";
+
 /// Signs the addresses of packages: one that a frontend gave is good at any other.
 async fn shared_key(store: &PostgresStore) -> Result<frontend::CodeUrlKey> {
-    const KIND: &str = "fleet";
     const KEY: &str = "code-url-key";
     let mut key = [0; 32];
     rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty()).context("get random bytes")?;
