@@ -81,10 +81,13 @@ impl WorkerManager for Router {
                 },
             };
             if Instant::now() + AGAIN > until {
-                return Err(refused);
+                // Not an error that is worth another sandbox: there is none to be had.
+                return Err(AssignError::NotOwner(refused.to_string()));
             }
-            // The sender goes with the server.
-            let _ = tokio::time::timeout(AGAIN, view.changed()).await;
+            if let Ok(Err(_)) = tokio::time::timeout(AGAIN, view.changed()).await {
+                // The sender went with the server.
+                tokio::time::sleep(AGAIN).await;
+            }
         }
     }
 

@@ -17,6 +17,9 @@ mod journal;
 /// next is tried. Those of a fleet in which managers take over from each other are refused until the new view is with all.
 const PAUSES_MS: [u64; 5] = [0, 0, 30, 100, 300];
 
+/// How many may be started in vain for one invocation.
+const COLDS: usize = 3;
+
 /// Runs functions, and counts and logs how that went. Cheap to clone.
 #[derive(Clone)]
 pub struct SyncPath(Arc<Parts>);
@@ -102,6 +105,7 @@ impl SyncPath {
     /// Gets a sandbox and sends it the payload; with another one if the first was lost before the function saw it.
     /// Also says whether it was a cold start.
     async fn attempts(&self, invocation: &Invocation) -> Result<(InvokeOutcome, Timeline, bool), Failure> {
+        let mut colds = 0;
         let mut pauses = PAUSES_MS.into_iter().map(Duration::from_millis);
         loop {
             let failed = match self.0.manager.assign(invocation.assign.clone()).await {
@@ -111,6 +115,7 @@ impl SyncPath {
                 Ok(lease) => match lease.worker.invoke(lease.sandbox, invocation.request.clone()).await {
                     Ok(outcome) => return Ok((outcome, lease.timeline, lease.cold)),
                     Err(error) => {
+                        colds += usize::from(lease.cold);
                         if let WorkerError::Unreachable { worker, .. } = &error {
                             self.0.manager.unreachable(worker);
                         }
@@ -118,7 +123,8 @@ impl SyncPath {
                     }
                 },
             };
-            let Some(pause) = pauses.next().filter(|_| failed.retryable()) else { return Err(Failure::Worker(failed)) };
+            let again = failed.retryable() && colds < COLDS;
+            let Some(pause) = pauses.next().filter(|_| again) else { return Err(Failure::Worker(failed)) };
             tracing::debug!(request_id = %invocation.request.request_id, error = %failed, "trying another sandbox");
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;

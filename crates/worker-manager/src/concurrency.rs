@@ -1,7 +1,7 @@
 //! Counting: how many invocations run at once, and how fast a function may grow.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -20,6 +20,8 @@ pub struct AccountUse {
     limit: AtomicU32,
     /// How often a request found the grant too small since that was asked about.
     short: AtomicU32,
+    /// The account's home does not answer, or does not know enough yet: what it would grant is not known.
+    unanswered: AtomicBool,
     /// Told when more is wanted.
     more: Arc<Notify>,
 }
@@ -42,7 +44,8 @@ impl Default for AccountUse {
 impl AccountUse {
     /// With a grant of the limit; `more` is told when more is wanted.
     pub fn new(grant: u32, more: Arc<Notify>) -> Self {
-        Self { state: AtomicU64::new(pack(0, grant)), limit: AtomicU32::new(0), short: AtomicU32::new(0), more }
+        let (limit, short) = (AtomicU32::new(0), AtomicU32::new(0));
+        Self { state: AtomicU64::new(pack(0, grant)), limit, short, unanswered: AtomicBool::new(false), more }
     }
 
     /// Counts one more, unless `limit` or the grant is reached.
@@ -54,8 +57,9 @@ impl AccountUse {
         let acquired = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
         if let Ok(before) = acquired {
             let (in_use, grant) = unpack(before);
-            // Asked before it is used up.
-            if grant < limit && grant - in_use <= slack(limit) / 2 {
+            // Asked before it is used up, and told of a limit that is another by now.
+            let short = grant < limit && grant - in_use <= slack(limit) / 2;
+            if grant != u32::MAX && (short || self.limit.load(Ordering::Relaxed) != limit) {
                 self.limit.store(limit, Ordering::Relaxed);
                 self.more.notify_one();
             }
@@ -83,6 +87,23 @@ impl AccountUse {
     pub fn is_full(&self, limit: u32) -> bool {
         let (in_use, grant) = unpack(self.state.load(Ordering::Acquire));
         in_use >= limit.min(grant)
+    }
+
+    /// Whether what runs may go on to count under this limit.
+    pub fn fits(&self, limit: u32) -> bool {
+        let (in_use, grant) = unpack(self.state.load(Ordering::Acquire));
+        in_use <= limit.min(grant)
+    }
+
+    /// Whether the account's home said nothing when it was asked last.
+    pub fn is_unanswered(&self) -> bool {
+        self.unanswered.load(Ordering::Relaxed)
+    }
+
+    /// It says nothing. `missing` is what was asked for beyond what is held: still wanted.
+    pub fn no_answer(&self, missing: u32) {
+        self.unanswered.store(true, Ordering::Relaxed);
+        self.short.fetch_max(missing, Ordering::Relaxed);
     }
 
     /// Whether only the grant is in the way, so that it is worth waiting for more of it; which is then asked for.
@@ -129,6 +150,7 @@ impl AccountUse {
 
     /// The answer. `true` if more can run than before.
     pub fn granted(&self, grant: u32) -> bool {
+        self.unanswered.store(false, Ordering::Relaxed);
         let set = |state| Some(pack(unpack(state).0, grant));
         let before = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, set);
         before.is_ok_and(|before| unpack(before).1 < grant)

@@ -75,6 +75,11 @@ impl Fleet {
         books.placed_on(worker)
     }
 
+    /// Whether sandboxes are placed on it.
+    pub fn has(&self, worker: &WorkerId) -> bool {
+        self.books.lock().members.contains_key(worker)
+    }
+
     /// Its sandboxes, without those whose `Init` is under way.
     pub fn placed_on(&self, worker: &WorkerId) -> Vec<SandboxId> {
         self.books.lock().placed_on(worker)

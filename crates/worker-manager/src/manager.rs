@@ -69,6 +69,8 @@ struct Inner {
     partition: ArcSwapOption<Partition>,
     /// The epoch in which each worker was claimed last.
     claims: Mutex<HashMap<WorkerId, u64>>,
+    /// Held while a view or a worker's list is taken in: one after the other. Taken before all other locks.
+    claiming: Mutex<()>,
     /// Those that are to have no sandboxes.
     draining: Mutex<HashSet<WorkerId>>,
     /// The last epoch whose sandboxes are all known.
@@ -110,6 +112,7 @@ impl Manager {
             functions: Mutex::default(),
             partition: ArcSwapOption::empty(),
             claims: Mutex::default(),
+            claiming: Mutex::default(),
             draining: Mutex::default(),
             settled: watch::Sender::new(0),
             suspects: broadcast::Sender::new(SUSPECTS),

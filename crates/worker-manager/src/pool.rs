@@ -38,6 +38,9 @@ use crate::config::Config;
 
 pub use takeover::Seen;
 
+/// How long a request waits while the home of its account does not answer: until a dead one is replaced, and has learnt.
+const HOME_GRACE: Duration = Duration::from_secs(5);
+
 /// `C` is how the shell reaches a waiting caller, `W` how it reaches a worker.
 pub struct FunctionPool<C, W> {
     config: Config,
@@ -314,7 +317,10 @@ impl<C, W: Clone> FunctionPool<C, W> {
             ThrottleReason::Reserved => any_unclaimed,
         };
         let never = limits.reserved == Some(0);
-        if hope && !never && waited < self.config.limit_grace { Choice::Wait } else { Choice::Throttle(reason) }
+        // Whether the account has room is not known while its home is being replaced.
+        let unknown = reason == ThrottleReason::Account && self.account.is_unanswered();
+        let grace = if unknown { HOME_GRACE } else { self.config.limit_grace };
+        if hope && !never && waited < grace { Choice::Wait } else { Choice::Throttle(reason) }
     }
 
     fn limit_reached(&self, limits: &ConcurrencyLimits) -> Option<ThrottleReason> {

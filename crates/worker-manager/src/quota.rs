@@ -90,7 +90,7 @@ impl Home {
         true
     }
 
-    /// Answers a holder; `None` if it has another view.
+    /// Answers a holder; `None` if it has another view, or if what it could have is not known yet.
     pub fn answer(&mut self, now: Duration, from: &Arc<str>, ask: &Ask) -> Option<Grant> {
         if ask.epoch != self.epoch || !self.managers.contains(from) {
             return None;
@@ -102,7 +102,11 @@ impl Home {
         let room = if complete { ask.limit.saturating_sub(others) } else { 0 };
         let grant = ask.want.min(room).max(ask.hold);
         account.holds.insert(Arc::clone(from), grant);
-        if grant < ask.want && complete {
+        if grant < ask.want && !complete {
+            return None;
+        }
+        // Also where a limit was lowered: everybody is to give up what it can.
+        if grant < ask.want || others.saturating_add(grant) > ask.limit {
             account.scarce_until = now + SCARCE;
         }
         Some(Grant { grant, scarce: now < account.scarce_until })
@@ -315,7 +319,7 @@ mod tests {
         // It learns first.
         assert!(home.hello(&id(0), 5, &[(AccountId::local(), 2)]) && !home.hello(&id(1), 4, &[]));
         let held = Ask { hold: 2, ..ask(5) };
-        assert_eq!(home.answer(secs(0), &id(0), &held), Some(Grant { grant: 2, scarce: false }));
+        assert_eq!(home.answer(secs(0), &id(0), &held), None);
         assert!(home.hello(&id(1), 5, &[]));
         assert_eq!(home.answer(secs(0), &id(0), &held), Some(Grant { grant: 4, scarce: false }));
         // An older view changes nothing, and one with the same managers only its number.

@@ -14,6 +14,8 @@ pub struct Config {
     pub memory_mb: u64,
     /// How many sandboxes may exist.
     pub slots: u32,
+    /// Several managers place sandboxes here, and can find the same room: what does not fit is refused.
+    pub shared: bool,
     /// Limit of Init.
     pub init_limit: Duration,
     /// Limit of the Init before a snapshot, unless the function's timeout is longer.
@@ -42,6 +44,7 @@ impl Default for Config {
             id: WorkerId("local".into()),
             memory_mb: 4096,
             slots: 1000,
+            shared: false,
             init_limit: Duration::from_secs(10),
             snapshot_init_limit: Duration::from_secs(130),
             restore_limit: Duration::from_secs(10),

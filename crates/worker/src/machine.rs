@@ -246,6 +246,10 @@ impl Machine {
             // An answer that waits for its log is not out, and there is no harm in its slot being busy for longer.
             Phase::Finishing { pending: Some(_), .. } => Some(SlotPhase::Invoking),
             Phase::Finishing { .. } => Some(SlotPhase::Finishing),
+            // After a fault between two invocations; the next one is accepted.
+            Phase::Stopping(Stopping { then: Then::Down { owes_idle: false, pending: None }, .. }) => {
+                Some(SlotPhase::Idle)
+            }
             Phase::Stopping(Stopping { then: Then::Down { .. }, .. }) => Some(SlotPhase::Invoking),
             Phase::Starting(_) | Phase::Held | Phase::Stopping(_) | Phase::Dead => None,
         }

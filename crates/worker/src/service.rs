@@ -456,7 +456,7 @@ impl Worker for Service {
             return Ok(done);
         }
         let mut timeline = Timeline::default();
-        let admitted = inner.admit(&request.version)?;
+        let admitted = inner.host.config.shared.then(|| inner.admit(&request.version)).transpose()?;
         let slot = inner.create(request, Begin::OnDemand, &mut timeline).await?;
         // It counts by itself from here on.
         drop(admitted);

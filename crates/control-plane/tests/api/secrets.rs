@@ -139,8 +139,10 @@ async fn what_is_moved_or_changed_is_refused_and_kept() {
     let changed = {
         let mut changed = latest.clone();
         let sealed = changed["latest"]["settings"]["environment"].as_str().unwrap();
-        let last = if sealed.contains("A") { sealed.replace('A', "B") } else { sealed.replace('B', "A") };
-        changed["latest"]["settings"]["environment"] = last.into();
+        // One letter of the ciphertext.
+        let (head, text) = sealed.rsplit_once(':').unwrap();
+        let other = if text.starts_with('A') { "B" } else { "A" };
+        changed["latest"]["settings"]["environment"] = format!("{head}:{other}{}", &text[1..]).into();
         changed
     };
     store.close().await;

@@ -163,6 +163,10 @@ pub fn manager(config: &Config) -> worker_manager::Config {
 
 /// For the worker.
 pub fn worker(config: &Config, dir: &Path, id: WorkerId) -> worker::Config {
+    #[cfg(feature = "cluster")]
+    let shared = config.cluster.is_some();
+    #[cfg(not(feature = "cluster"))]
+    let shared = false;
     let defaults = worker::Config::default();
     let credentials = match &config.functions.credentials {
         None => defaults.credentials.clone(),
@@ -177,6 +181,7 @@ pub fn worker(config: &Config, dir: &Path, id: WorkerId) -> worker::Config {
         id,
         memory_mb: memory as u64,
         slots: config.limits.sandboxes,
+        shared,
         credentials,
         endpoint_url: config.functions.endpoint_url.clone(),
         layers_dir: dir.join("layers"),

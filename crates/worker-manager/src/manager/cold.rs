@@ -1,5 +1,6 @@
 //! A cold start: Placement, room, `Init`.
 
+use domain::{SandboxState, SlotPhase};
 use futures::future::join_all;
 
 use super::*;
@@ -15,24 +16,39 @@ impl Inner {
     pub(super) async fn start(self: Arc<Self>, function: Arc<Function>, id: SandboxId, version: Arc<FunctionVersion>) {
         let mut timeline = Timeline::default();
         timeline.note(Step::Assigned, self.now(), "cold");
-        let result = self.clone().init(id, version, &mut timeline).await;
+        let result = self.clone().init(id, Arc::clone(&version), &mut timeline).await;
         let now = self.now();
         let mut actions = Vec::new();
         let mut pool = function.pool.lock();
         match result {
             Ok(worker) => {
                 self.fleet.init_over(id);
-                if !pool.init_done(now, id, worker, &mut actions) {
-                    // Another manager that took the function over has found it, or will.
-                    let taken = pool.is_closed() && self.partition.load().is_some();
-                    actions.push(if taken { Action::Disown { sandbox: id } } else { Action::Shutdown { sandbox: id } });
+                // It may have been claimed for a new view meanwhile, and leases of the one before are refused.
+                let worker = self.fleet.worker_of(id).unwrap_or(worker);
+                if pool.init_done(now, id, Arc::clone(&worker), &mut actions) {
+                    if self.draining.lock().contains(worker.id()) {
+                        pool.doom(id, &mut actions);
+                    }
+                } else if pool.is_closed() && self.partition.load().is_some() {
+                    // Another manager has the function by now, or this one once more.
+                    drop(pool);
+                    self.sandboxes.remove(&id);
+                    self.fleet.gone(id);
+                    return self.adopt(&worker, SandboxState { sandbox: id, version, phase: SlotPhase::Idle }, false);
+                } else {
+                    actions.push(Action::Shutdown { sandbox: id });
                 }
                 self.carry_out(&function, actions, &mut timeline);
             }
             Err(error) => {
+                tracing::warn!(sandbox = %id, function = %function.arn, %error, "sandbox did not start");
+                if self.sandboxes.get(&id).is_some_and(|owner| !Arc::ptr_eq(&owner, &function)) {
+                    // The function came back while it started.
+                    drop(pool);
+                    return self.dead(id);
+                }
                 self.sandboxes.remove(&id);
                 self.fleet.gone(id);
-                tracing::warn!(sandbox = %id, function = %function.arn, %error, "sandbox did not start");
                 if let Some(caller) = pool.init_failed(now, id, &mut actions) {
                     // One that does not listen any more is about to take itself out.
                     let _ = caller.send(Err(error));
@@ -62,6 +78,7 @@ impl Inner {
                     self.fleet.displaced(sandbox);
                     except.insert(worker.id().clone());
                 }
+                Err(error @ WorkerError::Full(_)) => return Err(AssignError::NoCapacity(error.to_string())),
                 Err(error) => return Err(error.into()),
             }
         }

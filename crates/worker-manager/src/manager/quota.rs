@@ -85,15 +85,21 @@ impl Inner {
             if homes.hello(home, partition.epoch, holds).await {
                 break;
             }
+            of_home().iter().for_each(|(_, count)| count.no_answer(0));
             tokio::time::sleep(PAUSE).await;
         }
+        // Who waits says so again: what was asked in the view before had no answer.
+        of_home().iter().for_each(|(account, _)| self.settle_account(account));
         let mut scarce: HashMap<AccountId, bool> = HashMap::new();
         loop {
             for (account, count) in of_home() {
                 let frugal = scarce.get(&account).copied().unwrap_or(false);
                 let Some((limit, hold, want)) = count.ask(frugal) else { continue };
                 let ask = Ask { epoch: partition.epoch, account: account.clone(), limit, hold, want };
-                let Some(grant) = homes.ask(home, ask).await else { continue };
+                let Some(grant) = homes.ask(home, ask).await else {
+                    count.no_answer(want - hold);
+                    continue;
+                };
                 if count.granted(grant.grant) {
                     self.settle_account(&account);
                 }

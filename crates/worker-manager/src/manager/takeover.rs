@@ -21,6 +21,7 @@ impl Manager {
     /// the one in force changes nothing.
     pub fn set_partition(&self, partition: Partition, workers: &HashSet<WorkerId>) {
         let inner = &self.0;
+        let _one = inner.claiming.lock();
         let epoch = partition.epoch;
         {
             let mut functions = inner.functions.lock();
@@ -79,7 +80,8 @@ impl Manager {
 
     /// In a fleet only: in one process, a worker is not to be had anew.
     pub(super) fn suspect(&self, worker: &WorkerId) {
-        if self.0.partition.load().is_some() {
+        // Once, however many found it so.
+        if self.0.partition.load().is_some() && self.0.fleet.has(worker) {
             self.0.lose(worker);
             // Fails only when nobody claims workers.
             let _ = self.0.suspects.send(worker.clone());
@@ -97,6 +99,7 @@ impl Manager {
     /// of them. `worker` is the way to it for leases of that claim.
     pub fn claimed(&self, worker: Arc<dyn Worker>, epoch: u64, sandboxes: Vec<SandboxState>) {
         let inner = &self.0;
+        let _one = inner.claiming.lock();
         let id = worker.id().clone();
         if inner.partition.load().as_ref().is_some_and(|partition| partition.epoch > epoch) {
             return;
@@ -108,14 +111,16 @@ impl Manager {
                 inner.dead(sandbox);
             }
         }
-        sandboxes.into_iter().for_each(|state| inner.adopt(&worker, state));
-        inner.claims.lock().insert(id, epoch);
+        // The list was made after the fence: what has not arrived by then never will.
+        let fenced = inner.claims.lock().insert(id, epoch).is_none_or(|before| before < epoch);
+        sandboxes.into_iter().for_each(|state| inner.adopt(&worker, state, fenced));
         inner.look_whether_settled();
     }
 
     /// One more sandbox of a worker that was claimed: its Init was asked for by another manager.
     pub fn adopted(&self, worker: &Arc<dyn Worker>, sandbox: SandboxState) {
-        self.0.adopt(worker, sandbox);
+        let _one = self.0.claiming.lock();
+        self.0.adopt(worker, sandbox, false);
     }
 
     /// The worker cannot be reached, or not any more. It may be claimed again.
@@ -125,7 +130,7 @@ impl Manager {
 }
 
 impl Inner {
-    fn adopt(self: &Arc<Self>, worker: &Arc<dyn Worker>, state: SandboxState) {
+    pub(super) fn adopt(self: &Arc<Self>, worker: &Arc<dyn Worker>, state: SandboxState, fenced: bool) {
         let SandboxState { sandbox, version, phase } = state;
         // Of another manager by now; it claims as well.
         let Ok(function) = self.function(&version) else { return };
@@ -135,6 +140,7 @@ impl Inner {
             version: version.key.clone(),
             memory_mb: version.memory_mb,
             phase,
+            fenced,
         };
         let now = self.now();
         let mut actions = Vec::new();

@@ -153,7 +153,7 @@ impl<C, W: Clone> FunctionPool<C, W> {
     fn pass_on(&mut self, held: Option<Permit>, limits: &ConcurrencyLimits) -> (Option<Permit>, bool) {
         let Some(held) = held else { return (self.acquire(limits).ok(), false) };
         let stays = match (held, limits.reserved) {
-            (Permit::Account, None) => self.account.in_use() <= limits.unreserved,
+            (Permit::Account, None) => self.account.fits(limits.unreserved),
             (Permit::Reserved, Some(reserved)) => self.in_use <= reserved,
             _ => false,
         };

@@ -14,6 +14,8 @@ pub struct Seen<W> {
     pub version: VersionKey,
     pub memory_mb: u32,
     pub phase: SlotPhase,
+    /// Since before the worker was asked it has refused all leases of before.
+    pub fenced: bool,
 }
 
 impl<C, W: Clone> FunctionPool<C, W> {
@@ -21,7 +23,7 @@ impl<C, W: Clone> FunctionPool<C, W> {
     /// is counted, even beyond the limits, and against the account: whether the function had concurrency reserved when it began
     /// is not known any more.
     pub fn seen(&mut self, now: Duration, seen: Seen<W>, actions: &mut Vec<Action<C, W>>) {
-        let Seen { sandbox: id, worker, version, memory_mb, phase } = seen;
+        let Seen { sandbox: id, worker, version, memory_mb, phase, fenced } = seen;
         if self.phase == Phase::Closed {
             return;
         }
@@ -31,7 +33,7 @@ impl<C, W: Clone> FunctionPool<C, W> {
             *known = worker;
             let missed = match sandbox.state {
                 State::Finishing { .. } | State::Starting { .. } => true,
-                State::Busy { since, .. } => now.saturating_sub(since) >= ON_THE_WAY,
+                State::Busy { since, .. } => fenced || now.saturating_sub(since) >= ON_THE_WAY,
                 State::Idle { .. } => false,
             };
             if phase == SlotPhase::Idle && missed {

@@ -63,7 +63,8 @@ impl<C, W: Clone> FunctionPool<C, W> {
     /// sandbox.
     pub fn due(&self, now: Duration) -> Option<Duration> {
         let Config { finishing_grace, limit_grace, .. } = self.config;
-        let due = |arrived: Duration| [finishing_grace, limit_grace].map(|grace| arrived + grace);
+        let home_grace = if self.account.is_unanswered() { HOME_GRACE } else { limit_grace };
+        let due = |arrived: Duration| [finishing_grace, limit_grace, home_grace].map(|grace| arrived + grace);
         let waiting = self.waiters.iter().filter(|w| w.start.is_none());
         waiting.flat_map(|w| due(w.arrived)).filter(|due| *due > now).min()
     }

@@ -1,8 +1,8 @@
 //! Several managers over the same workers, whose view of each other changes.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -25,29 +25,35 @@ struct Fleet {
     epoch: u64,
     /// Who live, by their place in `managers`.
     live: Vec<usize>,
+    silent: Arc<Mutex<HashSet<usize>>>,
 }
 
 fn id(manager: usize) -> Arc<str> {
     format!("m{manager}").into()
 }
 
-/// Managers ask each other without a network.
-struct Local(Vec<Manager>, Arc<str>);
+/// Managers ask each other without a network; those in `silent` do not answer.
+struct Local {
+    all: Vec<Manager>,
+    me: Arc<str>,
+    silent: Arc<Mutex<HashSet<usize>>>,
+}
 
 impl Local {
-    fn home(&self, id: &str) -> &Manager {
-        &self.0[id[1..].parse::<usize>().unwrap()]
+    fn home(&self, id: &str) -> Option<&Manager> {
+        let at = id[1..].parse().unwrap();
+        (!self.silent.lock().unwrap().contains(&at)).then(|| &self.all[at])
     }
 }
 
 #[async_trait]
 impl Homes for Local {
     async fn hello(&self, home: &str, epoch: u64, holds: Vec<(AccountId, u32)>) -> bool {
-        self.home(home).hello(&self.1, epoch, &holds)
+        self.home(home).is_some_and(|home| home.hello(&self.me, epoch, &holds))
     }
 
     async fn ask(&self, home: &str, ask: Ask) -> Option<Grant> {
-        self.home(home).answer(&self.1, &ask)
+        self.home(home)?.answer(&self.me, &ask)
     }
 }
 
@@ -56,10 +62,12 @@ impl Fleet {
         let first = Sim::with_memory(Config::default(), workers);
         let mut all = vec![first.manager];
         all.extend((1..managers).map(|_| Sim::with_memory(Config::default(), &[]).manager));
+        let silent: Arc<Mutex<HashSet<usize>>> = Arc::default();
         for (n, manager) in all.iter().enumerate() {
-            tokio::spawn(manager.clone().share_accounts(Arc::new(Local(all.clone(), id(n)))));
+            let homes = Local { all: all.clone(), me: id(n), silent: silent.clone() };
+            tokio::spawn(manager.clone().share_accounts(Arc::new(homes)));
         }
-        Self { managers: all, workers: first.workers, epoch: 0, live: vec![] }
+        Self { managers: all, workers: first.workers, epoch: 0, live: vec![], silent }
     }
 
     fn worker_ids(&self) -> HashSet<WorkerId> {
@@ -417,4 +425,59 @@ async fn an_accounts_limit_holds_over_all_managers() {
     println!("{served} served, {throttled} throttled, at most {highest} at once");
     assert!((LIMIT - 2..=LIMIT).contains(&highest), "{highest}");
     assert!(served > 600 && throttled > 0, "{served} {throttled}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_view_in_between_leaves_no_sandbox_busy_that_is_not() {
+    let mut fleet = Fleet::new(1, &[4096]);
+    fleet.change(&[0]);
+    let request = request("f", 128, Some(1));
+    let first = fleet.invoke(&request).await;
+    let lease = fleet.managers[0].assign(request.clone()).await.unwrap();
+    fleet.begin(lease.sandbox);
+    // The stream of the view before is cut off, and with it what it had to say. Or the lease was never used, and is refused now.
+    fleet.end(lease.sandbox);
+    fleet.change(&[0]);
+    assert_eq!(fleet.invoke(&request).await.sandbox, first.sandbox);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_drains_is_rid_of_what_was_starting() {
+    let mut fleet = Fleet::new(1, &[4096]);
+    fleet.change(&[0]);
+    let manager = fleet.managers[0].clone();
+    let idle = fleet.invoke(&request("idle", 128, Some(1))).await;
+    let starting = tokio::spawn({
+        let manager = manager.clone();
+        async move { manager.assign(request("f", 128, Some(1))).await }
+    });
+    tokio::time::sleep(ms(5)).await;
+    manager.drain_workers(fleet.worker_ids());
+    let lease = starting.await.unwrap().unwrap();
+    assert_eq!(fleet.workers[0].functions(), ["f"], "{} was idle", idle.sandbox);
+    manager.idle(lease.sandbox);
+    tokio::time::sleep(ms(10)).await;
+    assert!(fleet.workers[0].functions().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_an_accounts_home_is_replaced_its_requests_wait() {
+    let mut fleet = Fleet::new(2, &[4096]);
+    fleet.change(&[0, 1]);
+    let home = domain::rendezvous::owner(["m0", "m1"], AccountId::local().as_str()).unwrap();
+    let (dead, other) = if home == "m0" { (0, 1) } else { (1, 0) };
+    tokio::time::sleep(ms(500)).await;
+    fleet.silent.lock().unwrap().insert(dead);
+    let owned = |name: &String| fleet.partition(other).owns(&request(name, 128, None).version.arn);
+    let name = (0..20).map(|n| format!("f{n}")).find(owned).unwrap();
+    let waiting = tokio::spawn({
+        let (manager, request) = (fleet.managers[other].clone(), request(&name, 128, None));
+        async move { manager.assign(request).await }
+    });
+    tokio::time::sleep(ms(2500)).await;
+    assert!(!waiting.is_finished(), "nobody knows whether the account has room");
+    fleet.change(&[other]);
+    let began = Instant::now();
+    assert!(waiting.await.unwrap().is_ok());
+    assert!(began.elapsed() < ms(200), "{:?}", began.elapsed());
 }

@@ -200,6 +200,7 @@ impl Fixture {
             init_limit: setup.init_limit,
             freeze_after: setup.freeze_after,
             slots: setup.slots,
+            shared: true,
             layers_dir: dir.path().join("layers"),
             endpoint_url: setup.endpoint_url,
             ..Config::default()
