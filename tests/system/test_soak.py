@@ -26,6 +26,8 @@ pytestmark = [pytest.mark.needs("root", "cgroups"), pytest.mark.process_only("it
 
 SECONDS = float(os.environ.get("EMBERBOX_SOAK_SECONDS", "8"))
 CONCURRENCY = 4
+# What has to have gone wrong at least once.
+KINDS = {"answered", "ValueError", "Runtime.ExitError", "Sandbox.Timedout"}
 TROUBLE = '''
 import os, sys, time
 def handler(event, context):
@@ -174,13 +176,17 @@ def test_nothing_is_left_of_a_turmoil():
         # No client of ours, and the pool of blank sandboxes full again.
         wait_until(lambda: holdings(server)["sandboxes"] == 0, 20, "the sandboxes of deleted functions are gone")
         before, resident = steady(server), resident_mb(server.process.pid)
-        turmoil(server, SECONDS, seen)
+        for _ in range(5):
+            turmoil(server, SECONDS, seen)
+            # On a busy host most calls of a function with reserved concurrency are throttled.
+            if {kind for name, kind in seen if name == "trouble"} >= KINDS:
+                break
         with contextlib.suppress(AssertionError):
             wait_until(lambda: not exceeding(holdings(server), before), 20)
         assert exceeding(holdings(server), before) == {}
         assert resident_mb(server.process.pid) < resident + 100
         assert seen["echo", "answered"] > 10 and seen["trouble", "answered"] > 2, seen
-        assert {kind for name, kind in seen if name == "trouble"} >= {"answered", "ValueError", "Runtime.ExitError", "Sandbox.Timedout"}, seen
+        assert {kind for name, kind in seen if name == "trouble"} >= KINDS, seen
         assert {kind for name, kind in seen if name != "trouble"} <= {"answered", "TooManyRequestsException"}, seen
         print(f"\n{dict(seen)}\n{before}\n{holdings(server)}, {resident} -> {resident_mb(server.process.pid)} MB")
 
