@@ -289,7 +289,7 @@ fn configure(
     cluster.insert("id".into(), name.into());
     cluster.insert("roles".into(), vec![role.to_string()].into());
     cluster.insert("database".into(), database.into());
-    cluster.insert("bind".into(), "127.0.0.1:0".into());
+    cluster.entry("bind").or_insert("127.0.0.1:0".into());
     cluster.insert("tls".into(), text(certificate)?.into());
     cluster.entry("admin").or_insert("127.0.0.1:0".into());
     cluster.insert("packages".into(), text(&dir.join("packages"))?.into());
