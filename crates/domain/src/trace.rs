@@ -267,6 +267,8 @@ pub struct Accepted {
 pub struct Delivered {
     /// The trace of the event.
     pub trace: TraceId,
+    /// Its own span.
+    pub span: SpanId,
     /// The event's span.
     pub parent: Option<SpanId>,
     /// Of the function whose event it was.

@@ -235,7 +235,7 @@ fn header_value(text: &str) -> HeaderValue {
 
 /// The trace of an invocation that is not the API's: as `header` says, or a new one. `traces` take it, if they are there and
 /// it is sampled.
-pub fn new_trace(header: Option<&str>, now: SystemTime, sampled: bool, traces: Option<&dyn Traces>) -> Begun {
+pub fn new_trace(header: Option<&str>, now: SystemTime, sampled: bool, traces: Option<&Arc<dyn Traces>>) -> Begun {
     let (now, random) = (trace::since_epoch(now), Random::draw().trace());
     match traces {
         None => Begun { header: trace::trace_id(header, now, random, sampled), origin: None },

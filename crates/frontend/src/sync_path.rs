@@ -90,8 +90,8 @@ impl SyncPath {
     }
 
     /// What takes traces, if anything does.
-    pub fn traces(&self) -> Option<&dyn Traces> {
-        self.0.traces.as_deref()
+    pub fn traces(&self) -> Option<&Arc<dyn Traces>> {
+        self.0.traces.as_ref()
     }
 
     /// Runs an invocation to its end, counts and logs it. A warm one touches no disk, no database and no lock that it
