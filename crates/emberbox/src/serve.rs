@@ -10,7 +10,7 @@
 //!  6 worker (and the manager is told of it)      4 worker: what is left of them; logs are written out
 //!  7 followers: retired versions, upkeep         5 followers
 //!  8 address and port, SQS queues                  (freed by the frontend; polling clients are sent away)
-//!  9 traces, event queue, pollers, event sources 2 running events and batches finish; 6 traces: sent; event queue: closed
+//!  9 traces, event queue, pollers, event sources 2 running events and batches finish; 6 traces sent, event queue closed
 //! 10 frontend, answering                         1 frontend: accepts nothing new, running requests finish
 //! ```
 //!
