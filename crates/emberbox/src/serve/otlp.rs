@@ -12,6 +12,7 @@ use crate::config::Otlp;
 pub type RolesOf = Arc<dyn Fn(&str) -> Option<Arc<str>> + Send + Sync>;
 
 /// Whose traces they are.
+#[cfg_attr(not(feature = "otlp"), allow(dead_code))]
 pub struct Process {
     /// As other members call it.
     pub id: Arc<str>,

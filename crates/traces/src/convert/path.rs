@@ -141,7 +141,7 @@ fn cold_start(
         init.member = worker.clone();
         let mut before = stretch.start;
         let mut children = Vec::with_capacity(steps.len());
-        for mark in steps {
+        for (place, mark) in (0..).zip(steps) {
             let name = match mark.step {
                 Step::PackageFetched => "download",
                 Step::SandboxCreated => "sandbox",
@@ -150,7 +150,7 @@ fn cold_start(
                 _ => continue,
             };
             let stretch = stretch.within(before, at(mark.at));
-            let mut step = span(trace, id.child(name, 0), Some(id), name, stretch);
+            let mut step = span(trace, id.child(name, place), Some(id), name, stretch);
             step = match mark.step {
                 Step::PackageFetched => step.with("emberbox.package.source", &*mark.note),
                 // From a pool of those that wait, restored from a snapshot, or new.
