@@ -34,6 +34,9 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// Of an answer, in bytes; what is longer is not read.
 const LONGEST_ANSWER: u64 = 64 * 1024;
 
+/// The roles of a member by its id, if it is known.
+pub type RolesOf = Arc<dyn Fn(&str) -> Option<Arc<str>> + Send + Sync>;
+
 /// Where traces go, and whose they are.
 #[derive(Clone)]
 pub struct Config {
@@ -50,7 +53,7 @@ pub struct Config {
     /// `emberbox.roles` of this process.
     pub roles: Arc<str>,
     /// That of another member, if it is known.
-    pub roles_of: Arc<dyn Fn(&str) -> Option<Arc<str>> + Send + Sync>,
+    pub roles_of: RolesOf,
 }
 
 impl fmt::Debug for Config {

@@ -18,6 +18,6 @@ mod sampler;
 mod span;
 
 pub use convert::spans;
-pub use exporter::{Config, Error, Exporter, Service};
+pub use exporter::{Config, Error, Exporter, RolesOf, Service};
 pub use sampler::Sampler;
 pub use span::{Event, Kind, Member, Span, Value};

@@ -89,7 +89,7 @@ fn one(ran: &Ran, attempt: &Try, (number, last): (u64, bool), (own, whole): (Spa
         .with("faas.coldstart", assigned.cold)
         .with("emberbox.worker", &*assigned.worker.0);
     invoke.member = Member::Other(Arc::clone(&assigned.worker.0));
-    let error = attempt.error.as_deref().or(ran.error.as_deref().filter(|_| last));
+    let error = attempt.error.as_deref().or_else(|| ran.error.as_deref().filter(|_| last));
     invoke = invoke.failed(error);
     invoke.events = marked(attempt, now, Step::Invoked, "invoked");
     spans.push(invoke);
@@ -131,7 +131,7 @@ fn cold_start(
         // What was placed again had failed by then.
         let next = placements.get(number as usize + 1);
         let steps = &marks[place + 1..next.map_or(marks.len(), |next| *next)];
-        let end = next.map(|next| &marks[*next]).or(steps.last());
+        let end = next.map(|next| &marks[*next]).or_else(|| steps.last());
         let Some(end) = end else { continue };
         let worker = Member::Other(worker.into());
         let id = parent.child("2 init", number);
