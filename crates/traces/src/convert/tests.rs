@@ -86,7 +86,7 @@ fn attempt(began: u64, assigned: Option<Assigned>, ended: u64, error: Option<&st
 }
 
 fn ran(trigger: Trigger, tries: Vec<Try>, error: Option<&str>) -> Ran {
-    let ended = tries.last().map_or(ms(1000), |last| last.ended);
+    let ended = tries.last().map_or_else(|| ms(1000), |last| last.ended);
     Ran {
         origin: Origin { trace: TRACE, span: ROOT, parent: Some(CALLER), trigger },
         version: version(),
@@ -378,6 +378,6 @@ proptest! {
     #[test]
     fn the_same_record_is_the_same_spans(ran in any_ran()) {
         let traced = Traced::Ran(Box::new(ran));
-        prop_assert_eq!(spans(&traced), spans(&traced.clone()));
+        prop_assert_eq!(spans(&traced), spans(&traced));
     }
 }
