@@ -15,6 +15,7 @@ pub mod ports;
 pub mod quota;
 pub mod rendezvous;
 pub mod timeline;
+pub mod trace;
 
 pub use arn::{FunctionArn, FunctionRef};
 pub use clock::{Clock, SystemClock};

@@ -48,6 +48,10 @@ pub struct Lease {
     pub worker: Arc<dyn Worker>,
     /// Whether it was initialised for this request.
     pub cold: bool,
+    /// Whether it was waited for until an invocation in it had ended.
+    pub waited: bool,
+    /// The manager that gave it, if that is in another process.
+    pub manager: Option<Arc<str>>,
     /// Marks: assigned, and for a cold start those of placement and Init.
     pub timeline: Timeline,
 }

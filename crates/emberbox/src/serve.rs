@@ -10,7 +10,7 @@
 //!  6 worker (and the manager is told of it)      4 worker: what is left of them; logs are written out
 //!  7 followers: retired versions, upkeep         5 followers
 //!  8 address and port, SQS queues                  (freed by the frontend; polling clients are sent away)
-//!  9 event queue, pollers, event sources         2 running events and batches finish; 6 event queue: closed
+//!  9 traces, event queue, pollers, event sources 2 running events and batches finish; 6 traces sent, event queue closed
 //! 10 frontend, answering                         1 frontend: accepts nothing new, running requests finish
 //! ```
 //!
@@ -22,6 +22,7 @@ mod events;
 #[cfg(feature = "cluster")]
 pub mod fleet;
 pub mod isolation;
+mod otlp;
 mod parts;
 mod secrets;
 pub mod settings;
@@ -37,6 +38,7 @@ use event_sources::EventSources;
 use events::Asynchronous;
 use frontend::BindError;
 use frontend::sync_path::SyncPath;
+use otlp::Tracing;
 use parts::Content;
 use prometheus_client::registry::Registry;
 use runtimes::Runtimes;
@@ -58,6 +60,7 @@ pub struct Emberbox {
     frontend: JoinHandle<()>,
     asynchronous: Asynchronous,
     event_sources: EventSources,
+    tracing: Tracing,
     queues: sqs::SqsService,
     followers: Vec<JoinHandle<()>>,
     manager: worker_manager::Manager,
@@ -116,7 +119,13 @@ impl Emberbox {
         let queues = sqs::SqsService::open(dir.join("queues.db"), Arc::clone(&clock)).await?;
 
         let frontend_metrics = frontend::Metrics::register(&mut registry);
-        let sync_path = SyncPath::new(Arc::new(manager.clone()), Arc::clone(&clock), frontend_metrics.clone());
+        let tracing = Tracing::start(&config.otlp, own_process(), &mut registry)?;
+        let sync_path = SyncPath::with_traces(
+            Arc::new(manager.clone()),
+            Arc::clone(&clock),
+            frontend_metrics.clone(),
+            tracing.traces(),
+        );
         let direct = adapters::Direct {
             functions: adapters::Functions(control_plane.clone()),
             sync_path: sync_path.clone(),
@@ -153,6 +162,7 @@ impl Emberbox {
             frontend,
             asynchronous,
             event_sources,
+            tracing,
             queues,
             followers,
             manager,
@@ -171,7 +181,7 @@ impl Emberbox {
 
     /// Stops in the order above. Running invocations may finish, until `hurry` is ready or [`Config::stop_limit`] is over;
     /// then they are cut off, and their callers' connections closed.
-    pub async fn stop(self, hurry: impl Future<Output = ()>) {
+    pub async fn stop(mut self, hurry: impl Future<Output = ()>) {
         let limit = self.stop_limit;
         let until = tokio::time::Instant::now() + limit;
         let left = || until.duration_since(tokio::time::Instant::now());
@@ -195,11 +205,18 @@ impl Emberbox {
         for follower in self.followers {
             follower.abort();
         }
+        self.tracing.stop().await;
         self.queues.close().await;
         self.asynchronous.close().await;
         self.store.close().await;
         self.engine.stop().await;
     }
+}
+
+/// This one does everything, and there are no others.
+fn own_process() -> otlp::Process {
+    let roles = "frontend,worker-manager,placement,pollers,worker".into();
+    otlp::Process { id: settings::host_name(), roles, roles_of: Arc::new(|_| None) }
 }
 
 /// Makes the userland of the sandboxes, which takes seconds the first time, while nobody waits for it yet.

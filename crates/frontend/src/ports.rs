@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use domain::trace::Origin;
 use domain::{AccountId, ConcurrencyLimits, FunctionArn, FunctionVersion, RequestId};
 use http::{HeaderMap, Response};
 use lambda_api::{ApiError, Routed};
@@ -78,8 +79,12 @@ pub struct Event {
     pub payload: Bytes,
     /// For `Lambda-Runtime-Trace-Id`, with the caller's lineage.
     pub trace_id: String,
-    /// Set when the timeline is wanted: when the request was read (monotonic).
-    pub timeline: Option<Duration>,
+    /// When the request was read (monotonic).
+    pub received: Duration,
+    /// Whether the timeline is wanted.
+    pub timeline: bool,
+    /// Where it belongs in a trace that is sampled.
+    pub origin: Option<Box<Origin>>,
 }
 
 /// How the events of one function are doing.

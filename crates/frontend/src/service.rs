@@ -309,7 +309,7 @@ impl Service {
             return invoke::invoke(self, call, exchange.id, received).await;
         }
         if operation == OperationId::InvokeAsync {
-            return invoke::event::invoke_async(self, call, exchange.id).await;
+            return invoke::event::invoke_async(self, call, exchange.id, received).await;
         }
         self.functions.manage(call).await.unwrap_or_else(|| {
             let message = format!("Emberbox does not implement {operation} yet.");

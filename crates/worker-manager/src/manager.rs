@@ -284,7 +284,8 @@ impl Waiting {
         if !grant.cold {
             timeline.note(Step::Assigned, self.manager.now(), "warm");
         }
-        Ok(Lease { sandbox: grant.sandbox, worker: grant.worker, cold: grant.cold, timeline })
+        let Grant { sandbox, worker, cold } = grant;
+        Ok(Lease { sandbox, worker, cold, waited: !cold, manager: None, timeline })
     }
 }
 
@@ -340,7 +341,7 @@ impl WorkerManager for Manager {
                 Answer::Lease(Grant { sandbox, worker, cold }) => {
                     let mut timeline = Timeline::default();
                     timeline.note(Step::Assigned, now, "warm");
-                    return Ok(Lease { sandbox, worker, cold, timeline });
+                    return Ok(Lease { sandbox, worker, cold, waited: false, manager: None, timeline });
                 }
                 Answer::Wait(ticket) => ticket,
                 Answer::Throttled(reason) => return Err(AssignError::Throttled(reason)),

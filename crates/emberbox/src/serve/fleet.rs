@@ -41,6 +41,7 @@ use rpc::{
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::otlp::Process;
 use super::parts::Content;
 use super::refuse_open_house;
 use crate::adapters;
@@ -159,8 +160,18 @@ impl Fleet {
             followers.push(tokio::spawn(managers::follow(membership.changes(), own, channels.clone(), sender)));
             let router = frontend::router::Router::new(receiver);
             let logs = Arc::new(logs::Workers::new(membership.clone(), channels.clone()));
-            let shared =
-                roles::Shared { config: &config, cluster: &cluster, dir, content, clock, router, logs, barrier };
+            let process = process(&id, &cluster, membership.clone());
+            let shared = roles::Shared {
+                config: &config,
+                cluster: &cluster,
+                dir,
+                content,
+                clock,
+                router,
+                logs,
+                barrier,
+                process,
+            };
             let (api, registry) = Api::start(shared, registry).await?;
             // Set once, here.
             let _ = queue.set(api.queue());
@@ -285,6 +296,22 @@ impl Fleet {
         }
         // What it managed is another manager's, with the sandboxes as they are.
         drop(self.manager);
+    }
+}
+
+/// This process and its members, as traces name them.
+fn process(id: &Arc<str>, cluster: &Cluster, membership: Membership) -> Process {
+    let text = |roles: &mut dyn Iterator<Item = Role>| {
+        let roles: Vec<&str> = roles.map(Role::as_str).collect();
+        Arc::<str>::from(roles.join(","))
+    };
+    Process {
+        id: Arc::clone(id),
+        roles: text(&mut cluster.roles.iter().copied()),
+        roles_of: Arc::new(move |id| {
+            let view = membership.view();
+            view.member(&MemberId::new(id)).map(|member| text(&mut member.roles.iter().copied()))
+        }),
     }
 }
 

@@ -2122,6 +2122,9 @@ pub struct Lease {
     pub cold: bool,
     #[prost(message, repeated, tag = "6")]
     pub timeline: ::prost::alloc::vec::Vec<Mark>,
+    /// The sandbox was waited for until an invocation in it had ended.
+    #[prost(bool, tag = "7")]
+    pub waited: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReleaseRequest {

@@ -232,7 +232,7 @@ impl WorkerManager for Desk {
         let (sandbox, worker) = self.lease.lock().clone().unwrap();
         let mut timeline = Timeline::default();
         timeline.note(Step::Assigned, self.clock.monotonic(), "warm");
-        Ok(Lease { sandbox, worker, cold: true, timeline })
+        Ok(Lease { sandbox, worker, cold: true, waited: false, manager: None, timeline })
     }
 
     fn release(&self, sandbox: SandboxId) {

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::super::event_sources::EventSources;
 use super::super::events::Asynchronous;
+use super::super::otlp::{Process, Tracing};
 use super::super::parts::{self, Content};
 use super::super::{prepare, secrets, settings};
 use super::peers::Barrier;
@@ -117,6 +118,8 @@ pub struct Shared<'a> {
     pub logs: Arc<dyn frontend::ports::Logs>,
     /// Others with a copy of the metadata.
     pub barrier: Barrier,
+    /// Whose traces they are.
+    pub process: Process,
 }
 
 /// The roles `frontend` and `pollers`.
@@ -126,6 +129,7 @@ pub struct Api {
     asynchronous: Asynchronous,
     event_sources: Option<EventSources>,
     frontend: Option<Frontend>,
+    tracing: Tracing,
     retiring: JoinHandle<()>,
 }
 
@@ -138,7 +142,7 @@ struct Frontend {
 impl Api {
     /// Reads the metadata, and answers. The registry comes back with the figures of these roles.
     pub async fn start(shared: Shared<'_>, mut registry: Registry) -> Result<(Self, Arc<Registry>)> {
-        let Shared { config, cluster, dir, content, clock, router, logs, barrier } = shared;
+        let Shared { config, cluster, dir, content, clock, router, logs, barrier, process } = shared;
         // A fleet's events and queues are nobody's own.
         let mut config = config.clone();
         if config.events.engine == EventEngine::Sqlite {
@@ -164,7 +168,9 @@ impl Api {
         barrier.own.send_replace(Some(control_plane.clone()));
         let retiring = tokio::spawn(retire(control_plane.retired(), router.clone()));
         let frontend_metrics = frontend::Metrics::register(&mut registry);
-        let sync_path = SyncPath::new(Arc::new(router), Arc::clone(&clock), frontend_metrics.clone());
+        let tracing = Tracing::start(&config.otlp, process, &mut registry)?;
+        let traces = tracing.traces();
+        let sync_path = SyncPath::with_traces(Arc::new(router), Arc::clone(&clock), frontend_metrics.clone(), traces);
         let direct = adapters::Direct {
             functions: adapters::Functions(control_plane.clone()),
             sync_path: sync_path.clone(),
@@ -209,7 +215,7 @@ impl Api {
         } else {
             None
         };
-        Ok((Self { store, control_plane, asynchronous, event_sources, frontend, retiring }, registry))
+        Ok((Self { store, control_plane, asynchronous, event_sources, frontend, tracing, retiring }, registry))
     }
 
     /// Returns when the copy of the metadata has all that the store has now.
@@ -248,8 +254,9 @@ impl Api {
     }
 
     /// After [`Self::stop`], or in its place.
-    pub async fn close(self) {
+    pub async fn close(mut self) {
         self.retiring.abort();
+        self.tracing.stop().await;
         if let Some(frontend) = self.frontend {
             frontend.running.abort();
         }
