@@ -5,7 +5,7 @@
 //! * [`rie`]: AWS's Runtime Interface Emulator.
 //! * [`emberbox`]: the server under test, through its public API.
 //! * [`function`]: an echo that can be told to wait.
-//! * [`warm`], [`throughput`], [`cold`], [`density`], [`events`], [`microvm`]: what is measured, and what is promised of it.
+//! * [`warm`], [`throughput`], [`cold`], [`density`], [`events`], [`fleet`], [`microvm`]: what is measured, and what is promised of it.
 //!
 //! `cargo xtask bench` builds and fetches what this needs and runs it. Everything talks over loopback.
 #![forbid(unsafe_code)]
@@ -16,6 +16,7 @@ mod cold;
 mod density;
 mod emberbox;
 mod events;
+mod fleet;
 mod function;
 mod load;
 mod microvm;
@@ -115,6 +116,8 @@ enum Section {
     Accept,
     /// Asynchronous invocation: how fast a backlog is worked off
     Drain,
+    /// The roles in processes of their own
+    Fleet,
     /// MicroVMs by software emulation
     Microvm,
 }
@@ -159,6 +162,12 @@ async fn run(setup: &Setup) -> Result<ExitCode> {
     }
     if wanted(Section::Drain) {
         events::drain(setup, &mut table).await?;
+    }
+    match fleet::missing(setup) {
+        None if wanted(Section::Fleet) => fleet::measure(setup, &mut table).await?,
+        Some(missing) if setup.only.contains(&Section::Fleet) => bail!("a fleet cannot be measured: {missing}"),
+        Some(missing) if wanted(Section::Fleet) => eprintln!("  a fleet is not measured: {missing}"),
+        _ => {}
     }
     match microvm::missing(setup) {
         None if wanted(Section::Microvm) => microvm::measure(setup, &mut table).await?,
