@@ -145,3 +145,71 @@ impl http_body::Body for Incoming {
         self.stream.is_end_stream()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http_body::Body as _;
+    use tokio::io::{DuplexStream, ReadBuf};
+
+    use super::*;
+
+    /// Counts writes.
+    struct Counted(DuplexStream, Arc<AtomicUsize>);
+
+    impl AsyncRead for Counted {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, buffer)
+        }
+    }
+
+    impl AsyncWrite for Counted {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            Pin::new(&mut self.0).poll_write(cx, bytes)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
+    }
+
+    #[tokio::test]
+    async fn head_and_body_of_a_request_go_in_one_write() {
+        let (client, server) = tokio::io::duplex(1 << 20);
+        tokio::spawn(async move {
+            let mut connection = h2::server::handshake(server).await.unwrap();
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                let mut body = respond.send_response(Response::new(()), false).unwrap();
+                body.send_data(Bytes::from_static(b"answer"), true).unwrap();
+            }
+        });
+        let writes = Arc::new(AtomicUsize::new(0));
+        let connection = Connection::open(Counted(client, Arc::clone(&writes)), |_| ()).await.unwrap();
+        for round in 0..10 {
+            let before = writes.load(Ordering::SeqCst);
+            let request = Request::post("http://fleet.emberbox/call").body(()).unwrap();
+            let answer = connection.clone().send(request, vec![Bytes::from_static(b"question")]).await;
+            let mut body = answer.map_err(|Unsent(cause)| cause).unwrap().unwrap().into_body();
+            let mut answer = Vec::new();
+            while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+                answer.extend(frame.unwrap().into_data().unwrap());
+            }
+            assert_eq!(answer, b"answer");
+            // The first ones have the connection's own frames among them.
+            if round >= 3 {
+                assert_eq!(writes.load(Ordering::SeqCst) - before, 1);
+            }
+        }
+        assert!(connection.is_live());
+    }
+}
