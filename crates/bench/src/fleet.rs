@@ -38,7 +38,7 @@ pub fn missing(setup: &Setup) -> Option<String> {
     (!postgres).then(|| "no PostgreSQL: install Debian's package postgresql".into())
 }
 
-/// A warm invocation, throughput, a storm of cold starts.
+/// A warm invocation, and throughput.
 pub async fn measure(setup: &Setup, table: &mut Table) -> Result<()> {
     let mut one = Emberbox::start(setup).await?;
     let (mut fleet, _) = start(setup, ["1", "1", "1"]).await?;
@@ -47,9 +47,7 @@ pub async fn measure(setup: &Setup, table: &mut Table) -> Result<()> {
     let in_fleet = fleet.create("rust-echo", &package, ONE_VCPU_MB).await.with_context(|| fleet.log_tail())?;
     let both = Both { targets: [target, in_fleet], pids: [one.pid(), fleet.pid()] };
     warm(setup, &both, table).await.with_context(|| fleet.log_tail())?;
-    throughput(setup, &both, table).await.with_context(|| fleet.log_tail())?;
-    drop(fleet);
-    storm(setup, one, table).await
+    throughput(setup, &both, table).await.with_context(|| fleet.log_tail())
 }
 
 /// `emberbox dev-fleet` with so many frontends, managers and workers, all its processes below one; and its frontends' addresses.
@@ -185,8 +183,9 @@ async fn throughput(setup: &Setup, both: &Both, table: &mut Table) -> Result<()>
 }
 
 /// 200 functions, each of which needs a new sandbox, invoked at once; the package is on the hosts.
-async fn storm(setup: &Setup, mut one: Emberbox, table: &mut Table) -> Result<()> {
+pub async fn storm(setup: &Setup, table: &mut Table) -> Result<()> {
     let functions = setup.samples(STORM).min(STORM);
+    let mut one = Emberbox::start(setup).await?;
     let (mut fleet, frontends) = start(setup, ["2", "2", "3"]).await?;
     let package = Package::rust(&setup.echo)?;
     let mut targets = [Vec::new(), Vec::new()];
@@ -199,7 +198,7 @@ async fn storm(setup: &Setup, mut one: Emberbox, table: &mut Table) -> Result<()
     let mut taken = [Vec::new(), Vec::new()];
     let mut failures = Vec::new();
     // The first round is not counted, but for its failures: each worker unpacks the package.
-    for round in 0..=setup.samples(6) {
+    for round in 0..=setup.samples(5) {
         for at in turns(round) {
             let server = if at == 0 { &mut one } else { &mut fleet };
             for number in 0..functions {

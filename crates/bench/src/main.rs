@@ -116,8 +116,10 @@ enum Section {
     Accept,
     /// Asynchronous invocation: how fast a backlog is worked off
     Drain,
-    /// The roles in processes of their own
+    /// The roles in processes of their own: one client, 16 clients
     Fleet,
+    /// The same: 200 cold starts at once
+    Storm,
     /// MicroVMs by software emulation
     Microvm,
 }
@@ -163,11 +165,18 @@ async fn run(setup: &Setup) -> Result<ExitCode> {
     if wanted(Section::Drain) {
         events::drain(setup, &mut table).await?;
     }
-    match fleet::missing(setup) {
-        None if wanted(Section::Fleet) => fleet::measure(setup, &mut table).await?,
-        Some(missing) if setup.only.contains(&Section::Fleet) => bail!("a fleet cannot be measured: {missing}"),
-        Some(missing) if wanted(Section::Fleet) => eprintln!("  a fleet is not measured: {missing}"),
-        _ => {}
+    let (of_fleet, of_storm) = (wanted(Section::Fleet), wanted(Section::Storm));
+    match fleet::missing(setup).filter(|_| of_fleet || of_storm) {
+        None => {
+            if of_fleet {
+                fleet::measure(setup, &mut table).await?;
+            }
+            if of_storm {
+                fleet::storm(setup, &mut table).await?;
+            }
+        }
+        Some(missing) if setup.only.is_empty() => eprintln!("  a fleet is not measured: {missing}"),
+        Some(missing) => bail!("a fleet cannot be measured: {missing}"),
     }
     match microvm::missing(setup) {
         None if wanted(Section::Microvm) => microvm::measure(setup, &mut table).await?,
