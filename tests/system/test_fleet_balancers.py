@@ -137,10 +137,11 @@ class Load:
 
 
 def gone(pid):
-    """Ended, whether or not its parent has noticed."""
+    """Ended with all its threads, and so with its sockets, whether or not its parent has noticed."""
     try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
+        status = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return status[0] == "Z" and int(status[17]) <= 1
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 

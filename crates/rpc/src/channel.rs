@@ -1,7 +1,7 @@
 //! One HTTP/2 connection per peer.
 //!
-//! tonic's own channel is not used, since it cannot say of a failed request whether the peer can have seen it: hyper gives a request
-//! back that it has not sent ([`hyper::client::conn::TrySendError`]), and this is what makes an invocation safe to send elsewhere.
+//! tonic's own channel is not used, since it cannot say of a failed request whether the peer can have seen it. A [`Connection`] says of a
+//! request that it was not sent, and this is what makes an invocation safe to send elsewhere.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -10,11 +10,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use domain::Clock;
 use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::http2::SendRequest;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use http_body::Body as _;
 use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -22,6 +21,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tonic::body::Body;
 
+use crate::connection::{Connection, Incoming, Unsent};
 use crate::failure::{Failure, chain};
 use crate::identity::Member;
 use crate::tls::Credentials;
@@ -77,7 +77,7 @@ impl Channels {
             peer: peer.clone(),
             credentials: self.0.credentials.clone(),
             clock: Arc::clone(&self.0.clock),
-            open: Mutex::new(Open { sender: None, used: Instant::now() }),
+            open: Mutex::new(Open { connection: None, used: Instant::now() }),
             dialing: tokio::sync::Mutex::new(None),
         });
         links.insert(Arc::clone(&link.address), Arc::clone(&link));
@@ -113,13 +113,13 @@ struct Link {
 }
 
 struct Open {
-    sender: Option<SendRequest<Body>>,
+    connection: Option<Connection>,
     used: Instant,
 }
 
 impl Open {
-    fn live(&self) -> Option<&SendRequest<Body>> {
-        self.sender.as_ref().filter(|sender| !sender.is_closed())
+    fn live(&self) -> Option<&Connection> {
+        self.connection.as_ref().filter(|connection| connection.is_live())
     }
 }
 
@@ -150,24 +150,19 @@ impl tower_service::Service<Request<Body>> for Channel {
 }
 
 impl Link {
-    async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>, Failure> {
+    async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, Failure> {
+        let (head, body) = request.into_parts();
+        let head = Request::from_parts(head, ());
+        let body = whole(body).await?;
         loop {
-            let (mut sender, fresh) = self.sender().await?;
-            let mut error = match sender.try_send_request(request).await {
-                Ok(response) => return Ok(response),
-                Err(error) => error,
-            };
-            match error.take_message() {
+            let (connection, fresh) = self.connection().await?;
+            match connection.send(head.clone(), body.clone()).await {
+                Ok(answer) => {
+                    return answer.map_err(|failure| Failure { cause: self.failed(&failure.cause), ..failure });
+                }
                 // A connection of before that the peer has closed, which nobody had noticed.
-                Some(unsent) if !fresh => {
-                    self.open.lock().sender = None;
-                    request = unsent;
-                }
-                Some(_) => return Err(Failure::unsent(self.failed(&chain(error.error())))),
-                None => {
-                    let failure = Failure::of_connection(error.error());
-                    return Err(Failure { cause: self.failed(&failure.cause), ..failure });
-                }
+                Err(_) if !fresh => self.open.lock().connection = None,
+                Err(Unsent(cause)) => return Err(Failure::unsent(self.failed(&cause))),
             }
         }
     }
@@ -177,19 +172,19 @@ impl Link {
     }
 
     /// A connection, and whether it was made for this call.
-    async fn sender(&self) -> Result<(SendRequest<Body>, bool), Failure> {
+    async fn connection(&self) -> Result<(Connection, bool), Failure> {
         let live = || {
             let mut open = self.open.lock();
             open.used = Instant::now();
             open.live().cloned()
         };
-        if let Some(sender) = live() {
-            return Ok((sender, false));
+        if let Some(connection) = live() {
+            return Ok((connection, false));
         }
         let asked = Instant::now();
         let mut last_failure = self.dialing.lock().await;
-        if let Some(sender) = live() {
-            return Ok((sender, false));
+        if let Some(connection) = live() {
+            return Ok((connection, false));
         }
         if let Some((at, cause)) = last_failure.as_ref()
             && *at >= asked
@@ -201,9 +196,9 @@ impl Link {
             Err(_) => Err(format!("no connection within {CONNECT_LIMIT:?}")),
         };
         match dialed {
-            Ok(sender) => {
-                self.open.lock().sender = Some(sender.clone());
-                Ok((sender, true))
+            Ok(connection) => {
+                self.open.lock().connection = Some(connection.clone());
+                Ok((connection, true))
             }
             Err(cause) => {
                 let cause = format!("connect to {} at {}: {cause}", self.peer, self.address);
@@ -213,7 +208,7 @@ impl Link {
         }
     }
 
-    async fn dial(&self) -> Result<SendRequest<Body>, String> {
+    async fn dial(&self) -> Result<Connection, String> {
         let addresses: Vec<_> =
             tokio::net::lookup_host(&*self.address).await.map_err(|error| error.to_string())?.collect();
         if self.credentials.is_none() && !addresses.iter().all(|address| address.ip().is_loopback()) {
@@ -233,29 +228,23 @@ impl Link {
         self.handshake(tls).await
     }
 
-    async fn handshake<T>(&self, io: T) -> Result<SendRequest<Body>, String>
+    async fn handshake<T>(&self, io: T) -> Result<Connection, String>
     where
         T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
     {
-        let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(crate::STREAM_WINDOW)
-            .initial_connection_window_size(crate::CONNECTION_WINDOW)
-            .max_frame_size(crate::FRAME)
-            // While idle too: a peer that died is then known before the next call, which can go elsewhere.
-            .keep_alive_interval(crate::PING_EVERY)
-            .keep_alive_timeout(crate::PING_LIMIT)
-            .keep_alive_while_idle(true)
-            .handshake(TokioIo::new(io))
-            .await
-            .map_err(|error| chain(&error))?;
         let (peer, address) = (self.peer.clone(), Arc::clone(&self.address));
-        // Ends with the last sender, or the connection.
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%peer, %address, error = chain(&error), "connection ended");
-            }
-        });
-        Ok(sender)
+        let log = move |error| tracing::debug!(%peer, %address, error, "connection ended");
+        Connection::open(io, log).await.map_err(|error| chain(&error))
     }
+}
+
+/// The body of a request, which is one message: no call has a stream of them.
+async fn whole(body: Body) -> Result<Vec<Bytes>, Failure> {
+    let mut body = std::pin::pin!(body);
+    let mut parts = Vec::with_capacity(1);
+    while let Some(frame) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+        let frame = frame.map_err(|status| Failure::unsent(status.message()))?;
+        parts.extend(frame.into_data().ok().filter(|data| !data.is_empty()));
+    }
+    Ok(parts)
 }

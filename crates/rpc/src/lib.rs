@@ -29,6 +29,7 @@
 
 mod access;
 mod channel;
+mod connection;
 mod convert;
 mod failure;
 mod frontend;

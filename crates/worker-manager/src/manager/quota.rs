@@ -100,7 +100,7 @@ impl Inner {
                     count.no_answer(want - hold);
                     continue;
                 };
-                if count.granted(grant.grant) {
+                if count.granted(want, grant.grant) {
                     self.settle_account(&account);
                 }
                 scarce.insert(account, grant.scarce);

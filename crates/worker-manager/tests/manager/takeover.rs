@@ -26,17 +26,19 @@ struct Fleet {
     /// Who live, by their place in `managers`.
     live: Vec<usize>,
     silent: Arc<Mutex<HashSet<usize>>>,
+    slow: Arc<AtomicU32>,
 }
 
 fn id(manager: usize) -> Arc<str> {
     format!("m{manager}").into()
 }
 
-/// Managers ask each other without a network; those in `silent` do not answer.
+/// Managers ask each other without a network; those in `silent` do not answer, and all answers take `slow` milliseconds.
 struct Local {
     all: Vec<Manager>,
     me: Arc<str>,
     silent: Arc<Mutex<HashSet<usize>>>,
+    slow: Arc<AtomicU32>,
 }
 
 impl Local {
@@ -53,6 +55,7 @@ impl Homes for Local {
     }
 
     async fn ask(&self, home: &str, ask: Ask) -> Option<Grant> {
+        tokio::time::sleep(ms(self.slow.load(Ordering::SeqCst).into())).await;
         self.home(home)?.answer(&self.me, &ask)
     }
 }
@@ -62,12 +65,12 @@ impl Fleet {
         let first = Sim::with_memory(Config::default(), workers);
         let mut all = vec![first.manager];
         all.extend((1..managers).map(|_| Sim::with_memory(Config::default(), &[]).manager));
-        let silent: Arc<Mutex<HashSet<usize>>> = Arc::default();
+        let (silent, slow): (Arc<Mutex<HashSet<usize>>>, Arc<AtomicU32>) = Default::default();
         for (n, manager) in all.iter().enumerate() {
-            let homes = Local { all: all.clone(), me: id(n), silent: silent.clone() };
+            let homes = Local { all: all.clone(), me: id(n), silent: silent.clone(), slow: slow.clone() };
             tokio::spawn(manager.clone().share_accounts(Arc::new(homes)));
         }
-        Self { managers: all, workers: first.workers, epoch: 0, live: vec![], silent }
+        Self { managers: all, workers: first.workers, epoch: 0, live: vec![], silent, slow }
     }
 
     fn worker_ids(&self) -> HashSet<WorkerId> {
@@ -480,4 +483,35 @@ async fn while_an_accounts_home_is_replaced_its_requests_wait() {
     let began = Instant::now();
     assert!(waiting.await.unwrap().is_ok());
     assert!(began.elapsed() < ms(200), "{:?}", began.elapsed());
+}
+
+/// In a busy moment the home's answer takes longer than a request waits at a limit.
+#[tokio::test(start_paused = true)]
+async fn a_burst_is_throttled_by_nothing_but_its_accounts_homes_word() {
+    for (limit, least) in [(1000, 60), (40, 36)] {
+        let mut fleet = Fleet::new(2, &[32768]);
+        fleet.change(&[0, 1]);
+        tokio::time::sleep(ms(500)).await;
+        fleet.slow.store(400, Ordering::SeqCst);
+        let burst: Vec<_> = (0..60)
+            .map(|n| {
+                let mut request = request(&format!("f{n}"), 128, None);
+                request.limits.unreserved = limit;
+                let manager = fleet.owner(&request).clone();
+                tokio::spawn(async move { manager.assign(request).await })
+            })
+            .collect();
+        let began = Instant::now();
+        let mut leases = 0;
+        for request in burst {
+            match request.await.unwrap() {
+                Ok(_) => leases += 1,
+                Err(AssignError::Throttled(ThrottleReason::Account)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        println!("of {limit}: {leases} leases within {:?}", began.elapsed());
+        assert!((least..=limit).contains(&leases), "{leases}");
+        assert!(began.elapsed() < ms(3000), "{:?}", began.elapsed());
+    }
 }

@@ -194,7 +194,7 @@ impl Shown {
     }
 
     fn text(&self) -> String {
-        let mut text = format!("{} members, view {}\n\n", self.members.len(), self.epoch);
+        let mut text = format!("{} members, view {}{}\n\n", self.members.len(), self.epoch, self.versions());
         let mut table = vec![["MEMBER", "ROLES", "STATE", "VERSION", "ADDRESS", "VIEW", "LOAD"].map(str::to_owned)];
         table.extend(self.members.iter().map(|member| member.row(self.epoch)));
         lay_out(&mut text, &table);
@@ -224,6 +224,18 @@ impl Shown {
             }
         }
         text
+    }
+}
+
+impl Shown {
+    /// Nothing, unless there are several: then an upgrade is under way.
+    fn versions(&self) -> String {
+        let mut versions: BTreeMap<&str, usize> = BTreeMap::new();
+        for member in &self.members {
+            *versions.entry(&member.version).or_default() += 1;
+        }
+        let all: Vec<String> = versions.iter().map(|(version, count)| format!("{version} ({count})")).collect();
+        if all.len() < 2 { String::new() } else { format!(", versions {}", all.join(", ")) }
     }
 }
 
@@ -336,8 +348,17 @@ mod tests {
         assert!(line("w1").contains("2/10 sandboxes (0 starting), 256/1000 MB"), "{text}");
         assert!(line("w2").ends_with(", drained"), "{text}");
         assert!(line("w3").contains("does not answer"), "{text}");
-        assert!(text.contains("w3: no answer within 3s") && text.contains("4 members, view 7"), "{text}");
+        assert!(text.contains("w3: no answer within 3s") && text.contains("4 members, view 7\n"), "{text}");
         assert!(text.lines().all(|line| line == line.trim_end()));
+    }
+
+    #[test]
+    fn several_versions_are_said_at_once() {
+        let newer = Member { version: "2".into(), ..member("w2", Role::Worker) };
+        let view = View::new(1, vec![member("m", Role::WorkerManager), member("w1", Role::Worker), newer]);
+        let silent = || Err("no answer".to_owned());
+        let shown = Shown::new(&view, vec![silent(), silent(), silent()]);
+        assert!(shown.text().starts_with("3 members, view 1, versions 1 (2), 2 (1)\n"), "{}", shown.text());
     }
 
     #[test]
