@@ -83,6 +83,11 @@ def handler(e, c):
 
 
 def test_kernel_doors_are_shut(client, function):
+    assert open_doors(client, function) == []
+
+
+def open_doors(client, function):
+    """What the kernel would do for a function of what it should not."""
     seen = attack(client, function, '''
 libc = ctypes.CDLL(None, use_errno=True)
 def call(number, *args):
@@ -108,7 +113,7 @@ def handler(e, c):
         out["kill_init"] = error.errno
     return out
 ''')
-    assert [k for k, v in seen.items() if v == "allowed"] == []
+    return [k for k, v in seen.items() if v == "allowed"]
 
 
 def test_host_and_neighbours_cannot_be_reached(emberbox, client, function):

@@ -472,7 +472,8 @@ fn is_over(pidfd: &OwnedFd) -> bool {
 
 /// The cgroup of an instance if it can be made; and in words what is so.
 fn make_group(hierarchy: Option<&Hierarchy>, instance: u32, memory_mb: Option<u64>) -> (Option<Group>, String) {
-    const UNLIMITED: &str = "memory, CPU and processes are not limited, sandboxes are not frozen";
+    // Processes are limited all the same, by their resource limit, which the kernel counts in each user namespace apart.
+    const UNLIMITED: &str = "memory and CPU are neither limited nor measured, sandboxes are not frozen";
     let Some(hierarchy) = hierarchy else { return (None, format!("no cgroups on this host: {UNLIMITED}")) };
     let group = hierarchy.instance(instance);
     match group.make().and_then(|()| memory_mb.map_or(Ok(()), |bound| group.limit_memory(bound))) {

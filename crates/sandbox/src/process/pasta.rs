@@ -37,6 +37,19 @@ const OPTIONS: [&str; 17] = [
     "1500",
 ];
 
+/// The program, if it and what it needs are there for this user. The error says, in words, what is missing.
+pub fn find() -> Result<PathBuf, &'static str> {
+    let program = PLACES.iter().map(PathBuf::from).find(|path| path.exists());
+    let program = program.ok_or("pasta (package passt) is not installed")?;
+    if !["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft"].iter().any(|path| Path::new(path).exists()) {
+        return Err("nft (package nftables) is not installed");
+    }
+    if File::options().read(true).write(true).open("/dev/net/tun").is_err() {
+        return Err("this user cannot open /dev/net/tun");
+    }
+    Ok(program)
+}
+
 /// What it takes to connect sandboxes.
 #[derive(Debug)]
 pub struct Pasta {
@@ -48,15 +61,7 @@ pub struct Pasta {
 impl Pasta {
     /// Looks for it. The error says, in words, what is missing.
     pub fn find(filter: String) -> Result<Self, &'static str> {
-        let program = PLACES.iter().map(PathBuf::from).find(|path| path.exists());
-        let program = program.ok_or("pasta (package passt) is not installed")?;
-        if !["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft"].iter().any(|path| Path::new(path).exists()) {
-            return Err("nft (package nftables) is not installed");
-        }
-        if File::options().read(true).write(true).open("/dev/net/tun").is_err() {
-            return Err("this user cannot open /dev/net/tun");
-        }
-        Ok(Self { program, filter })
+        Ok(Self { program: find()?, filter })
     }
 
     /// Connects the network namespace of process `pid`, as a sibling of the caller. Returns before it is connected: see
