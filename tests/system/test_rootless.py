@@ -33,10 +33,11 @@ class Rootless(Emberbox):
         super().__init__(**kwargs)
         self.binary = self.data_dir / "emberbox"
         shutil.copy(BINARY, self.binary)
-        for installed in ("runtimes", "roots"):
-            (RUNTIMES / installed).mkdir(parents=True, exist_ok=True)
-            command = ["cp", "-a", "--reflink=auto", RUNTIMES / installed, self.data_dir]
-            subprocess.run(command, check=True)
+        for installed, which in (("runtimes", PYTHON + "-*"), ("roots", "*")):
+            (self.data_dir / installed).mkdir()
+            command = ["cp", "-a", "--reflink=auto", *(RUNTIMES / installed).glob(which), self.data_dir / installed]
+            if len(command) > 4:  # else it installs what it needs itself
+                subprocess.run(command, check=True)
         subprocess.run(["chown", "-R", "65534:65534", self.data_dir], check=True)
         self.prefix = ["unshare", "--mount", "sh", "-c", LAUNCHER, str(self.data_dir), oct(tun)[2:]]
 
