@@ -29,7 +29,7 @@ exec setpriv %s -- "$@" """ % " ".join(NOBODY)
 class Rootless(Emberbox):
     """A server of the user nobody's, with files that all are his."""
 
-    def __init__(self, tun=0o666, **kwargs):
+    def __init__(self, tun=0o666, offline=False, **kwargs):
         super().__init__(**kwargs)
         self.binary = self.data_dir / "emberbox"
         shutil.copy(BINARY, self.binary)
@@ -39,7 +39,9 @@ class Rootless(Emberbox):
             if len(command) > 4:  # else it installs what it needs itself
                 subprocess.run(command, check=True)
         subprocess.run(["chown", "-R", "65534:65534", self.data_dir], check=True)
-        self.prefix = ["unshare", "--mount", "sh", "-c", LAUNCHER, str(self.data_dir), oct(tun)[2:]]
+        launcher = ["unshare", "--mount", "--net"] if offline else ["unshare", "--mount"]
+        script = "ip link set lo up; " + LAUNCHER if offline else LAUNCHER
+        self.prefix = [*launcher, "sh", "-c", script, str(self.data_dir), oct(tun)[2:]]
 
     def doctor(self):
         command = [*self.prefix, self.binary, "doctor", "--json", "--data-dir", self.data_dir]
@@ -209,6 +211,23 @@ def test_without_a_way_out_functions_have_loopback():
         assert found["pasta"]["status"] == "warning" and "passt" in found["pasta"]["remedy"] and code == 0, found["pasta"]
         seen = invoke(create(server, CONNECT), "f", [["1.1.1.1", 53]]).json
         assert seen == {"reached": [False], "devices": ["lo"]}
+
+
+@pytest.mark.needs("egress", "pasta", "nsenter")
+def test_functions_run_while_the_host_is_offline(tmp_path):
+    """With pasta, which then has nothing to connect them with. The server is in a network that has loopback alone."""
+    (tmp_path / "index.py").write_text(CONNECT)
+    with rootless(offline=True) as server:
+
+        def ember(*args):
+            inside = ["nsenter", f"--net=/proc/{server.process.pid}/ns/net", BINARY, *args, "--endpoint", server.endpoint]
+            out = subprocess.run(inside, capture_output=True, text=True, timeout=120)
+            assert out.returncode == 0, out.stderr
+            return out.stdout
+
+        assert "this host has no default route; until it has, new sandboxes have loopback only" in server.log_path.read_text()
+        ember("deploy", tmp_path, "--name", "f", "--runtime", PYTHON)
+        assert json.loads(ember("invoke", "f", '[["1.1.1.1", 53]]')) == {"reached": [False], "devices": ["lo"]}
 
 
 def create(server, code):

@@ -26,7 +26,7 @@ use super::config::{Egress, Network, ProcessConfig, Range};
 use super::firewall::{self, Firewall};
 use super::instance::{Instance, Slot, device_prefix};
 use super::messages::{Order, Report, Spec};
-use super::pasta::Pasta;
+use super::pasta::{self, Pasta};
 use super::scratch::Scratch;
 use super::standbys::{Kind, Standbys};
 
@@ -179,6 +179,10 @@ impl Helper {
                     Ok(pasta) => {
                         way_out = WayOut::Pasta(pasta);
                         notes.push("network: egress by one pasta process for each sandbox, of 20 MiB".to_owned());
+                        if !pasta::host_is_connected() {
+                            let until = "network: this host has no default route; until it has, new sandboxes have loopback only";
+                            notes.push(until.to_owned());
+                        }
                     }
                     Err(why) => notes.push(format!("network: none, functions have loopback only: without root, {why}")),
                 }
