@@ -82,6 +82,27 @@ def handler(e, c):
     assert [p for p, written in seen.items() if written] == ["/tmp/ok"]
 
 
+def test_devices_are_the_harmless_ones(client, function):
+    seen = attack(client, function, '''
+import stat
+def handler(e, c):
+    found = {}
+    for folder, _, names in os.walk("/"):
+        if folder.startswith("/proc"):
+            continue
+        for name in names:
+            path = os.path.join(folder, name)
+            mode = os.lstat(path).st_mode
+            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+                found[path] = [stat.S_ISCHR(mode), os.major(os.lstat(path).st_rdev), os.minor(os.lstat(path).st_rdev)]
+    return found
+''')
+    assert seen == {
+        "/dev/null": [True, 1, 3], "/dev/zero": [True, 1, 5], "/dev/full": [True, 1, 7], "/dev/random": [True, 1, 8],
+        "/dev/urandom": [True, 1, 9], "/dev/tty": [True, 5, 0],
+    }
+
+
 def test_kernel_doors_are_shut(client, function):
     assert open_doors(client, function) == []
 
