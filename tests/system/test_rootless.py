@@ -4,6 +4,7 @@ is left. The attacks are those of test_attacks.py, on this server."""
 import contextlib
 import json
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -123,6 +124,7 @@ def test_functions_are_deployed_and_run(emberbox, tmp_path):
     for n in range(3):
         out = ember("invoke", "python", str(n), "--tail")
         assert json.loads(out.stdout) == [n, 993] and f"said {n}" in out.stderr, "the user that functions know themselves as"
+        assert 5 < int(re.search(r"Max Memory Used: (\d+) MB", out.stderr)[1]) <= 128, out.stderr
     assert RUST_ECHO.exists(), f"{RUST_ECHO} is built by `cargo xtask test`"
     ember("deploy", RUST_ECHO, "--name", "rust")
     for n in range(3):
@@ -165,7 +167,7 @@ def test_what_is_not_enforced_is_said(emberbox):
         assert "limits and freezing are enforced" in log, log
     else:
         assert found["cgroups"]["status"] == "warning" and "may not write" in found["cgroups"]["detail"], found["cgroups"]
-        assert "cgroups cannot be used" in log and "memory and CPU are neither limited nor measured, sandboxes are not frozen" in log, log
+        assert "cgroups cannot be used" in log and "memory and CPU are not limited, sandboxes are not frozen" in log, log
     assert "/tmp is in memory and counts as such" in log, log
 
 

@@ -27,6 +27,7 @@ use super::firewall::{self, Firewall};
 use super::instance::{Instance, Slot, device_prefix};
 use super::messages::{Order, Report, Spec};
 use super::pasta::{self, Pasta};
+use super::peaks;
 use super::scratch::Scratch;
 use super::standbys::{Kind, Standbys};
 
@@ -275,7 +276,9 @@ impl Helper {
             let assigned = if stands_by { self.complete(&blank, &spec) } else { self.assign(&blank, &spec) };
             match assigned {
                 Ok(()) => {
-                    let report = Report::Created { number, group: blank.group.clone() };
+                    let group = blank.group.clone();
+                    let init = if group.is_none() { peaks::pid_of(&blank.pidfd) } else { None };
+                    let report = Report::Created { number, group, init };
                     // An engine that is gone is noticed by the next receive.
                     let _ = self.engine.send(&report, &[blank.control.as_fd()]);
                     self.live.insert(number, Dying { number: Some(number), ..Dying::from(blank) });
@@ -477,7 +480,7 @@ fn is_over(pidfd: &OwnedFd) -> bool {
 /// The cgroup of an instance if it can be made; and in words what is so.
 fn make_group(hierarchy: Option<&Hierarchy>, instance: u32, memory_mb: Option<u64>) -> (Option<Group>, String) {
     // Processes are limited all the same, by their resource limit, which the kernel counts in each user namespace apart.
-    const UNLIMITED: &str = "memory and CPU are neither limited nor measured, sandboxes are not frozen";
+    const UNLIMITED: &str = "memory and CPU are not limited, sandboxes are not frozen";
     let Some(hierarchy) = hierarchy else { return (None, format!("no cgroups on this host: {UNLIMITED}")) };
     let group = hierarchy.instance(instance);
     match group.make().and_then(|()| memory_mb.map_or(Ok(()), |bound| group.limit_memory(bound))) {

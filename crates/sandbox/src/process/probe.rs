@@ -108,7 +108,7 @@ fn cgroups() -> Finding {
         name: "cgroups",
         ok,
         detail,
-        advice: "memory and CPU are neither limited nor measured without, and sandboxes not frozen: run as root, on a host (or in a \
+        advice: "without, memory and CPU are not limited, and sandboxes not frozen: run as root, on a host (or in a \
                  container) with its cgroups mounted and writable",
     }
 }
