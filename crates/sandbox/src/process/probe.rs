@@ -51,7 +51,7 @@ pub fn probe() -> HostReport {
         cgroups(),
         seccomp(),
         landlock(),
-        file("loop devices", "/dev/loop-control", "without, /tmp is in memory: modprobe loop"),
+        file("loop devices", "/dev/loop-control", "without, /tmp is in memory: modprobe loop, and run as root"),
         command("nft", &["--version"], "makes functions' network: apt-get install nftables, or set network = \"none\""),
         command("mkfs.ext4", &["-V"], "without, /tmp is in memory: apt-get install e2fsprogs"),
         veth(),
