@@ -436,6 +436,15 @@ def test_bad_packages(client, code, message):
     fails("ResourceNotFoundException", client.get_function, None, 404, FunctionName=name)
 
 
+def test_a_package_from_s3_without_one(client):
+    """No error that a client would try again: the operator has to do something, or the caller."""
+    response = fails(
+        "InvalidParameterValueException", client.create_function, None, 400, FunctionName="f", Runtime=PYTHON,
+        Handler="index.handler", Role=ROLE, Code={"S3Bucket": "bucket", "S3Key": "key"},
+    )
+    assert "s3://bucket/key" in response["Error"]["Message"] and "[s3]" in response["Error"]["Message"], response
+
+
 def test_zip_bomb(client):
     bomb = zip_bytes({"zeros": b"\0" * 263_000_000})
     fails(

@@ -123,6 +123,17 @@ def test_logs_follow(ember, emberbox, client, function):
     assert sum(line.startswith("START") for line in seen) == 3
 
 
+def test_logs_of_a_function_that_is_not_there(ember, client, function):
+    out = ember("logs", "nosuch", check=False)
+    assert out.returncode == 1 and "Function not found" in out.stderr and not out.stdout, out.stderr
+    name = function('def handler(event, context):\n    print("said", event)\n')
+    assert "Nothing in" in ember("logs", name).stderr, "it is there, and has written nothing"
+    invoke(client, name, 5)
+    wait_until(lambda: "said 5" in ember("logs", name).stdout, 10, "logs")
+    client.delete_function(FunctionName=name)
+    assert "said 5" in ember("logs", name).stdout, "its log outlives it"
+
+
 def test_deploy_a_bootstrap(ember, tmp_path):
     name = "cli-" + uuid.uuid4().hex[:8]
     target = tmp_path / "bootstrap"

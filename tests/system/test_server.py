@@ -348,6 +348,27 @@ def test_new_sandboxes_are_bounded_in_time():
         assert attempt("other", 0) == 1, "another function has a rate of its own"
 
 
+@pytest.mark.process_only("the worker manager decides when, and crates/sandbox/tests/microvm has a network of its own")
+def test_idle_sandboxes_go_and_no_network_is_loopback_alone():
+    """`[sandbox] idle_timeout` and `network = "none"`."""
+    with running(config='[sandbox]\nidle_timeout = "1s"\nnetwork = "none"\n') as server:
+        client = server.client()
+        create(
+            client, "f",
+            "import socket, uuid\nME = str(uuid.uuid4())\n"
+            "def handler(e, c):\n    return [ME, [name for _, name in socket.if_nameindex()]]\n",
+        )
+
+        def sandboxes():
+            metrics = urllib.request.urlopen(server.endpoint + "/metrics").read().decode().splitlines()
+            return sum(float(line.split()[-1]) for line in metrics if line.startswith("emberbox_worker_sandboxes{"))
+
+        (first, devices), again = invoke(client, "f").json, invoke(client, "f").json
+        assert devices == ["lo"] and again == [first, devices], "warm, it serves again"
+        wait_until(lambda: sandboxes() == 0, 20, "the idle sandbox is gone")
+        assert invoke(client, "f").json[0] != first
+
+
 @pytest.mark.process_only("nothing in it depends on the sandbox")
 def test_the_timeline_is_in_the_log():
     with running(env={"EMBERBOX_LOG": "info", "NO_COLOR": "1"}) as server:

@@ -10,6 +10,7 @@ use crate::run;
 /// A program that the tests or the product need, the Debian package that brings it, and why.
 const PROGRAMS: &[(&str, &str, &str)] = &[
     ("nft", "nftables", "network rules of the sandboxes"),
+    ("pasta", "passt", "the network of sandboxes that are made without root"),
     ("ip", "iproute2", "the tests look at links and addresses"),
     ("mkfs.ext4", "e2fsprogs", "the sandboxes' /tmp"),
     ("python3", "python3", "Python functions, and the tests' clients"),
@@ -41,54 +42,87 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
 const FILES: &[(&str, &str, &str)] = &[
     ("/usr/include/gelf.h", "libelf-dev", "builds the guest kernel"),
     ("/usr/include/openssl/opensslv.h", "libssl-dev", "builds the guest kernel"),
-    (images::kernel::SOURCE, images::kernel::SOURCE_PACKAGE, "the guest kernel's source"),
 ];
 
 /// The other half of QEMU's vsock device, which Debian 12 has no package of.
 const VSOCK_DEVICE: (&str, &str) = ("vhost-device-vsock", "0.3.0");
 
-/// Installs what is missing, saying what and why; without root it says what to run.
+/// Installs what is missing, saying what and why; without root it says what to run. What this release of Debian does not
+/// offer is named and left out: the tests that want it say so, each by its name.
 pub fn debian_packages() -> Result<()> {
-    let mut missing: Vec<(&str, &str)> = Vec::new();
-    for (program, package, why) in PROGRAMS {
-        if !on_path(program) {
-            missing.push((package, why));
-        }
-    }
-    for (file, package, why) in FILES {
-        if !Path::new(file).exists() {
-            missing.push((package, why));
-        }
-    }
-    if on_path("python3") && !succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"])) {
-        missing.push(("python3-venv", "the tests' own Python environment"));
-    }
-    if !has_postgres() {
-        missing
-            .push(("postgresql", "metadata and the event queue in PostgreSQL; the tests start servers of their own"));
-    }
-    if missing.is_empty() {
+    let mut missing = missing_packages();
+    let kernel_source = images::kernel::installed_source().is_file();
+    if missing.is_empty() && kernel_source {
         return Ok(());
     }
-    println!("Missing on this machine:");
-    for (package, why) in &missing {
-        println!("  {package:<16} {why}");
+    let may_install = succeeds(Command::new("sh").args(["-c", "test $(id -u) = 0 && command -v apt-get"]));
+    if may_install {
+        // Before anything is chosen: a fresh machine has no list of packages.
+        let mut update = Command::new("apt-get");
+        update.args(["update", "-q"]);
+        run(&mut update)?;
     }
-    let packages: Vec<&str> = missing.iter().map(|(package, _)| *package).collect();
+    let printed = printed_by(Command::new("apt-cache").args(["pkgnames", "linux-source-"]));
+    match images::kernel::source_package(&printed) {
+        _ if kernel_source => {}
+        Some(package) => missing.push((package.to_owned(), "the guest kernel's source")),
+        None => println!("No package linux-source-6.1 or newer is offered here: there will be no guest kernel."),
+    }
+    let names = missing.iter().map(|(package, _)| package);
+    let policy = printed_by(Command::new("apt-cache").arg("policy").args(names).env("LC_ALL", "C"));
+    let (offered, rest): (Vec<_>, Vec<_>) = missing.into_iter().partition(|(package, _)| is_offered(&policy, package));
+    for (heading, packages) in [("Missing on this machine:", &offered), ("Missing, and not offered by its apt:", &rest)]
+    {
+        if !packages.is_empty() {
+            println!("{heading}");
+        }
+        for (package, why) in packages {
+            println!("  {package:<16} {why}");
+        }
+    }
+    if offered.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = offered.iter().map(|(package, _)| package.as_str()).collect();
     let install = format!("apt-get install --no-install-recommends {}", packages.join(" "));
-    if !succeeds(Command::new("sh").args(["-c", "test $(id -u) = 0 && command -v apt-get"])) {
+    if !may_install {
         bail!("please run, as root: {install}");
     }
     println!("Running: {install}");
-    let mut update = Command::new("apt-get");
-    update.args(["update", "-q"]);
-    run(&mut update)?;
     let mut command = Command::new("apt-get");
     command
         .env("DEBIAN_FRONTEND", "noninteractive")
         .args(["install", "-y", "-q", "--no-install-recommends"])
         .args(packages);
     run(&mut command)
+}
+
+/// Each package that this machine lacks, and why it is wanted.
+fn missing_packages() -> Vec<(String, &'static str)> {
+    let programs = PROGRAMS.iter().filter(|(program, ..)| !on_path(program));
+    let files = FILES.iter().filter(|(file, ..)| !Path::new(file).exists());
+    let mut missing: Vec<(String, &str)> =
+        programs.chain(files).map(|(_, package, why)| ((*package).to_owned(), *why)).collect();
+    let mut lacks = |package: &str, why| missing.push((package.to_owned(), why));
+    if on_path("python3") && !succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"])) {
+        lacks("python3-venv", "the tests' own Python environment");
+    }
+    if !has_postgres() {
+        lacks("postgresql", "metadata and the event queue in PostgreSQL; the tests start servers of their own");
+    }
+    missing
+}
+
+/// Whether apt could install a package, by what `apt-cache policy` printed. Where it printed nothing at all, apt shall say.
+fn is_offered(policy: &str, package: &str) -> bool {
+    let lines = policy.lines().skip_while(|line| line.strip_suffix(':') != Some(package)).skip(1);
+    let mut own = lines.take_while(|line| line.starts_with(' '));
+    let candidate = own.find_map(|line| line.trim().strip_prefix("Candidate: "));
+    policy.is_empty() || candidate.is_some_and(|candidate| candidate != "(none)")
+}
+
+fn printed_by(command: &mut Command) -> String {
+    command.output().map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }
 
 /// A virtual environment in `target/venv` with `requirements`; made again when they change. Returns its `bin`.
@@ -139,14 +173,24 @@ pub fn node_packages(root: &Path, manifest: &Path) -> Result<()> {
 pub struct MicroVm {
     kernel: PathBuf,
     tools: PathBuf,
+    /// Why there is none. Nothing but the tests of microVMs needs it: each says by its name that it was skipped.
+    pub lacking: Option<String>,
 }
 
 impl MicroVm {
-    /// Builds what is missing in `target`: minutes at first, then nothing.
+    /// Builds what is missing in `target`: minutes at first, then nothing. Where that fails, on another release of Debian
+    /// perhaps, it is said and the rest goes on; with EMBERBOX_REQUIRE_ALL it is an error.
     pub fn set_up(root: &Path) -> Result<Self> {
-        let made = Self { kernel: root.join("target/guest-kernel/vmlinux"), tools: root.join("target/tools") };
-        made.build_kernel()?;
-        made.install_vsock_device()?;
+        let kernel = root.join("target/guest-kernel/vmlinux");
+        let mut made = Self { kernel, tools: root.join("target/tools"), lacking: None };
+        let built = made.build_kernel().and_then(|()| made.install_vsock_device());
+        match built {
+            Err(error) if std::env::var_os("EMBERBOX_REQUIRE_ALL").is_none() => {
+                println!("MicroVMs cannot be set up, and their tests are skipped: {error:#}");
+                made.lacking = Some(format!("{error:#}"));
+            }
+            other => other?,
+        }
         Ok(made)
     }
 
@@ -198,4 +242,20 @@ fn has_postgres() -> bool {
 
 fn succeeds(command: &mut Command) -> bool {
     command.output().is_ok_and(|output| output.status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_apt_does_not_offer_is_told_from_the_rest() {
+        let policy = "passt:\n  Installed: (none)\n  Candidate: 0.0~git20230309\n  Version table:\n     0.0~git20230309 500\n\
+                      docker-registry:\n  Installed: (none)\n  Candidate: (none)\n  Version table:\n\
+                      systemd:\n  Installed: 252.38-1\n  Candidate: 252.39-1\n";
+        assert!(is_offered(policy, "passt") && is_offered(policy, "systemd"));
+        assert!(!is_offered(policy, "docker-registry"), "it has no candidate, whatever the next package has");
+        assert!(!is_offered(policy, "never-heard-of"));
+        assert!(is_offered("", "passt"), "apt itself shall say");
+    }
 }

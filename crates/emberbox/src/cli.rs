@@ -433,7 +433,7 @@ data directory, in oci, which is a layout as well: a digest is pulled once, a ta
         /// Where to [default: where `emberbox serve` looks for it]
         #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
         output: Option<PathBuf>,
-        /// The source, a tarball of Linux 6.1 [default: that of Debian's package linux-source-6.1]
+        /// The source, a tarball of Linux 6.1 or newer [default: that of Debian's linux-source-6.1, or else the newest in /usr/src]
         #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
         source: Option<PathBuf>,
         /// Print where it is as JSON

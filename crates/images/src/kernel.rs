@@ -6,10 +6,15 @@
 //!                        vmlinux, vmlinux.stamp ◄──strip── make vmlinux ◄─────────────────┘
 //! ```
 //!
+//! The configuration was made for Linux 6.1, Debian 12's. Where that is not to be had, a newer one takes it too (6.12,
+//! Debian 13's, lacks two, which are on by default there): what it calls otherwise is asked for by its words, and what it has not is left out and
+//! said.
+//!
 //! The same source, configuration and compiler give the same bytes. The stamp beside the result tells what it was made
 //! from: as long as that is the same, nothing is built.
 
 mod config;
+mod source;
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -19,15 +24,16 @@ use std::process::{Command, Stdio};
 use std::time::UNIX_EPOCH;
 
 use sha2::{Digest as _, Sha256};
+pub use source::{installed as installed_source, package as source_package};
 
 /// What is asked of the kernel, each option with its reason.
 pub const CONFIG: &str = include_str!("../kernel/x86_64.config");
 
-/// Where the Debian package [`SOURCE_PACKAGE`] puts the source.
-pub const SOURCE: &str = "/usr/src/linux-source-6.1.tar.xz";
+/// What newer kernels than 6.1 call otherwise, asked for as well.
+pub const LATER_CONFIG: &str = include_str!("../kernel/x86_64.later.config");
 
-/// The Debian package with the source. 6.1 is Debian 12's; the configuration is for this version.
-pub const SOURCE_PACKAGE: &str = "linux-source-6.1";
+/// Debian's package that depends on the kernel source of its release.
+const SOURCE_PACKAGE: &str = "linux-source";
 
 /// The program that building needs, and Debian's package with it.
 const PROGRAMS: &[(&str, &str)] = &[
@@ -57,7 +63,7 @@ pub enum KernelError {
     /// The source is not installed.
     #[error(
         "build the guest kernel: there is no kernel source at {}; install it with `apt-get install {SOURCE_PACKAGE}`, or \
-         name the tarball of another 6.1",
+         name the tarball of a Linux from 6.1 on",
         path.display()
     )]
     NoSource {
@@ -72,10 +78,10 @@ pub enum KernelError {
         /// The Debian packages that bring it.
         packages: String,
     },
-    /// The kernel's configuration has not what was asked for: the options changed, or need others.
+    /// The kernel's configuration has not what was asked for, though the source has these options: they need others.
     #[error(
         "configure the guest kernel from {}: these options of crates/images/kernel/x86_64.config did not survive, so \
-         this source has not got them, or they need others: {options}",
+         with this source they need others: {options}",
         path.display()
     )]
     Options {
@@ -120,7 +126,7 @@ pub enum Built {
 /// What to build from, and whereto.
 #[derive(Clone, Debug)]
 pub struct Build {
-    /// The source, a tarball whose one top folder is the kernel's tree. [`SOURCE`] by default.
+    /// The source, a tarball whose one top folder is the kernel's tree. By default [`installed_source`].
     pub source: PathBuf,
     /// The kernel: an uncompressed ELF file, as Firecracker wants it, stripped.
     ///
@@ -134,7 +140,7 @@ impl Build {
     /// From Debian's source, with as many compilers as there are CPUs.
     pub fn new(output: impl Into<PathBuf>) -> Self {
         let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { source: SOURCE.into(), output: output.into(), jobs }
+        Self { source: installed_source(), output: output.into(), jobs }
     }
 
     fn beside(&self, suffix: &str) -> PathBuf {
@@ -150,8 +156,8 @@ impl Build {
             _ => KernelError::Io { doing: "read the kernel source", path: self.source.clone(), source },
         })?;
         let changed = meta.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
-        let config = hex::encode(Sha256::digest(CONFIG));
         let name = self.source.file_name().unwrap_or_default().to_string_lossy();
+        let config = hex::encode(Sha256::digest(if name == source::FIRST { CONFIG.into() } else { asked() }));
         Ok(format!("config {config}\nsource {name} {} bytes, changed {}\n", meta.len(), changed.as_secs()))
     }
 }
@@ -200,16 +206,23 @@ fn in_tree(build: &Build, tree: &Path, progress: &dyn Fn(&str)) -> Result<(), Ke
     run("unpack the kernel source", &mut unpack, &mut |_| {})?;
 
     progress("configuring the kernel");
-    let asked = tree.join("emberbox.config");
-    std::fs::write(&asked, CONFIG).map_err(at("write", &asked))?;
+    let file = tree.join("emberbox.config");
+    std::fs::write(&file, asked()).map_err(at("write", &file))?;
     let mut configure = make(tree);
     configure.arg("-s").arg("KCONFIG_ALLCONFIG=emberbox.config").arg("allnoconfig");
     run("configure the guest kernel", &mut configure, &mut |_| {})?;
     let effective = tree.join(".config");
     let effective = std::fs::read_to_string(&effective).map_err(at("read", &effective))?;
-    let lost = config::lost(CONFIG, &effective);
+    let asked = asked();
+    let lost = config::lost(&asked, &effective);
     if !lost.is_empty() {
-        return Err(KernelError::Options { path: build.source.clone(), options: lost.join(", ") });
+        let known = source::options(tree).map_err(at("read the options of", tree))?;
+        let (refused, unknown): (Vec<&str>, Vec<&str>) =
+            lost.into_iter().partition(|line| config::name(line).is_none_or(|name| known.contains(name)));
+        if !refused.is_empty() {
+            return Err(KernelError::Options { path: build.source.clone(), options: refused.join(", ") });
+        }
+        progress(&format!("this kernel has no such option, and is built without: {}", unknown.join(", ")));
     }
 
     progress("compiling the kernel; this takes some minutes");
@@ -231,6 +244,11 @@ fn in_tree(build: &Build, tree: &Path, progress: &dyn Fn(&str)) -> Result<(), Ke
     strip.arg("-o").arg(&stripped).arg(tree.join("vmlinux"));
     run("strip the guest kernel", &mut strip, &mut |_| {})?;
     std::fs::rename(&stripped, &build.output).map_err(at("put in place", &build.output))
+}
+
+/// All that is asked for. A kernel that does not know an option ignores it.
+fn asked() -> String {
+    [CONFIG, LATER_CONFIG].concat()
 }
 
 /// How many files are compiled, for the progress; nothing depends on it.
@@ -333,9 +351,6 @@ mod tests {
     fn a_missing_source_says_how_to_get_it() {
         let kernel = Build { source: "/nowhere/linux.tar.xz".into(), output: "/nowhere/vmlinux".into(), jobs: 1 };
         let error = kernel.stamp().unwrap_err().to_string();
-        assert!(
-            error.contains("/nowhere/linux.tar.xz") && error.contains("apt-get install linux-source-6.1"),
-            "{error}"
-        );
+        assert!(error.contains("/nowhere/linux.tar.xz") && error.contains("apt-get install linux-source`"), "{error}");
     }
 }

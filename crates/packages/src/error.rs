@@ -44,7 +44,18 @@ pub enum PackageError {
         /// Which key.
         key: String,
     },
-    /// S3 is not configured, or its endpoint does not answer: `ServiceException` (500).
+    /// There is no S3 to ask: `InvalidParameterValueException` (400), as no other attempt helps.
+    #[error(
+        "This Emberbox has no S3 endpoint to get s3://{bucket}/{key} from. Name one by [s3] in its configuration, or send the \
+         package as ZipFile."
+    )]
+    NoS3 {
+        /// Which bucket.
+        bucket: String,
+        /// Which key.
+        key: String,
+    },
+    /// The endpoint of S3 does not answer: `ServiceException` (500).
     #[error("get s3://{bucket}/{key}: {cause}")]
     S3Unreachable {
         /// Which bucket.

@@ -115,11 +115,7 @@ impl Packages {
     /// Reads an object from the configured S3-compatible endpoint; at most `limits.unzipped` bytes.
     pub async fn fetch_s3(&self, bucket: &str, key: &str, version: Option<&str>) -> Result<Bytes, PackageError> {
         let Some(s3) = &self.inner.config.s3 else {
-            return Err(PackageError::S3Unreachable {
-                bucket: bucket.to_owned(),
-                key: key.to_owned(),
-                cause: "no S3 endpoint is configured; set [s3] in the configuration".to_owned(),
-            });
+            return Err(PackageError::NoS3 { bucket: bucket.to_owned(), key: key.to_owned() });
         };
         s3::get_object(s3, bucket, key, version, self.inner.config.limits.unzipped).await
     }

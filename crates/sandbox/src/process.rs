@@ -37,6 +37,7 @@ pub(crate) mod helper;
 pub(crate) mod instance;
 mod messages;
 mod pasta;
+mod peaks;
 mod probe;
 pub(crate) mod scratch;
 mod standbys;

@@ -83,9 +83,10 @@ fn source(code: &FunctionCode) -> Result<Source, ApiError> {
 /// A refused or unavailable package in the API's terms.
 pub(crate) fn package_error(error: &PackageError) -> ApiError {
     let code = match error {
-        PackageError::Unzip { .. } | PackageError::UnzippedTooLarge { .. } | PackageError::S3 { .. } => {
-            ErrorCode::InvalidParameterValueException
-        }
+        PackageError::Unzip { .. }
+        | PackageError::UnzippedTooLarge { .. }
+        | PackageError::S3 { .. }
+        | PackageError::NoS3 { .. } => ErrorCode::InvalidParameterValueException,
         PackageError::ZippedTooLarge { .. } => ErrorCode::RequestEntityTooLargeException,
         PackageError::S3AccessDenied { .. } => ErrorCode::AccessDeniedException,
         PackageError::NotFound { .. } | PackageError::Damaged { .. } => ErrorCode::InvalidZipFileException,

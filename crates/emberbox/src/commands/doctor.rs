@@ -135,6 +135,7 @@ fn process_sandbox(config: &Config) -> Vec<Finding> {
             "nft" if report.root && network => Status::Missing,
             "nft" | "veth" | "pasta" if !network => Status::Optional,
             "pasta" if report.root => Status::Optional,
+            "veth" if !report.root => Status::Optional,
             "/dev/kvm" => Status::Optional,
             _ => Status::Warning,
         };

@@ -39,7 +39,7 @@ struct Event {
 
 /// Prints what a function wrote.
 pub async fn run(client: &Client, args: Logs) -> Result<ExitCode> {
-    let group = log_group(client, &args.name).await?;
+    let Group { name: group, mut unknown } = log_group(client, &args.name).await?;
     let mut start = now() - i64::try_from(args.since.as_millis()).context("--since is too long")?;
     let mut seen: HashSet<String> = HashSet::new();
     let mut newest = start;
@@ -50,7 +50,10 @@ pub async fn run(client: &Client, args: Logs) -> Result<ExitCode> {
         loop {
             let page = match page(client, &group, start, token).await {
                 Ok(page) => page,
-                Err(error) if no_group(&error) => Page { events: Vec::new(), next_token: None },
+                Err(error) if no_group(&error) => match unknown.take() {
+                    Some(unknown) => return Err(unknown),
+                    None => Page { events: Vec::new(), next_token: None },
+                },
                 Err(error) => return Err(error),
             };
             for event in page.events {
@@ -75,6 +78,7 @@ pub async fn run(client: &Client, args: Logs) -> Result<ExitCode> {
             eprintln!("Waiting for {group}; Ctrl-C ends this.");
         }
         first = false;
+        unknown = None;
         // Only what is asked for again has to be remembered.
         start = start.max(newest - LATE);
         seen = fresh;
@@ -84,23 +88,30 @@ pub async fn run(client: &Client, args: Logs) -> Result<ExitCode> {
 
 /// What a function wrote within the last `since`; the first page of it.
 pub async fn recent(client: &Client, name: &str, since: Duration) -> Result<String> {
-    let group = log_group(client, name).await?;
+    let group = log_group(client, name).await?.name;
     let start = now() - i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
     let page = page(client, &group, start, None).await?;
     Ok(page.events.iter().map(|event| line(&event.message)).collect())
 }
 
+struct Group {
+    name: String,
+    /// The function is not there, in the server's words. Its log may be.
+    unknown: Option<anyhow::Error>,
+}
+
 /// The group that the function logs to; the default one if it exists no more.
-async fn log_group(client: &Client, name: &str) -> Result<String> {
+async fn log_group(client: &Client, name: &str) -> Result<Group> {
     let request = GetFunctionConfigurationRequest { function_name: name.to_owned(), ..Default::default() };
     match client.call::<GetFunctionConfiguration>(&request).await {
-        Ok(configuration) => Ok(configuration
-            .logging_config
-            .and_then(|logging| logging.log_group)
-            .unwrap_or_else(|| format!("/aws/lambda/{}", configuration.function_name.as_deref().unwrap_or(name)))),
+        Ok(configuration) => {
+            let default = || format!("/aws/lambda/{}", configuration.function_name.as_deref().unwrap_or(name));
+            let name = configuration.logging_config.and_then(|logging| logging.log_group).unwrap_or_else(default);
+            Ok(Group { name, unknown: None })
+        }
         Err(error) if error.downcast_ref::<ApiError>().is_some_and(|e| e.status == 404) => {
             let name = domain::FunctionRef::parse(name).map_or_else(|| name.to_owned(), |reference| reference.name);
-            Ok(format!("/aws/lambda/{name}"))
+            Ok(Group { name: format!("/aws/lambda/{name}"), unknown: Some(error) })
         }
         Err(error) => Err(error),
     }

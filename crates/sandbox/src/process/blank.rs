@@ -21,7 +21,7 @@ use rustix::thread::CapabilitySets;
 use super::cgroup::Group;
 use super::config::Range;
 use super::instance::Slot;
-use super::pasta::Pasta;
+use super::pasta::{self, Pasta};
 use super::scratch::Scratch;
 use crate::api::LINK_ADDRESS;
 
@@ -235,6 +235,7 @@ fn raise(pattern: &Pattern, slot: Slot, pid: i32, control: &Channel) -> Result<R
     let (uplink, pasta) = match &pattern.way_out {
         WayOut::None => (None, None),
         WayOut::Links(pool) => (Some(link(pattern.instance, slot, *pool, Namespace::Of(pid))?), None),
+        WayOut::Pasta(_) if !pasta::host_is_connected() => (None, None),
         WayOut::Pasta(pasta) => (None, Some(pasta.connect(pid)?)),
     };
     let prepare = Prepare {

@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::Access;
 use serde::{Deserialize, Serialize};
 
 use crate::Usage;
@@ -107,6 +108,16 @@ impl Hierarchy {
             [] => format!("cgroup {version}: memory, CPU and process limits and freezing are enforced"),
             missing => format!("cgroup {version}, but without {}: not limited", missing.join(", ")),
         }
+    }
+
+    /// The first directory in which this user may not make groups, if there is one.
+    pub fn closed(&self) -> Option<PathBuf> {
+        let makes_groups_in = |root: &PathBuf| {
+            let ours = root.join(PARENT);
+            if ours.is_dir() { ours } else { root.clone() }
+        };
+        let may_write = |directory: &PathBuf| rustix::fs::access(directory, Access::WRITE_OK).is_ok();
+        self.roots.iter().map(|(_, root)| makes_groups_in(root)).find(|directory| !may_write(directory))
     }
 
     /// The cgroup of an instance.

@@ -27,6 +27,7 @@ use super::config::ProcessConfig;
 use super::connection::Connection;
 use super::helper::raise_descriptor_limit;
 use super::messages::{Order, Report};
+use super::peaks;
 use crate::api::{
     Command, ExitStatus, Listener, Process, ProcessId, Sandbox, SandboxEngine, SandboxError, SandboxEvent, SandboxSpec,
     Signal, Usage,
@@ -62,6 +63,7 @@ struct Pending {
 struct Created {
     control: OwnedFd,
     group: Option<Group>,
+    init: Option<i32>,
 }
 
 impl ProcessEngine {
@@ -133,9 +135,9 @@ impl ProcessEngine {
 impl Helper {
     fn handle(&self, report: Report, descriptors: Vec<OwnedFd>) {
         match report {
-            Report::Created { number, group } => {
+            Report::Created { number, group, init } => {
                 let waiting = self.pending.lock().created.remove(&number);
-                let created = descriptors.into_iter().next().map(|control| Created { control, group });
+                let created = descriptors.into_iter().next().map(|control| Created { control, group, init });
                 let delivered =
                     waiting.zip(created).is_some_and(|(waiting, created)| waiting.send(Ok(created)).is_ok());
                 if !delivered {
@@ -262,6 +264,8 @@ struct ProcessSandbox {
     freezer: Option<File>,
     /// Open for the sandbox's life: it is read after every invocation.
     peak: Option<File>,
+    /// Its PID 1 on the host, where there is no cgroup.
+    pid: Option<i32>,
     frozen: AtomicBool,
     listeners: Mutex<HashMap<u16, TcpListener>>,
     events: Mutex<Option<mpsc::UnboundedReceiver<SandboxEvent>>>,
@@ -364,6 +368,7 @@ impl ProcessSandbox {
             group: created.group,
             freezer,
             peak,
+            pid: created.init,
             frozen: AtomicBool::new(false),
             listeners: Mutex::new(listeners),
             events: Mutex::new(Some(events)),
@@ -464,6 +469,9 @@ impl Sandbox for ProcessSandbox {
     }
 
     fn memory_peak(&self) -> u64 {
+        if let Some(init) = self.pid {
+            return peaks::of_descendants(init);
+        }
         let mut text = [0; 32];
         let length = self.peak.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()).unwrap_or(0);
         str::from_utf8(&text[..length]).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)

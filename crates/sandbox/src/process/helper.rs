@@ -26,7 +26,8 @@ use super::config::{Egress, Network, ProcessConfig, Range};
 use super::firewall::{self, Firewall};
 use super::instance::{Instance, Slot, device_prefix};
 use super::messages::{Order, Report, Spec};
-use super::pasta::Pasta;
+use super::pasta::{self, Pasta};
+use super::peaks;
 use super::scratch::Scratch;
 use super::standbys::{Kind, Standbys};
 
@@ -179,6 +180,10 @@ impl Helper {
                     Ok(pasta) => {
                         way_out = WayOut::Pasta(pasta);
                         notes.push("network: egress by one pasta process for each sandbox, of 20 MiB".to_owned());
+                        if !pasta::host_is_connected() {
+                            let until = "network: this host has no default route; until it has, new sandboxes have loopback only";
+                            notes.push(until.to_owned());
+                        }
                     }
                     Err(why) => notes.push(format!("network: none, functions have loopback only: without root, {why}")),
                 }
@@ -271,7 +276,9 @@ impl Helper {
             let assigned = if stands_by { self.complete(&blank, &spec) } else { self.assign(&blank, &spec) };
             match assigned {
                 Ok(()) => {
-                    let report = Report::Created { number, group: blank.group.clone() };
+                    let group = blank.group.clone();
+                    let init = if group.is_none() { peaks::pid_of(&blank.pidfd) } else { None };
+                    let report = Report::Created { number, group, init };
                     // An engine that is gone is noticed by the next receive.
                     let _ = self.engine.send(&report, &[blank.control.as_fd()]);
                     self.live.insert(number, Dying { number: Some(number), ..Dying::from(blank) });
@@ -472,7 +479,8 @@ fn is_over(pidfd: &OwnedFd) -> bool {
 
 /// The cgroup of an instance if it can be made; and in words what is so.
 fn make_group(hierarchy: Option<&Hierarchy>, instance: u32, memory_mb: Option<u64>) -> (Option<Group>, String) {
-    const UNLIMITED: &str = "memory, CPU and processes are not limited, sandboxes are not frozen";
+    // Processes are limited all the same, by their resource limit, which the kernel counts in each user namespace apart.
+    const UNLIMITED: &str = "memory and CPU are not limited, sandboxes are not frozen";
     let Some(hierarchy) = hierarchy else { return (None, format!("no cgroups on this host: {UNLIMITED}")) };
     let group = hierarchy.instance(instance);
     match group.make().and_then(|()| memory_mb.map_or(Ok(()), |bound| group.limit_memory(bound))) {

@@ -82,6 +82,8 @@ pub enum Report {
         number: u64,
         /// Its cgroup, if there are any.
         group: Option<Group>,
+        /// The number of its PID 1 on the host, where there is no cgroup.
+        init: Option<i32>,
     },
     /// Nothing was made.
     Failed {

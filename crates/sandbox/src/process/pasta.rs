@@ -37,6 +37,38 @@ const OPTIONS: [&str; 17] = [
     "1500",
 ];
 
+/// The program, if it and what it needs are there for this user. The error says, in words, what is missing.
+pub fn find() -> Result<PathBuf, &'static str> {
+    let program = PLACES.iter().map(PathBuf::from).find(|path| path.exists());
+    let program = program.ok_or("pasta (package passt) is not installed")?;
+    if !["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft"].iter().any(|path| Path::new(path).exists()) {
+        return Err("nft (package nftables) is not installed");
+    }
+    if File::options().read(true).write(true).open("/dev/net/tun").is_err() {
+        return Err("this user cannot open /dev/net/tun");
+    }
+    Ok(program)
+}
+
+/// Whether the host has a way out now, without which pasta ends at once: a laptop that is offline still runs functions.
+pub fn host_is_connected() -> bool {
+    std::fs::read_to_string("/proc/net/route").is_ok_and(|table| has_default_route(&table))
+}
+
+/// Flags of routes, `RTF_UP` and `RTF_REJECT`.
+const UP: u32 = 0x0001;
+const REJECT: u32 = 0x0200;
+
+/// Looks for a route to everywhere in the kernel's table of IPv4 routes.
+fn has_default_route(table: &str) -> bool {
+    // Interface, destination, gateway, flags, three counters, mask.
+    table.lines().skip(1).any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let flags = fields.get(3).and_then(|flags| u32::from_str_radix(flags, 16).ok()).unwrap_or(0);
+        fields.get(1) == Some(&"00000000") && fields.get(7) == Some(&"00000000") && flags & (UP | REJECT) == UP
+    })
+}
+
 /// What it takes to connect sandboxes.
 #[derive(Debug)]
 pub struct Pasta {
@@ -48,15 +80,7 @@ pub struct Pasta {
 impl Pasta {
     /// Looks for it. The error says, in words, what is missing.
     pub fn find(filter: String) -> Result<Self, &'static str> {
-        let program = PLACES.iter().map(PathBuf::from).find(|path| path.exists());
-        let program = program.ok_or("pasta (package passt) is not installed")?;
-        if !["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft"].iter().any(|path| Path::new(path).exists()) {
-            return Err("nft (package nftables) is not installed");
-        }
-        if File::options().read(true).write(true).open("/dev/net/tun").is_err() {
-            return Err("this user cannot open /dev/net/tun");
-        }
-        Ok(Self { program, filter })
+        Ok(Self { program: find()?, filter })
     }
 
     /// Connects the network namespace of process `pid`, as a sibling of the caller. Returns before it is connected: see
@@ -111,5 +135,22 @@ impl Pasta {
             rustix::thread::configure_capability_in_ambient_set(capability, true)?;
         }
         firewall::nft(&self.filter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_default_route_is_told_from_others() {
+        const HEAD: &str = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n";
+        let table = |line: &str| format!("{HEAD}docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n{line}");
+        assert!(has_default_route(&table("eth0\t00000000\t0101A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n")));
+        // None; half of everything, as VPNs have it; one that is down; one that refuses.
+        assert!(!has_default_route(&table("")) && !has_default_route(""));
+        assert!(!has_default_route(&table("tun0\t00000000\t00000000\t0001\t0\t0\t0\t00000080\t0\t0\t0\n")));
+        assert!(!has_default_route(&table("eth0\t00000000\t0101A8C0\t0002\t0\t0\t100\t00000000\t0\t0\t0\n")));
+        assert!(!has_default_route(&table("*\t00000000\t00000000\t0201\t0\t0\t100\t00000000\t0\t0\t0\n")));
     }
 }

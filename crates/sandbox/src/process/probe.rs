@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::cgroup::Hierarchy;
+use super::pasta;
 
 /// What this host can do for sandboxes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,17 +44,18 @@ pub fn probe() -> HostReport {
             name: "root",
             ok: root,
             detail: format!("uid {}", rustix::process::geteuid().as_raw()),
-            advice: "without root, functions share one user id, have no network, and may have no limits: run as root",
+            advice: "without root, functions share this user's id, reach the network by pasta alone, and memory and CPU are limited only \
+                     where this user may make cgroups: run as root",
         },
         user_namespaces(),
         cgroups(),
         seccomp(),
         landlock(),
-        file("loop devices", "/dev/loop-control", "without, /tmp is in memory: modprobe loop"),
+        file("loop devices", "/dev/loop-control", "without, /tmp is in memory: modprobe loop, and run as root"),
         command("nft", &["--version"], "makes functions' network: apt-get install nftables, or set network = \"none\""),
         command("mkfs.ext4", &["-V"], "without, /tmp is in memory: apt-get install e2fsprogs"),
         veth(),
-        command("pasta", &["--version"], "gives network to functions without root: apt-get install passt"),
+        without_root(root),
         file(
             "/dev/kvm",
             "/dev/kvm",
@@ -86,7 +88,10 @@ fn cgroups() -> Finding {
     let found = Hierarchy::detect();
     let crowded = found.as_ref().is_some_and(|hierarchy| hierarchy.crowd > 0);
     let (ok, detail) = match found {
-        Some(hierarchy) => (hierarchy.missing.is_empty() && !crowded, hierarchy.describe()),
+        Some(hierarchy) => match hierarchy.closed() {
+            Some(directory) => (false, format!("this user may not write to {}", directory.display())),
+            None => (hierarchy.missing.is_empty() && !crowded, hierarchy.describe()),
+        },
         None => (false, "none mounted at /sys/fs/cgroup".to_owned()),
     };
     if crowded {
@@ -103,7 +108,8 @@ fn cgroups() -> Finding {
         name: "cgroups",
         ok,
         detail,
-        advice: "memory, CPU and processes are not limited without: run as root, on a host (or in a container) with its cgroups mounted and writable",
+        advice: "without, memory and CPU are not limited, and sandboxes not frozen: run as root, on a host (or in a \
+                 container) with its cgroups mounted and writable",
     }
 }
 
@@ -139,6 +145,17 @@ fn veth() -> Finding {
     let detail = if ok { "loaded, loadable or built in" } else { "not in this kernel" };
     let advice = "without, functions have no network: a kernel with CONFIG_VETH";
     Finding { name: "veth", ok, detail: detail.to_owned(), advice }
+}
+
+/// The network of functions where this is not root: a program, and what it takes.
+fn without_root(root: bool) -> Finding {
+    let advice =
+        "gives network to functions without root: apt-get install passt nftables, and /dev/net/tun open to this user";
+    let found = command("pasta", &["--version"], advice);
+    match pasta::find() {
+        Err(why) if !root => Finding { ok: false, detail: why.to_owned(), ..found },
+        _ => found,
+    }
 }
 
 fn file(name: &'static str, path: &str, advice: &'static str) -> Finding {

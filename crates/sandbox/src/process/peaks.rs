@@ -1,0 +1,81 @@
+//! The memory of a sandbox where no cgroup measures it: what the kernel knows of its processes.
+//!
+//! Less exact than a cgroup: what processes share counts for each, files in `/tmp` and processes that have ended count not
+//! at all.
+
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+const PROC: &str = "/proc";
+
+/// The number of a process, by the caller's counting. None of one that has ended.
+pub fn pid_of(pidfd: &OwnedFd) -> Option<i32> {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    field(&text, "Pid:").filter(|pid| *pid > 0).and_then(|pid| i32::try_from(pid).ok())
+}
+
+/// The sum of the most memory that each descendant of process `init` has had at once, in bytes. Zero where `/proc` does not
+/// tell, as with `hidepid`.
+pub fn of_descendants(init: i32) -> u64 {
+    let mut sum = 0;
+    let mut parents = vec![init];
+    // Functions have 1,024 processes at most. They change while they are counted: nobody is counted for ever.
+    for _ in 0..2048 {
+        let Some(parent) = parents.pop() else { break };
+        for child in children(parent) {
+            sum += of(child);
+            parents.push(child);
+        }
+    }
+    sum
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let tasks = fs::read_dir(Path::new(PROC).join(pid.to_string()).join("task")).into_iter().flatten().flatten();
+    let listed = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    listed.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+}
+
+fn of(pid: i32) -> u64 {
+    let status = fs::read_to_string(Path::new(PROC).join(pid.to_string()).join("status")).unwrap_or_default();
+    let kibibytes = field(&status, "VmHWM:").and_then(|size| u64::try_from(size).ok());
+    kibibytes.unwrap_or(0) * 1024
+}
+
+/// The number after `name` in lines of `name number`.
+fn field(text: &str, name: &str) -> Option<i64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_childs_peak_is_read_and_an_end_is_no_error() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let number = i32::try_from(child.id()).unwrap();
+        assert!(children(pid).contains(&number));
+        let pidfd = rustix::process::Pid::from_child(&child);
+        let pidfd = rustix::process::pidfd_open(pidfd, rustix::process::PidfdFlags::empty()).unwrap();
+        assert_eq!(pid_of(&pidfd), Some(number));
+        assert!(of(number) > 100 * 1024 && of_descendants(pid) >= of(number));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!((pid_of(&pidfd), of(number), of_descendants(number)), (None, 0, 0));
+    }
+
+    #[test]
+    fn fields_are_found() {
+        let status = "Name:\tcat\nVmPeak:\t  9000 kB\nVmHWM:\t  1234 kB\n";
+        assert_eq!(
+            (field(status, "VmHWM:"), field(status, "VmSwap:"), field("Pid:\t-1\n", "Pid:")),
+            (Some(1234), None, Some(-1))
+        );
+    }
+}
