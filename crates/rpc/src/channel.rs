@@ -20,11 +20,13 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 
+use crate::cut::Cut;
 use crate::failure::{Failure, chain};
 use crate::identity::Member;
-use crate::tls::Credentials;
+use crate::tls::{Credentials, ends};
 
 /// To look the name up, connect, and shake hands.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -77,7 +79,7 @@ impl Channels {
             peer: peer.clone(),
             credentials: self.0.credentials.clone(),
             clock: Arc::clone(&self.0.clock),
-            open: Mutex::new(Open { sender: None, used: Instant::now() }),
+            open: Mutex::new(Open { sender: None, until: None, used: Instant::now() }),
             dialing: tokio::sync::Mutex::new(None),
         });
         links.insert(Arc::clone(&link.address), Arc::clone(&link));
@@ -114,12 +116,15 @@ struct Link {
 
 struct Open {
     sender: Option<SendRequest<Body>>,
+    /// The end of the certificate that the peer has shown.
+    until: Option<Instant>,
     used: Instant,
 }
 
 impl Open {
     fn live(&self) -> Option<&SendRequest<Body>> {
-        self.sender.as_ref().filter(|sender| !sender.is_closed())
+        let good = self.until.is_none_or(|until| Instant::now() < until);
+        self.sender.as_ref().filter(|sender| good && !sender.is_closed())
     }
 }
 
@@ -178,6 +183,9 @@ impl Link {
 
     /// A connection, and whether it was made for this call.
     async fn sender(&self) -> Result<(SendRequest<Body>, bool), Failure> {
+        if self.is_denied() {
+            return Err(Failure::unsent(format!("{} was denied: it is no member of this fleet any more", self.peer)));
+        }
         let live = || {
             let mut open = self.open.lock();
             open.used = Instant::now();
@@ -201,8 +209,9 @@ impl Link {
             Err(_) => Err(format!("no connection within {CONNECT_LIMIT:?}")),
         };
         match dialed {
-            Ok(sender) => {
-                self.open.lock().sender = Some(sender.clone());
+            Ok((sender, until)) => {
+                let mut open = self.open.lock();
+                (open.sender, open.until) = (Some(sender.clone()), until);
                 Ok((sender, true))
             }
             Err(cause) => {
@@ -213,7 +222,12 @@ impl Link {
         }
     }
 
-    async fn dial(&self) -> Result<SendRequest<Body>, String> {
+    fn is_denied(&self) -> bool {
+        let denied = self.credentials.as_ref().map(Credentials::denied);
+        denied.is_some_and(|denied| denied.borrow().contains(&*self.peer.id))
+    }
+
+    async fn dial(&self) -> Result<(SendRequest<Body>, Option<Instant>), String> {
         let addresses: Vec<_> =
             tokio::net::lookup_host(&*self.address).await.map_err(|error| error.to_string())?.collect();
         if self.credentials.is_none() && !addresses.iter().all(|address| address.ip().is_loopback()) {
@@ -225,18 +239,20 @@ impl Link {
         let tcp = TcpStream::connect(&*addresses).await.map_err(|error| error.to_string())?;
         // Requests are smaller than a segment, and waited for.
         tcp.set_nodelay(true).map_err(|error| error.to_string())?;
-        let Some(credentials) = &self.credentials else { return self.handshake(tcp).await };
+        let Some(credentials) = &self.credentials else { return Ok((self.handshake(tcp).await?, None)) };
         let config = credentials.client(&self.peer).map_err(|error| error.to_string())?;
         // Not looked at: see `tls`.
         let name = ServerName::try_from("fleet.emberbox").map_err(|error| error.to_string())?;
         let tls = TlsConnector::from(config).connect(name, tcp).await.map_err(|error| chain(&error))?;
-        self.handshake(tls).await
+        let until = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).map(ends);
+        Ok((self.handshake(tls).await?, until))
     }
 
     async fn handshake<T>(&self, io: T) -> Result<SendRequest<Body>, String>
     where
         T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
     {
+        let cut = CancellationToken::new();
         let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(crate::STREAM_WINDOW)
@@ -246,13 +262,31 @@ impl Link {
             .keep_alive_interval(crate::PING_EVERY)
             .keep_alive_timeout(crate::PING_LIMIT)
             .keep_alive_while_idle(true)
-            .handshake(TokioIo::new(io))
+            .handshake(TokioIo::new(Cut::new(io, cut.clone())))
             .await
             .map_err(|error| chain(&error))?;
         let (peer, address) = (self.peer.clone(), Arc::clone(&self.address));
+        let mut denied = self.credentials.as_ref().map(Credentials::denied);
         // Ends with the last sender, or the connection.
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let is_denied = async {
+                if let Some(denied) = &mut denied
+                    && denied.wait_for(|denied| denied.contains(&*peer.id)).await.is_ok()
+                {
+                    return;
+                }
+                std::future::pending().await
+            };
+            let mut connection = std::pin::pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = is_denied => {
+                    tracing::warn!(%peer, %address, "cut off a connection: this member was denied");
+                    cut.cancel();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%peer, %address, error = chain(&error), "connection ended");
             }
         });

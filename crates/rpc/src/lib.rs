@@ -30,6 +30,7 @@
 mod access;
 mod channel;
 mod convert;
+mod cut;
 mod failure;
 mod frontend;
 mod identity;
