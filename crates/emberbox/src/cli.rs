@@ -68,6 +68,14 @@ pub enum Command {
     /// Run a whole fleet on this machine, to try: several frontends, worker managers and workers
     #[cfg(feature = "cluster")]
     DevFleet(DevFleet),
+    /// Not in this build
+    #[cfg(not(feature = "cluster"))]
+    #[command(hide = true)]
+    DevFleet {
+        /// Whatever a build with fleets takes
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        _rest: Vec<String>,
+    },
     /// A fleet: how it is, its certificate authority, and machines that join
     #[command(subcommand)]
     Fleet(Fleet),

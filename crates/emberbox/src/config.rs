@@ -75,6 +75,10 @@ pub struct Config {
     /// This process is one of a fleet.
     #[cfg(feature = "cluster")]
     pub cluster: Option<Cluster>,
+    /// It cannot be: an Emberbox for one machine says why.
+    #[cfg(not(feature = "cluster"))]
+    #[serde(deserialize_with = "values::no_fleet")]
+    pub cluster: (),
 }
 
 /// `[tls]`.
@@ -271,6 +275,8 @@ impl Default for Config {
             otlp: Otlp::default(),
             #[cfg(feature = "cluster")]
             cluster: None,
+            #[cfg(not(feature = "cluster"))]
+            cluster: (),
         }
     }
 }
@@ -396,6 +402,13 @@ mod tests {
         assert!(!config.runtimes.interpreters.is_empty());
         assert!(config.otlp.endpoint.is_some());
         assert!(config.events.sqs_endpoint.is_some() && config.events.credentials.is_some());
+    }
+
+    #[cfg(not(feature = "cluster"))]
+    #[test]
+    fn an_emberbox_without_fleets_says_so() {
+        let error = Config::parse("[cluster]\nid = 'a'").unwrap_err().to_string();
+        assert!(error.contains(crate::commands::WITHOUT_FLEETS), "{error}");
     }
 
     /// An Emberbox without the feature has no such options, so they are in a file of their own.

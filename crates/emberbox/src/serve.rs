@@ -26,6 +26,7 @@ mod otlp;
 mod parts;
 mod secrets;
 pub mod settings;
+mod tasks;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -43,6 +44,7 @@ use parts::Content;
 use prometheus_client::registry::Registry;
 use runtimes::Runtimes;
 use sandbox::SandboxEngine;
+use tasks::Tasks;
 use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinHandle;
 
@@ -62,6 +64,7 @@ pub struct Emberbox {
     event_sources: EventSources,
     tracing: Tracing,
     queues: sqs::SqsService,
+    tasks: Tasks,
     followers: Vec<JoinHandle<()>>,
     manager: worker_manager::Manager,
     worker: worker::Service,
@@ -108,10 +111,11 @@ impl Emberbox {
         worker.connect(Arc::new(manager.clone()));
         manager.add_worker(Arc::new(worker.clone()));
 
+        let tasks = Tasks::new();
         let followers = vec![
-            tokio::spawn(retire(control_plane.retired(), manager.clone())),
-            tokio::spawn(manager.clone().run()),
-            tokio::spawn(prepare(runtimes)),
+            tasks.spawn("retire versions", retire(control_plane.retired(), manager.clone())),
+            tasks.spawn("look after sandboxes", manager.clone().run()),
+            tasks.spawn("prepare runtimes", prepare(runtimes)),
         ];
 
         let listener = frontend::Listener::bind(settings::frontend(&config, dir)?).await?;
@@ -134,10 +138,11 @@ impl Emberbox {
         let client = SharedHttpClient::new(adapters::OwnQueues(queues.clone()));
         let own_queues = settings::OwnQueues { endpoint: endpoint.clone(), client };
         let delivery = settings::delivery(&config, &own_queues);
+        let polling = Some(&tasks);
         let asynchronous =
-            Asynchronous::start(&config, dir, &control_plane, direct.clone(), delivery, true, &mut registry).await?;
+            Asynchronous::start(&config, dir, &control_plane, direct.clone(), delivery, polling, &mut registry).await?;
         let sources = settings::queues(&config, &own_queues);
-        let event_sources = EventSources::start(sources, &control_plane, direct, &mut registry);
+        let event_sources = EventSources::start(sources, &control_plane, direct, &mut registry, &tasks);
 
         let deps = frontend::Deps {
             functions: Arc::new(adapters::Functions(control_plane)),
@@ -152,10 +157,13 @@ impl Emberbox {
         };
         let server = frontend::Server::new(listener, deps);
         let (stop_frontend, stopped) = oneshot::channel();
-        let frontend = tokio::spawn(server.run(async move {
-            // An error means that the sender is gone, and so is everything else.
-            let _ = stopped.await;
-        }));
+        let frontend = tasks.spawn(
+            "serve the API",
+            server.run(async move {
+                // An error means that the sender is gone, and so is everything else.
+                let _ = stopped.await;
+            }),
+        );
         Ok(Self {
             endpoint,
             stop_frontend,
@@ -164,6 +172,7 @@ impl Emberbox {
             event_sources,
             tracing,
             queues,
+            tasks,
             followers,
             manager,
             worker,
@@ -177,6 +186,11 @@ impl Emberbox {
     /// e.g. `http://127.0.0.1:4566`.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    /// Returns why the process has to end, when one of its tasks has panicked.
+    pub async fn failed(&self) -> String {
+        self.tasks.failed().await
     }
 
     /// Stops in the order above. Running invocations may finish, until `hurry` is ready or [`Config::stop_limit`] is over;

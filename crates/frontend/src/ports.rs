@@ -23,6 +23,11 @@ pub trait Functions: Send + Sync + 'static {
 
     /// Carries out any operation but Invoke; `None` if it is not implemented.
     async fn manage(&self, call: Call<'_>) -> Option<Result<Response<Bytes>, ApiError>>;
+
+    /// Whether what this frontend knows of functions is what it should be; otherwise another one should be asked.
+    fn is_current(&self) -> bool {
+        true
+    }
 }
 
 /// What an invocation goes to.

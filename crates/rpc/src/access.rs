@@ -62,7 +62,8 @@ fn callers(path: &str) -> Option<(Target, &'static [Role])> {
     }
     if let Some(call) = path.strip_prefix(STATUS) {
         let roles: &[Role] = match call {
-            // Operators ask with the certificate of whichever machine they are on.
+            // Operators ask with the certificate of whichever machine they are on. What waits in the queue is not for all of them:
+            // `may_count_events`.
             "Report" => &Role::ALL,
             // As `Worker/Drain`: no worker may take the work from another.
             "Cordon" => &[Role::Frontend, Role::WorkerManager],
@@ -76,6 +77,11 @@ fn callers(path: &str) -> Option<(Target, &'static [Role])> {
         }
         _ => None,
     }
+}
+
+/// Whether the caller of `Status/Report` may have the events counted that wait: those that take them, or run them.
+pub(crate) fn may_count_events<T>(request: &Request<T>) -> bool {
+    request.extensions().get::<Peer>().is_some_and(|peer| peer.is_one_of(&[Role::Frontend, Role::Pollers]))
 }
 
 /// A manager speaks for itself only.

@@ -24,7 +24,7 @@ use tonic::body::Body;
 use crate::connection::{Connection, Incoming, Unsent};
 use crate::failure::{Failure, chain};
 use crate::identity::Member;
-use crate::tls::Credentials;
+use crate::tls::{Credentials, ends};
 
 /// To look the name up, connect, and shake hands.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -77,7 +77,7 @@ impl Channels {
             peer: peer.clone(),
             credentials: self.0.credentials.clone(),
             clock: Arc::clone(&self.0.clock),
-            open: Mutex::new(Open { connection: None, used: Instant::now() }),
+            open: Mutex::new(Open { connection: None, until: None, used: Instant::now() }),
             dialing: tokio::sync::Mutex::new(None),
         });
         links.insert(Arc::clone(&link.address), Arc::clone(&link));
@@ -114,12 +114,15 @@ struct Link {
 
 struct Open {
     connection: Option<Connection>,
+    /// The end of the certificate that the peer has shown.
+    until: Option<Instant>,
     used: Instant,
 }
 
 impl Open {
     fn live(&self) -> Option<&Connection> {
-        self.connection.as_ref().filter(|connection| connection.is_live())
+        let good = self.until.is_none_or(|until| Instant::now() < until);
+        self.connection.as_ref().filter(|connection| good && connection.is_live())
     }
 }
 
@@ -173,6 +176,9 @@ impl Link {
 
     /// A connection, and whether it was made for this call.
     async fn connection(&self) -> Result<(Connection, bool), Failure> {
+        if self.is_denied() {
+            return Err(Failure::unsent(format!("{} was denied: it is no member of this fleet any more", self.peer)));
+        }
         let live = || {
             let mut open = self.open.lock();
             open.used = Instant::now();
@@ -196,8 +202,9 @@ impl Link {
             Err(_) => Err(format!("no connection within {CONNECT_LIMIT:?}")),
         };
         match dialed {
-            Ok(connection) => {
-                self.open.lock().connection = Some(connection.clone());
+            Ok((connection, until)) => {
+                let mut open = self.open.lock();
+                (open.connection, open.until) = (Some(connection.clone()), until);
                 Ok((connection, true))
             }
             Err(cause) => {
@@ -208,7 +215,12 @@ impl Link {
         }
     }
 
-    async fn dial(&self) -> Result<Connection, String> {
+    fn is_denied(&self) -> bool {
+        let denied = self.credentials.as_ref().map(Credentials::denied);
+        denied.is_some_and(|denied| denied.borrow().contains(&*self.peer.id))
+    }
+
+    async fn dial(&self) -> Result<(Connection, Option<Instant>), String> {
         let addresses: Vec<_> =
             tokio::net::lookup_host(&*self.address).await.map_err(|error| error.to_string())?.collect();
         if self.credentials.is_none() && !addresses.iter().all(|address| address.ip().is_loopback()) {
@@ -220,12 +232,13 @@ impl Link {
         let tcp = TcpStream::connect(&*addresses).await.map_err(|error| error.to_string())?;
         // Requests are smaller than a segment, and waited for.
         tcp.set_nodelay(true).map_err(|error| error.to_string())?;
-        let Some(credentials) = &self.credentials else { return self.handshake(tcp).await };
+        let Some(credentials) = &self.credentials else { return Ok((self.handshake(tcp).await?, None)) };
         let config = credentials.client(&self.peer).map_err(|error| error.to_string())?;
         // Not looked at: see `tls`.
         let name = ServerName::try_from("fleet.emberbox").map_err(|error| error.to_string())?;
         let tls = TlsConnector::from(config).connect(name, tcp).await.map_err(|error| chain(&error))?;
-        self.handshake(tls).await
+        let until = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).map(ends);
+        Ok((self.handshake(tls).await?, until))
     }
 
     async fn handshake<T>(&self, io: T) -> Result<Connection, String>
@@ -233,8 +246,19 @@ impl Link {
         T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
     {
         let (peer, address) = (self.peer.clone(), Arc::clone(&self.address));
+        let mut denied = self.credentials.as_ref().map(Credentials::denied);
+        let cut = async move {
+            if let Some(denied) = &mut denied
+                && denied.wait_for(|denied| denied.contains(&*peer.id)).await.is_ok()
+            {
+                tracing::warn!(%peer, %address, "cut off a connection: this member was denied");
+                return format!("{peer} was denied: it is no member of this fleet any more");
+            }
+            std::future::pending().await
+        };
+        let (peer, address) = (self.peer.clone(), Arc::clone(&self.address));
         let log = move |error| tracing::debug!(%peer, %address, error, "connection ended");
-        Connection::open(io, log).await.map_err(|error| chain(&error))
+        Connection::open(io, cut, log).await.map_err(|error| chain(&error))
     }
 }
 

@@ -31,8 +31,12 @@ pub(crate) struct Connection {
 pub(crate) struct Unsent(pub String);
 
 impl Connection {
-    /// Shakes hands. `log` is told when the connection ends with an error.
-    pub(crate) async fn open<T>(io: T, log: impl FnOnce(String) + Send + 'static) -> Result<Self, h2::Error>
+    /// Shakes hands. `cut` returns when the connection must end, and says why; `log` is told when it ends with an error.
+    pub(crate) async fn open<T>(
+        io: T,
+        cut: impl Future<Output = String> + Send + 'static,
+        log: impl FnOnce(String) + Send + 'static,
+    ) -> Result<Self, h2::Error>
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -54,6 +58,7 @@ impl Connection {
                     let words = format!("no sign of life within {:?}", crate::PING_LIMIT);
                     Some((words.clone(), Some(words)))
                 }
+                words = cut => Some((words.clone(), Some(words))),
             };
             let (words, own) = why.unzip();
             // Before its calls end.
@@ -194,7 +199,7 @@ mod tests {
             }
         });
         let writes = Arc::new(AtomicUsize::new(0));
-        let connection = Connection::open(Counted(client, Arc::clone(&writes)), |_| ()).await.unwrap();
+        let connection = Connection::open(Counted(client, Arc::clone(&writes)), std::future::pending(), |_| ()).await.unwrap();
         for round in 0..10 {
             let before = writes.load(Ordering::SeqCst);
             let request = Request::post("http://fleet.emberbox/call").body(()).unwrap();

@@ -31,6 +31,7 @@ mod access;
 mod channel;
 mod connection;
 mod convert;
+mod cut;
 mod failure;
 mod frontend;
 mod identity;

@@ -1,5 +1,6 @@
 //! Listens for the other members, and gives each request to its service.
 
+use std::collections::{BTreeSet, HashSet};
 use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -15,6 +16,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -36,13 +39,21 @@ use crate::pb::worker_manager_server::WorkerManagerServer as ManagerGrpc;
 use crate::pb::worker_server::WorkerServer as WorkerGrpc;
 use crate::quota::QuotaServer;
 use crate::status::StatusServer;
-use crate::tls::{Credentials, members};
+use crate::tls::{Credentials, ends, members};
 use crate::worker::server::WorkerServer;
 
 /// For the handshake of TLS.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 /// After an accept that failed (mostly: no file descriptor is left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Handshakes at once: of strangers, who all of these may be. More are closed at once; a member that meets this tries again.
+const HANDSHAKES: usize = 256;
+/// Connections of members at once. Each member has one for each process, and operators come and go.
+const CONNECTIONS: usize = 8192;
+/// The head of one call, in bytes: a path, and a few lines of gRPC's.
+const HEAD: u32 = 16 << 10;
+/// How long calls may go on on a connection whose certificate has ended, or whose member has left: longer than the longest call.
+const LINGER: Duration = Duration::from_secs(16 * 60);
 /// Calls at once on one connection: sandboxes that one member can have in use at one other.
 const CALLS: u32 = 100_000;
 /// Calls that were cancelled before they were looked at; a member that goes down cancels all of its own at once.
@@ -89,6 +100,7 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     credentials: Option<Credentials>,
+    present: Option<watch::Receiver<Arc<HashSet<String>>>>,
 }
 
 impl Server {
@@ -100,7 +112,14 @@ impl Server {
         let failed = |cause| ServeError::Listen { address, cause };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, address, credentials })
+        Ok(Self { listener, address, credentials, present: None })
+    }
+
+    /// From the one who knows: the ids of the members that are in the fleet. A connection of one that was, and is no more, takes no new
+    /// calls. One that is not yet known may have joined a moment ago.
+    #[must_use]
+    pub fn with_members(self, present: watch::Receiver<Arc<HashSet<String>>>) -> Self {
+        Self { present: Some(present), ..self }
     }
 
     /// Where it listens.
@@ -113,6 +132,8 @@ impl Server {
     pub async fn serve(self, services: Services, stop: CancellationToken, limit: Duration) {
         let connections = TaskTracker::new();
         let cut = CancellationToken::new();
+        let rooms = Rooms { handshakes: Semaphore::new(HANDSHAKES), connections: Semaphore::new(CONNECTIONS) };
+        let rooms = Arc::new(rooms);
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -121,7 +142,9 @@ impl Server {
             };
             match accepted {
                 Ok((tcp, from)) => {
-                    let serving = serve_peer(tcp, from, self.credentials.clone(), services.clone(), stop.clone());
+                    let life = Life { present: self.present.clone(), stop: stop.clone() };
+                    let serving =
+                        serve_peer(tcp, from, self.credentials.clone(), services.clone(), life, Arc::clone(&rooms));
                     connections.spawn(cut.clone().run_until_cancelled_owned(serving));
                 }
                 Err(error) => {
@@ -146,18 +169,49 @@ impl Server {
     }
 }
 
+/// How many may be there at once.
+struct Rooms {
+    handshakes: Semaphore,
+    connections: Semaphore,
+}
+
+/// What ends a connection, besides its peer.
+struct Life {
+    present: Option<watch::Receiver<Arc<HashSet<String>>>>,
+    stop: CancellationToken,
+}
+
+impl Life {
+    /// Waits until the peer, which was among the members at some time, is not any more.
+    async fn left(&mut self, peer: &Peer) {
+        let Some(present) = &mut self.present else { return std::future::pending().await };
+        let there = |members: &Arc<HashSet<String>>| peer.is_among(|id| members.contains(id));
+        if present.wait_for(there).await.is_err() || present.wait_for(|members| !there(members)).await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
 async fn serve_peer(
     tcp: TcpStream,
     from: SocketAddr,
     credentials: Option<Credentials>,
     services: Services,
-    stop: CancellationToken,
+    life: Life,
+    rooms: Arc<Rooms>,
 ) {
+    let Ok(handshaking) = rooms.handshakes.try_acquire() else {
+        tracing::debug!(%from, "closed a connection: {HANDSHAKES} others have not shown yet whose they are");
+        return;
+    };
     if let Err(error) = tcp.set_nodelay(true) {
         tracing::debug!(%from, %error, "connection ended before it began");
         return;
     }
-    let Some(credentials) = credentials else { return serve_http(tcp, Peer::Local, from, services, stop).await };
+    let Some(credentials) = credentials else {
+        let Some(_room) = room(&rooms, handshaking, from) else { return };
+        return serve_http(tcp, Peer::Local, from, services, life, None).await;
+    };
     let handshake = TlsAcceptor::from(credentials.server()).accept(tcp);
     let tls = match tokio::time::timeout(HANDSHAKE_LIMIT, handshake).await {
         Ok(Ok(tls)) => tls,
@@ -177,10 +231,34 @@ async fn serve_peer(
     };
     let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let members = certificate.map(members).unwrap_or_default();
-    serve_http(tls, Peer::Members(members.into()), from, services, stop).await;
+    let ends = certificate.map(ends);
+    let peer = Peer::Members(members.into());
+    let mut denied = credentials.denied();
+    let is_denied = |denied: &BTreeSet<String>| peer.is_among(|id| denied.contains(id));
+    if is_denied(&denied.borrow_and_update()) {
+        tracing::warn!(%peer, %from, "refused a connection: this member was denied");
+        return;
+    }
+    let Some(_room) = room(&rooms, handshaking, from) else { return };
+    tokio::select! {
+        () = serve_http(tls, peer.clone(), from, services, life, ends) => {}
+        Ok(_) = denied.wait_for(is_denied) => {
+            tracing::warn!(%peer, %from, "cut off a connection: this member was denied");
+        }
+    }
 }
 
-async fn serve_http<T>(io: T, peer: Peer, from: SocketAddr, services: Services, stop: CancellationToken)
+/// Room for a connection whose peer is known, in the place of that of its handshake.
+fn room<'a>(rooms: &'a Rooms, handshaking: SemaphorePermit<'_>, from: SocketAddr) -> Option<SemaphorePermit<'a>> {
+    drop(handshaking);
+    let room = rooms.connections.try_acquire().ok();
+    if room.is_none() {
+        tracing::warn!(%from, "closed a connection of another role: there are {CONNECTIONS} already");
+    }
+    room
+}
+
+async fn serve_http<T>(io: T, peer: Peer, from: SocketAddr, services: Services, mut life: Life, ends: Option<Instant>)
 where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
 {
@@ -200,17 +278,38 @@ where
         .initial_connection_window_size(crate::CONNECTION_WINDOW)
         .max_frame_size(crate::FRAME)
         .max_concurrent_streams(CALLS)
+        .max_header_list_size(HEAD)
         .max_pending_accept_reset_streams(CANCELLED_CALLS)
         .keep_alive_interval(crate::PING_EVERY)
         .keep_alive_timeout(crate::PING_LIMIT)
         .serve_connection(TokioIo::new(io), service);
     let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
+    let stop = life.stop.clone();
+    let over = async {
+        match ends {
+            Some(ends) => tokio::time::sleep_until(ends).await,
+            None => std::future::pending().await,
+        }
+    };
+    let why = tokio::select! {
         biased;
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
+        ended = connection.as_mut() => Err(ended),
+        () = stop.cancelled() => Ok(None),
+        () = over => Ok(Some("its certificate has ended")),
+        () = life.left(&caller) => Ok(Some("it has left the fleet")),
+    };
+    let ended = match why {
+        Err(ended) => ended,
+        Ok(why) => {
+            if let Some(why) = why {
+                tracing::info!(%caller, %from, why, "a connection takes no new calls");
+            }
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::select! {
+                ended = connection => ended,
+                // What is left are streams, which have no end.
+                () = tokio::time::sleep(LINGER) => Ok(()),
+            }
         }
     };
     if let Err(error) = ended {

@@ -100,6 +100,13 @@ impl Fleet {
         books.sandboxes.insert(sandbox, None);
     }
 
+    /// What was placed under the name `old` is not this manager's any more, or is found anew; `new` needs a place.
+    pub fn renamed(&self, old: SandboxId, new: SandboxId) {
+        let mut books = self.books.lock();
+        books.strike(old);
+        books.sandboxes.insert(new, None);
+    }
+
     /// A sandbox will start: from here on [`Self::empty`] waits for its end.
     pub fn announce(&self, sandbox: SandboxId) {
         self.books.lock().sandboxes.insert(sandbox, None);
@@ -167,6 +174,12 @@ impl Fleet {
         let books = self.books.lock();
         let placed = books.sandboxes.get(&sandbox)?.as_ref()?;
         books.members.get(&placed.worker).map(|member| Arc::clone(&member.worker))
+    }
+
+    /// How many there are in the books.
+    #[cfg(test)]
+    pub fn booked(&self) -> usize {
+        self.books.lock().sandboxes.len()
     }
 
     /// Waits until no sandbox is left anywhere.

@@ -7,7 +7,7 @@ mod upkeep;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -84,6 +84,8 @@ struct Inner {
     views: watch::Sender<u64>,
     /// Of the accounts that this manager counts for all.
     home: Mutex<Home>,
+    /// How many questions it has asked homes.
+    questions: AtomicU64,
 }
 
 struct Function {
@@ -120,6 +122,7 @@ impl Manager {
             more: Arc::default(),
             views: watch::Sender::new(0),
             home: Mutex::default(),
+            questions: AtomicU64::new(0),
         }))
     }
 
@@ -245,8 +248,9 @@ impl Inner {
     async fn shut_down(self: Arc<Self>, sandbox: SandboxId) {
         if let Some(worker) = self.fleet.worker_of(sandbox) {
             worker.shutdown(sandbox, RetireReason::Spindown).await;
-            self.fleet.gone(sandbox);
         }
+        // Also where its worker has gone meanwhile: if that comes again with it, it is named, and taken over.
+        self.fleet.gone(sandbox);
     }
 
     /// Ends the graces of requests that wait for a finishing sandbox, as long as there are any. One timer for all of them:

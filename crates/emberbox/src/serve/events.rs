@@ -23,6 +23,7 @@ use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
 
 use super::settings;
+use super::tasks::Tasks;
 use crate::adapters::{Attempts, Direct, EventSettings, Events, Records, Timelines, TracedDelivery};
 use crate::config::{Config, EventEngine};
 
@@ -45,7 +46,7 @@ impl Asynchronous {
         control_plane: &ControlPlane,
         direct: Direct,
         delivery: DeliveryConfig,
-        polls: bool,
+        polling: Option<&Tasks>,
         registry: &mut Registry,
     ) -> Result<Self> {
         let clock = Arc::clone(&direct.clock);
@@ -70,7 +71,7 @@ impl Asynchronous {
             metrics,
         );
         records.connect(pollers.clone());
-        let running = polls.then(|| tokio::spawn(pollers.clone().run()));
+        let running = polling.map(|tasks| tasks.spawn("run events", pollers.clone().run()));
         Ok(Self { queue, pollers, running, timelines, clock, traces })
     }
 

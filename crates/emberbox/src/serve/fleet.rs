@@ -44,6 +44,7 @@ use tokio_util::sync::CancellationToken;
 use super::otlp::Process;
 use super::parts::Content;
 use super::refuse_open_house;
+use super::tasks::Tasks;
 use crate::adapters;
 use crate::config::{Cluster, Config};
 use crate::data_dir::{self, DataDir};
@@ -69,6 +70,7 @@ pub struct Fleet {
     api: Option<Api>,
     manager: Option<worker_manager::Manager>,
     host: Option<Host>,
+    tasks: Tasks,
     followers: Vec<JoinHandle<()>>,
     membership: Membership,
     stop_rpc: CancellationToken,
@@ -89,8 +91,9 @@ impl Fleet {
         let dir = data.path();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let mut registry = Registry::with_prefix("emberbox");
+        let tasks = Tasks::new();
         let admin = match cluster.admin {
-            Some(address) => Some(Admin::start(address).await?),
+            Some(address) => Some(Admin::start(address, &tasks).await?),
             None => None,
         };
         let id: Arc<str> = match (&cluster.tls, &cluster.id) {
@@ -105,15 +108,19 @@ impl Fleet {
         let address = server.address();
         let mut followers = Vec::new();
         if let (Some(dir), Some(credentials)) = (&cluster.tls, &credentials) {
-            followers.push(tokio::spawn(renewal::run(dir.clone(), credentials.clone())));
+            followers.push(tasks.spawn("renew the certificate", renewal::run(dir.clone(), credentials.clone())));
+            followers.push(tasks.spawn("ask who was denied", renewal::deny(dir.clone(), credentials.clone())));
         }
         let channels = Channels::new(credentials, Arc::clone(&clock));
         let membership = join(&cluster, &id, address).await?;
+        let (present, members) = tokio::sync::watch::channel(Arc::default());
+        followers.push(tasks.spawn("follow who is there", peers::follow(membership.changes(), present)));
+        let server = server.with_members(members);
 
         let content = Content::open(&config, dir)?;
         let mut services = Services::default();
         let host = if cluster.is(Role::Worker) {
-            let host = Host::start(&config, dir, &id, &content, &clock, &mut registry).await?;
+            let host = Host::start(&config, dir, &id, &content, &clock, &mut registry, &tasks).await?;
             services.worker = Some(host.server.clone());
             let own = logs::Own(Arc::new(adapters::Logs(host.logs.clone())));
             services.logs = Some(LogsServer::new(Arc::new(own)));
@@ -125,16 +132,16 @@ impl Fleet {
             let manager = worker_manager::Manager::new(Arc::clone(&clock), super::settings::manager(&config), vec![]);
             services.quota = Some(QuotaServer::new(Arc::new(manager.clone())));
             services.manager = Some(ManagerServer::new(Arc::new(manager.clone()), Arc::clone(&clock)));
-            let workers = workers::Workers::new(Arc::clone(&id), manager.clone(), channels.clone());
-            followers.push(tokio::spawn(workers.run(membership.changes())));
-            followers.push(tokio::spawn(manager.clone().run()));
+            let workers = workers::Workers::new(Arc::clone(&id), manager.clone(), channels.clone(), tasks.clone());
+            followers.push(tasks.spawn("claim workers", workers.run(membership.changes())));
+            followers.push(tasks.spawn("look after sandboxes", manager.clone().run()));
             let homes = homes::OtherManagers {
                 me: Arc::clone(&id),
                 own: manager.clone(),
                 membership: membership.clone(),
                 channels: channels.clone(),
             };
-            followers.push(tokio::spawn(manager.clone().share_accounts(Arc::new(homes))));
+            followers.push(tasks.spawn("share accounts", manager.clone().share_accounts(Arc::new(homes))));
             manager
         });
         admin::register(&mut registry, membership.clone(), manager.clone());
@@ -145,19 +152,21 @@ impl Fleet {
         }
         let queue = Arc::new(OnceLock::new());
         services.status = Some(StatusServer::new(Arc::new(status::Own::new(status::Parts {
+            tasks: tasks.clone(),
             membership: membership.clone(),
             worker: host.as_ref().map(Host::worker),
             manager: manager.clone(),
             queue: Arc::clone(&queue),
         }))));
         let stop_rpc = CancellationToken::new();
-        let rpc = tokio::spawn(server.serve(services, stop_rpc.clone(), config.stop_limit));
+        let rpc = tasks.spawn("serve the other roles", server.serve(services, stop_rpc.clone(), config.stop_limit));
         let (api, registry) = if has_copy {
             let peers = Arc::new(peers::Peers::new(membership.clone(), channels.clone()));
             let barrier = peers::Barrier { peers, own };
             let own = manager.clone().map(|manager| (Arc::clone(&id), Arc::new(manager) as _));
             let (sender, receiver) = tokio::sync::watch::channel(Default::default());
-            followers.push(tokio::spawn(managers::follow(membership.changes(), own, channels.clone(), sender)));
+            let following = managers::follow(membership.changes(), own, channels.clone(), sender);
+            followers.push(tasks.spawn("follow the managers", following));
             let router = frontend::router::Router::new(receiver);
             let logs = Arc::new(logs::Workers::new(membership.clone(), channels.clone()));
             let process = process(&id, &cluster, membership.clone());
@@ -171,6 +180,7 @@ impl Fleet {
                 logs,
                 barrier,
                 process,
+                tasks: &tasks,
             };
             let (api, registry) = Api::start(shared, registry).await?;
             // Set once, here.
@@ -180,7 +190,7 @@ impl Fleet {
             (None, Arc::new(registry))
         };
         if let Some(admin) = &admin {
-            admin.running(membership.clone(), registry);
+            admin.running(membership.clone(), api.as_ref().map(Api::control_plane), registry);
         }
         if let Some(api) = &api {
             // Changes of before did not wait for this process.
@@ -213,6 +223,7 @@ impl Fleet {
             api,
             manager,
             host,
+            tasks,
             followers,
             membership,
             stop_rpc,
@@ -253,6 +264,11 @@ impl Fleet {
         if self.membership.standing().wait_for(|standing| *standing == Standing::Replaced).await.is_err() {
             std::future::pending().await
         }
+    }
+
+    /// Returns why the process has to end, when one of its tasks has panicked.
+    pub async fn failed(&self) -> String {
+        self.tasks.failed().await
     }
 
     /// Stops in the order above. Running invocations may finish, until `hurry` is ready or [`Config::stop_limit`] is over.

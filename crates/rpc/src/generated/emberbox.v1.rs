@@ -657,6 +657,9 @@ pub struct HelloRequest {
     pub epoch: u64,
     #[prost(message, repeated, tag = "3")]
     pub holds: ::prost::alloc::vec::Vec<Hold>,
+    /// As in AskRequest, of which this is one.
+    #[prost(uint64, tag = "4")]
+    pub number: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Hold {
@@ -685,6 +688,9 @@ pub struct AskRequest {
     pub hold: u32,
     #[prost(uint32, tag = "6")]
     pub want: u32,
+    /// Higher than those of all that this manager has asked the callee before in this view: what comes after a later one is refused. 0: none.
+    #[prost(uint64, tag = "7")]
+    pub number: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AskAnswer {
@@ -1059,7 +1065,7 @@ pub mod status_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Any member may ask any other.
+        /// Any member may ask any other; for the events, frontends and pollers only.
         pub async fn report(
             &mut self,
             request: impl tonic::IntoRequest<super::ReportRequest>,
@@ -1098,7 +1104,7 @@ pub mod status_server {
     /// Generated trait containing gRPC methods that should be implemented for use with StatusServer.
     #[async_trait]
     pub trait Status: std::marker::Send + std::marker::Sync + 'static {
-        /// Any member may ask any other.
+        /// Any member may ask any other; for the events, frontends and pollers only.
         async fn report(
             &self,
             request: tonic::Request<super::ReportRequest>,

@@ -263,7 +263,10 @@ impl Running {
     }
 
     pub async fn at(address: SocketAddr, services: Services, credentials: Option<Credentials>) -> Self {
-        let server = Server::bind(address, credentials).await.unwrap();
+        Self::of(Server::bind(address, credentials).await.unwrap(), services)
+    }
+
+    pub fn of(server: Server, services: Services) -> Self {
         let (address, stop) = (server.address(), CancellationToken::new());
         let serving = tokio::spawn(server.serve(services, stop.clone(), Duration::from_secs(5)));
         Self { address, stop, serving }

@@ -13,10 +13,16 @@ const WORKERS: usize = 3;
 
 impl Inner {
     /// Runs whether or not the request still waits: a sandbox that starts for nobody serves the next one.
-    pub(super) async fn start(self: Arc<Self>, function: Arc<Function>, id: SandboxId, version: Arc<FunctionVersion>) {
+    pub(super) async fn start(
+        self: Arc<Self>,
+        function: Arc<Function>,
+        first: SandboxId,
+        version: Arc<FunctionVersion>,
+    ) {
         let mut timeline = Timeline::default();
         timeline.note(Step::Assigned, self.now(), "cold");
-        let result = self.clone().init(id, Arc::clone(&version), &mut timeline).await;
+        let mut id = first;
+        let result = self.clone().init(&function, &mut id, Arc::clone(&version), &mut timeline).await;
         let now = self.now();
         let mut actions = Vec::new();
         let mut pool = function.pool.lock();
@@ -60,12 +66,14 @@ impl Inner {
 
     async fn init(
         self: Arc<Self>,
-        sandbox: SandboxId,
+        function: &Arc<Function>,
+        id: &mut SandboxId,
         version: Arc<FunctionVersion>,
         timeline: &mut Timeline,
     ) -> Result<Arc<dyn Worker>> {
         let mut except = HashSet::new();
         loop {
+            let sandbox = *id;
             let worker = self.place(sandbox, &version, &except, timeline).await?;
             match worker.init(domain::InitRequest { sandbox, version: Arc::clone(&version) }).await {
                 Ok(done) => {
@@ -74,14 +82,33 @@ impl Inner {
                 }
                 Err(error) if error.elsewhere() && except.len() + 1 < WORKERS => {
                     tracing::info!(%sandbox, worker = %worker.id(), %error, "trying another worker");
-                    // What an unreachable one began nevertheless is found when it is claimed again.
-                    self.fleet.displaced(sandbox);
+                    if error.retryable() || matches!(error, WorkerError::Full(_)) {
+                        self.fleet.displaced(sandbox);
+                    } else {
+                        *id = self.begin_anew(function, sandbox);
+                    }
                     except.insert(worker.id().clone());
                 }
                 Err(error @ WorkerError::Full(_)) => return Err(AssignError::NoCapacity(error.to_string())),
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// An unreachable worker may have begun a sandbox, and may tell of it: no other one is to have a sandbox of the same name.
+    fn begin_anew(&self, function: &Arc<Function>, old: SandboxId) -> SandboxId {
+        let mut pool = function.pool.lock();
+        // One that the pool has given up needs a name of its own all the same, as it may still be handed over.
+        let (new, known) = match pool.rename(old) {
+            Some(new) => (new, true),
+            None => (SandboxId(Uuid::new_v4()), false),
+        };
+        self.fleet.renamed(old, new);
+        if known {
+            self.sandboxes.remove(&old);
+            self.sandboxes.insert(new, Arc::clone(function));
+        }
+        new
     }
 
     async fn place(

@@ -132,31 +132,50 @@ impl Manager {
 impl Inner {
     pub(super) fn adopt(self: &Arc<Self>, worker: &Arc<dyn Worker>, state: SandboxState, fenced: bool) {
         let SandboxState { sandbox, version, phase } = state;
-        // Of another manager by now; it claims as well.
-        let Ok(function) = self.function(&version) else { return };
-        let seen = Seen {
-            sandbox,
-            worker: Arc::clone(worker),
-            version: version.key.clone(),
-            memory_mb: version.memory_mb,
-            phase,
-            fenced,
-        };
-        let now = self.now();
-        let mut actions = Vec::new();
-        let mut pool = function.pool.lock();
-        if pool.is_closed() {
-            return;
+        loop {
+            // Of another manager by now; it claims as well.
+            let Ok(function) = self.function(&version) else { return };
+            let mut pool = function.pool.lock();
+            // Forgotten just now, for it had nothing: the next look finds another, or makes it, or finds that it is another manager's.
+            // Whoever gave this one up is about to take it out of where it was found.
+            if pool.is_closed() {
+                drop(pool);
+                std::thread::yield_now();
+                continue;
+            }
+            let (version, worker) = (&version, Arc::clone(worker));
+            let seen = Seen {
+                sandbox,
+                version: version.key.clone(),
+                memory_mb: version.memory_mb,
+                phase,
+                fenced,
+                worker: Arc::clone(&worker),
+            };
+            return self.take_over(&function, &mut pool, seen, version, &worker);
         }
+    }
+
+    /// Under the pool's lock.
+    fn take_over(
+        self: &Arc<Self>,
+        function: &Arc<Function>,
+        pool: &mut Pool,
+        seen: Seen<Arc<dyn Worker>>,
+        version: &FunctionVersion,
+        worker: &Arc<dyn Worker>,
+    ) {
+        let (sandbox, now) = (seen.sandbox, self.now());
+        let mut actions = Vec::new();
         // Before the pool may lease it, or give it up.
-        self.sandboxes.insert(sandbox, Arc::clone(&function));
-        self.versions.insert(version.key.clone(), Arc::clone(&function));
-        self.fleet.adopt(sandbox, worker.id(), &version);
+        self.sandboxes.insert(sandbox, Arc::clone(function));
+        self.versions.insert(version.key.clone(), Arc::clone(function));
+        self.fleet.adopt(sandbox, worker.id(), version);
         pool.seen(now, seen, &mut actions);
         if self.draining.lock().contains(worker.id()) {
             pool.doom(sandbox, &mut actions);
         }
-        self.carry_out(&function, actions, &mut Timeline::default());
+        self.carry_out(function, actions, &mut Timeline::default());
     }
 
     fn lose(self: &Arc<Self>, worker: &WorkerId) {

@@ -2,6 +2,7 @@
 
 mod sim;
 mod takeover;
+mod unreachable;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -87,6 +87,7 @@ impl Sim {
                     sandboxes: Mutex::default(),
                     inits: AtomicU32::new(0),
                     fail: AtomicBool::new(false),
+                    unreachable: AtomicBool::new(false),
                     draining: AtomicBool::new(false),
                 })
             })
@@ -135,6 +136,7 @@ pub struct SimWorker {
     sandboxes: Mutex<BTreeMap<SandboxId, SimSandbox>>,
     inits: AtomicU32,
     fail: AtomicBool,
+    unreachable: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -160,8 +162,20 @@ impl SimWorker {
         self.fail.store(true, Ordering::SeqCst);
     }
 
+    /// The next Init goes on, and whoever asked for it hears nothing of it.
+    pub fn break_next_init(&self) {
+        self.unreachable.store(true, Ordering::SeqCst);
+    }
+
     pub fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
+    }
+
+    /// An Init that nobody waits for any more is over.
+    pub fn ready(&self, sandbox: SandboxId) {
+        if let Some(sandbox) = self.sandboxes.lock().unwrap().get_mut(&sandbox) {
+            sandbox.ready = true;
+        }
     }
 
     pub fn kill(&self, sandbox: SandboxId) {
@@ -202,6 +216,10 @@ impl Worker for SimWorker {
             sandboxes.insert(request.sandbox, sandbox);
             let used: u64 = sandboxes.values().map(|s| u64::from(s.version.memory_mb)).sum();
             assert!(used <= self.memory_mb, "placed beyond the worker's memory");
+        }
+        if self.unreachable.swap(false, Ordering::SeqCst) {
+            let cause = "the connection broke".to_owned();
+            return Err(WorkerError::Unreachable { worker: self.id.clone(), cause, unsent: false });
         }
         tokio::time::sleep(ms(10)).await;
         if let Some(sandbox) = self.sandboxes.lock().unwrap().get_mut(&request.sandbox) {

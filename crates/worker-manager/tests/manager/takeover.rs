@@ -19,9 +19,9 @@ use worker_manager::{Config, Homes, Manager, Partition};
 use crate::sim::{Sim, SimWorker, ms, request};
 
 /// Of `sim`, and one for each further manager.
-struct Fleet {
-    managers: Vec<Manager>,
-    workers: Vec<Arc<SimWorker>>,
+pub struct Fleet {
+    pub managers: Vec<Manager>,
+    pub workers: Vec<Arc<SimWorker>>,
     epoch: u64,
     /// Who live, by their place in `managers`.
     live: Vec<usize>,
@@ -50,8 +50,8 @@ impl Local {
 
 #[async_trait]
 impl Homes for Local {
-    async fn hello(&self, home: &str, epoch: u64, holds: Vec<(AccountId, u32)>) -> bool {
-        self.home(home).is_some_and(|home| home.hello(&self.me, epoch, &holds))
+    async fn hello(&self, home: &str, epoch: u64, number: u64, holds: Vec<(AccountId, u32)>) -> bool {
+        self.home(home).is_some_and(|home| home.hello(&self.me, epoch, number, &holds))
     }
 
     async fn ask(&self, home: &str, ask: Ask) -> Option<Grant> {
@@ -61,7 +61,7 @@ impl Homes for Local {
 }
 
 impl Fleet {
-    fn new(managers: usize, workers: &[u64]) -> Self {
+    pub fn new(managers: usize, workers: &[u64]) -> Self {
         let first = Sim::with_memory(Config::default(), workers);
         let mut all = vec![first.manager];
         all.extend((1..managers).map(|_| Sim::with_memory(Config::default(), &[]).manager));
@@ -78,7 +78,7 @@ impl Fleet {
     }
 
     /// A new view, which reaches the living managers before they have claimed anything.
-    fn view(&mut self, live: &[usize]) {
+    pub fn view(&mut self, live: &[usize]) {
         self.epoch += 1;
         self.live = live.to_vec();
         for manager in live {
@@ -87,18 +87,18 @@ impl Fleet {
         }
     }
 
-    fn partition(&self, me: usize) -> Partition {
+    pub fn partition(&self, me: usize) -> Partition {
         Partition { epoch: self.epoch, managers: self.live.iter().map(|m| id(*m)).collect(), me: id(me) }
     }
 
-    fn claim(&self, manager: usize, worker: usize) {
+    pub fn claim(&self, manager: usize, worker: usize) {
         let partition = self.partition(manager);
         let worker = &self.workers[worker];
         let mine = worker.sandboxes().into_iter().filter(|state| partition.owns(&state.version.arn)).collect();
         self.managers[manager].claimed(worker.clone(), self.epoch, mine);
     }
 
-    fn change(&mut self, live: &[usize]) {
+    pub fn change(&mut self, live: &[usize]) {
         self.view(live);
         for manager in live {
             (0..self.workers.len()).for_each(|worker| self.claim(*manager, worker));
@@ -111,15 +111,15 @@ impl Fleet {
         &self.managers[*self.live.iter().find(|m| &*id(**m) == owner).unwrap()]
     }
 
-    fn begin(&self, sandbox: SandboxId) {
+    pub fn begin(&self, sandbox: SandboxId) {
         self.workers.iter().find(|worker| worker.has(sandbox)).unwrap().begin(sandbox);
     }
 
-    fn end(&self, sandbox: SandboxId) {
+    pub fn end(&self, sandbox: SandboxId) {
         self.workers.iter().for_each(|worker| worker.end(sandbox));
     }
 
-    async fn invoke(&self, request: &AssignRequest) -> Lease {
+    pub async fn invoke(&self, request: &AssignRequest) -> Lease {
         let manager = self.owner(request);
         let lease = manager.assign(request.clone()).await.unwrap();
         self.begin(lease.sandbox);

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::super::tasks::Tasks;
+
 /// How often a worker that is drained looks for sandboxes that have become idle.
 const DRAIN_AGAIN: Duration = Duration::from_millis(500);
 /// Queues that are looked into at the same time.
@@ -102,6 +104,8 @@ pub struct Waiting {
 
 /// The parts of a process that are asked.
 pub struct Parts {
+    /// Starts what goes on.
+    pub tasks: Tasks,
     /// Its place.
     pub membership: Membership,
     /// If it is a worker: the sandboxes, and who hears of changes.
@@ -130,7 +134,7 @@ impl Own {
         let epoch = |view: &View| view.epoch();
         let view = Arc::new(Mutex::new((epoch(&changes.borrow_and_update()), since)));
         let told = Arc::clone(&view);
-        let following = tokio::spawn(async move {
+        let following = parts.tasks.spawn("look at the view", async move {
             while changes.changed().await.is_ok() {
                 *told.lock() = (epoch(&changes.borrow_and_update()), Instant::now());
             }
@@ -176,7 +180,7 @@ impl rpc::Report for Own {
         cordon.0 = state;
         worker.cordon(state != Cordon::None);
         if state == Cordon::Drain {
-            cordon.1 = Some(tokio::spawn(retire_idle(worker.clone())));
+            cordon.1 = Some(self.parts.tasks.spawn("drain", retire_idle(worker.clone())));
         }
         server.report_changed();
         tracing::info!(state = state.as_str(), "an operator decided whether this worker takes new sandboxes");

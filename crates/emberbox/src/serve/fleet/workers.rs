@@ -15,11 +15,14 @@ use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 use worker_manager::{Manager, Partition};
 
+use super::super::tasks::Tasks;
+
 /// Follows the views for one manager.
 pub struct Workers {
     me: Arc<str>,
     manager: Manager,
     channels: Channels,
+    tasks: Tasks,
     watched: HashMap<WorkerId, Watched>,
 }
 
@@ -39,8 +42,8 @@ impl Drop for Watched {
 
 impl Workers {
     /// For the manager with this id.
-    pub fn new(me: Arc<str>, manager: Manager, channels: Channels) -> Self {
-        Self { me, manager, channels, watched: HashMap::new() }
+    pub fn new(me: Arc<str>, manager: Manager, channels: Channels, tasks: Tasks) -> Self {
+        Self { me, manager, channels, tasks, watched: HashMap::new() }
     }
 
     /// Runs as long as there are views.
@@ -110,7 +113,7 @@ impl Workers {
         let worker: Arc<dyn Worker> = Arc::new(remote.at_epoch(epoch));
         let told = Arc::new(Told { manager: self.manager.clone(), worker, epoch });
         let watching = remote.clone();
-        let task = tokio::spawn(async move { watching.watch(claim, told).await });
+        let task = self.tasks.spawn("watch a worker", async move { watching.watch(claim, told).await });
         let (address, joined) = (member.address.clone(), member.epoch);
         self.watched.insert(id, Watched { address, joined, remote, task });
     }

@@ -20,6 +20,8 @@ enum Op {
     },
     InitDone(Index),
     InitFailed(Index),
+    /// Its worker could not be reached, and another one is asked.
+    Rename(Index),
     Answered(Index),
     Idle(Index),
     Release(Index),
@@ -53,6 +55,7 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (0..VERSIONS, limits).prop_map(|(version, (reserved, unreserved))| Op::Assign { version, reserved, unreserved }),
         6 => any::<Index>().prop_map(Op::InitDone),
         1 => any::<Index>().prop_map(Op::InitFailed),
+        1 => any::<Index>().prop_map(Op::Rename),
         5 => any::<Index>().prop_map(Op::Answered),
         6 => any::<Index>().prop_map(Op::Idle),
         1 => any::<Index>().prop_map(Op::Release),
@@ -177,6 +180,15 @@ impl Model {
                     if let Some(caller) = self.pool.init_failed(now, id, a) {
                         assert!(self.waiting.remove(&caller).is_some(), "told once");
                     }
+                }
+            }
+            Op::Rename(i) => {
+                if let Some(id) = any(self.starting.iter().copied().collect(), i) {
+                    let new = self.pool.rename(id).expect("it starts");
+                    self.starting.remove(&id);
+                    self.starting.insert(new);
+                    let version = self.alive.remove(&id).expect("it was there");
+                    self.alive.insert(new, version);
                 }
             }
             Op::Answered(i) => {
