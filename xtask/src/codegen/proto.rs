@@ -9,8 +9,15 @@ use super::Files;
 /// Where the code goes, from the root of the repository.
 pub const OUTPUT: &str = "crates/rpc/src/generated";
 const SOURCES: &str = "crates/rpc/proto";
-const SERVICES: [&str; 6] =
-    ["frontend.proto", "logs.proto", "quota.proto", "status.proto", "worker.proto", "worker_manager.proto"];
+const SERVICES: [&str; 7] = [
+    "frontend.proto",
+    "logs.proto",
+    "placement.proto",
+    "quota.proto",
+    "status.proto",
+    "worker.proto",
+    "worker_manager.proto",
+];
 
 /// One file, `emberbox.v1.rs`.
 pub fn files(root: &Path) -> anyhow::Result<Files> {

@@ -7,4 +7,5 @@ mod claims;
 mod cost;
 mod faults;
 mod invoke;
+mod placing;
 mod tls;

@@ -87,6 +87,7 @@ impl Sim {
                     sandboxes: Mutex::default(),
                     inits: AtomicU32::new(0),
                     fail: AtomicBool::new(false),
+                    full: AtomicBool::new(false),
                     draining: AtomicBool::new(false),
                 })
             })
@@ -135,6 +136,7 @@ pub struct SimWorker {
     sandboxes: Mutex<BTreeMap<SandboxId, SimSandbox>>,
     inits: AtomicU32,
     fail: AtomicBool,
+    full: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -158,6 +160,11 @@ impl SimWorker {
 
     pub fn fail_next_init(&self) {
         self.fail.store(true, Ordering::SeqCst);
+    }
+
+    /// As a worker whose room was taken since its report.
+    pub fn refuse_next_init(&self) {
+        self.full.store(true, Ordering::SeqCst);
     }
 
     pub fn drain(&self) {
@@ -194,6 +201,9 @@ impl Worker for SimWorker {
     async fn init(&self, request: InitRequest) -> Result<InitDone, WorkerError> {
         if self.fail.swap(false, Ordering::SeqCst) {
             return Err(WorkerError::Sandbox("no more of them".into()));
+        }
+        if self.full.swap(false, Ordering::SeqCst) {
+            return Err(WorkerError::Full(self.id.clone()));
         }
         self.inits.fetch_add(1, Ordering::SeqCst);
         let sandbox = SimSandbox { version: request.version, ready: false, running: false };
