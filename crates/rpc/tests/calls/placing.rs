@@ -92,7 +92,8 @@ async fn placement_hears_of_every_sandbox_whoever_made_it() {
     until(|| sandboxes(&[]), "the end of the other").await;
     f.as_manager("manager-2").drain();
     until(|| ear.0.lock().last.as_ref().unwrap().report.draining, "that it drains").await;
-    assert_eq!((ear.0.lock().wholes, ear.0.lock().lost), (1, 0));
+    let heard = |known: &Known| (known.wholes, known.lost);
+    assert_eq!(heard(&ear.0.lock()), (1, 0));
 
     // A worker that stops holds its process up for no observer's sake.
     f.server.stop.cancel();

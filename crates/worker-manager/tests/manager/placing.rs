@@ -1,6 +1,5 @@
 //! Where the manager's sandboxes go: by Placement where there is one, and by what the workers told.
 
-use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +11,7 @@ use domain::{
 };
 use futures::future::join_all;
 use tokio::time::Instant;
-use worker_manager::{Config, Manager, Partition};
+use worker_manager::{Config, Manager};
 
 use crate::sim::{Sim, ms, request};
 
@@ -170,8 +169,6 @@ impl Worker for Elsewhere {
 
 fn fleet(workers: &[Arc<Elsewhere>]) -> Manager {
     let manager = Manager::new(Arc::new(SystemClock::default()), Config::default(), vec![]);
-    let ids: HashSet<WorkerId> = workers.iter().map(|worker| worker.id.clone()).collect();
-    manager.set_partition(Partition { epoch: 1, managers: vec!["m".into()], me: "m".into() }, &ids);
     workers.iter().for_each(|worker| manager.claimed(worker.clone(), 1, vec![]));
     manager
 }
