@@ -160,6 +160,9 @@ pub struct DevFleet {
     /// How many workers
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     pub workers: u16,
+    /// How many processes that decide where sandboxes go; without one each manager decides itself
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub placements: u16,
     /// How many processes that take queued events
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub pollers: u16,

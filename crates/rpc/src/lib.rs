@@ -9,6 +9,8 @@
 //!     └──── RemoteWorker ──────────Invoke(payload)───────► WorkerServer ── dyn Worker
 //!                                                             │   ▲
 //!                          a manager's WorkerEvents ◄──Told───┘   └── SlotEvents
+//!
+//!  a manager ── RemotePlacement ──Place──► PlacementServer ── dyn Placement ◄── WorkerObserver ◄──Observed── WorkerServer
 //! ```
 //!
 //! - [`Server`] listens and says who may call what ([`Role`]); [`WorkerServer`] and [`ManagerServer`] are what it serves.
@@ -37,6 +39,7 @@ mod frontend;
 mod identity;
 mod logs;
 mod manager;
+mod placement;
 mod quota;
 mod server;
 mod status;
@@ -57,6 +60,7 @@ pub use identity::{Member, Role};
 pub use logs::{LogsFault, LogsServer, RemoteLogs, WorkerLogs};
 pub use manager::client::RemoteManager;
 pub use manager::server::ManagerServer;
+pub use placement::{PlacementServer, RemotePlacement};
 pub use quota::{QuotaServer, RemoteHome};
 pub use server::{ServeError, Server, Services};
 pub use status::{Cordon, RemoteStatus, Report, StatusServer};

@@ -33,10 +33,12 @@ use crate::logs::{self, LogsServer};
 use crate::manager::server::{ManagerServer, Undelivered};
 use crate::pb::frontend_server::FrontendServer as FrontendGrpc;
 use crate::pb::logs_server::LogsServer as LogsGrpc;
+use crate::pb::placement_server::PlacementServer as PlacementGrpc;
 use crate::pb::quota_server::QuotaServer as QuotaGrpc;
 use crate::pb::status_server::StatusServer as StatusGrpc;
 use crate::pb::worker_manager_server::WorkerManagerServer as ManagerGrpc;
 use crate::pb::worker_server::WorkerServer as WorkerGrpc;
+use crate::placement::PlacementServer;
 use crate::quota::QuotaServer;
 use crate::status::StatusServer;
 use crate::tls::{Credentials, ends, members};
@@ -91,6 +93,8 @@ pub struct Services {
     pub frontend: Option<FrontendServer>,
     /// It is a worker: what was written there.
     pub logs: Option<LogsServer>,
+    /// It decides where sandboxes go.
+    pub placement: Option<PlacementServer>,
     /// Every process says how it is.
     pub status: Option<StatusServer>,
 }
@@ -323,6 +327,7 @@ struct Dispatch {
     frontend: Option<FrontendGrpc<FrontendServer>>,
     quota: Option<QuotaGrpc<QuotaServer>>,
     logs: Option<LogsGrpc<LogsServer>>,
+    placement: Option<PlacementGrpc<PlacementServer>>,
     status: Option<StatusGrpc<StatusServer>>,
 }
 
@@ -337,7 +342,8 @@ impl Dispatch {
             .map(|manager| ManagerGrpc::new(manager).max_decoding_message_size(limit).max_encoding_message_size(limit));
         let logs = services.logs.map(|logs| LogsGrpc::new(logs).max_encoding_message_size(logs::MAX_ANSWER));
         let (frontend, quota) = (services.frontend.map(FrontendGrpc::new), services.quota.map(QuotaGrpc::new));
-        Self { worker, manager, frontend, quota, logs, status: services.status.map(StatusGrpc::new) }
+        let (placement, status) = (services.placement.map(PlacementGrpc::new), services.status.map(StatusGrpc::new));
+        Self { worker, manager, frontend, quota, logs, placement, status }
     }
 
     async fn call(&self, target: Result<Target, Refusal>, request: Request<Incoming>) -> Response<Body> {
@@ -361,6 +367,10 @@ impl Dispatch {
             Ok(Target::Logs) => match &self.logs {
                 Some(service) => service.clone().call(request).await,
                 None => return Status::unimplemented("this process has no worker's logs").into_http(),
+            },
+            Ok(Target::Placement) => match &self.placement {
+                Some(service) => service.clone().call(request).await,
+                None => return Status::unimplemented("this process does not place").into_http(),
             },
             Ok(Target::Status) => match &self.status {
                 Some(service) => service.clone().call(request).await,

@@ -6,15 +6,15 @@ mod takeover;
 mod upkeep;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use domain::{
-    AccountId, AssignError, AssignRequest, Clock, FunctionArn, FunctionVersion, Lease, RetireReason, SandboxId,
-    SlotEvents, Step, Timeline, VersionKey, Worker, WorkerError, WorkerId, WorkerManager,
+    AccountId, AssignError, AssignRequest, Clock, FunctionArn, FunctionVersion, Lease, Placement, RetireReason,
+    SandboxId, SlotEvents, Step, Timeline, VersionKey, Worker, WorkerError, WorkerId, WorkerManager,
 };
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -58,6 +58,8 @@ struct Inner {
     clock: Arc<dyn Clock>,
     config: Config,
     fleet: Fleet,
+    /// Who is asked first where a sandbox goes; the manager's own `fleet` knows as well.
+    placement: OnceLock<Arc<dyn Placement>>,
     /// `Init` and `Shutdown` run here, whoever waits for them or not.
     runtime: Handle,
     stopping: AtomicBool,
@@ -107,6 +109,7 @@ impl Manager {
             clock,
             config,
             fleet: Fleet::new(workers),
+            placement: OnceLock::new(),
             runtime: Handle::current(),
             stopping: AtomicBool::new(false),
             versions: ReadMap::new(),
@@ -129,6 +132,12 @@ impl Manager {
     /// One more worker: workers need the manager's [`SlotEvents`] to be built, so they may come after it.
     pub fn add_worker(&self, worker: Arc<dyn Worker>) {
         self.0.fleet.add(worker);
+    }
+
+    /// Asks `placement` first where sandboxes go. When that does not answer, or knows no place, the manager decides itself, as it does
+    /// without. Only the first call counts.
+    pub fn place_by(&self, placement: Arc<dyn Placement>) {
+        let _ = self.0.placement.set(placement);
     }
 
     /// What there is now.

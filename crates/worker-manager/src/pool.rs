@@ -74,7 +74,6 @@ enum Phase {
 
 struct Sandbox<W> {
     version: VersionKey,
-    memory_mb: u32,
     born: Duration,
     /// Known from the end of `Init` on.
     worker: Option<W>,
@@ -378,7 +377,6 @@ impl<C, W: Clone> FunctionPool<C, W> {
             id,
             Sandbox {
                 version: version.key.clone(),
-                memory_mb: version.memory_mb,
                 born: now,
                 worker: None,
                 doomed: false,

@@ -21,7 +21,15 @@ pub struct Messages {
 pub const MESSAGES: [Messages; 2] = [
     Messages {
         sources: "crates/rpc/proto",
-        files: &["frontend.proto", "logs.proto", "quota.proto", "status.proto", "worker.proto", "worker_manager.proto"],
+        files: &[
+            "frontend.proto",
+            "logs.proto",
+            "placement.proto",
+            "quota.proto",
+            "status.proto",
+            "worker.proto",
+            "worker_manager.proto",
+        ],
         output: "crates/rpc/src/generated",
         calls: true,
     },

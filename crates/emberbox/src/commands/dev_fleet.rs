@@ -1,7 +1,7 @@
 //! `emberbox dev-fleet`: a whole fleet as processes on this machine, to try, and for tests.
 //!
 //! ```text
-//!  PostgreSQL ◄── metadata, members, events ── frontend-1 … worker-manager-1 … pollers-1 … worker-1 …
+//!  PostgreSQL ◄── metadata, members, events ── frontend-1 … worker-manager-1 … placement-1 … pollers-1 … worker-1 …
 //!  DIR/packages ◄───────────── code ───────────┘
 //! ```
 //!
@@ -112,6 +112,7 @@ async fn fleet(args: DevFleet) -> Result<ExitCode> {
     let mut listen = args.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 4566)));
     let counts = [
         (Role::Worker, args.workers),
+        (Role::Placement, args.placements),
         (Role::WorkerManager, args.managers),
         (Role::Pollers, args.pollers),
         (Role::Frontend, args.frontends),

@@ -6,7 +6,8 @@
 //!  2 address for the other roles                       6 calls of other roles finish
 //!  3 metadata, members (as one that joins)             1 draining: nothing new comes; 8 the fleet is left, metadata closed
 //!  4 worker: engine, sandboxes                         5 worker: sandboxes end; 7 engine
-//!  5 worker manager: follows the view, claims workers  4 worker manager: its functions are another's, as they are
+//!  5 placement: observes workers; worker manager:      4 worker manager: its functions are another's, as they are
+//!    follows the view, claims workers
 //!  6 frontend and pollers: copy of the metadata,       2 frontend: running requests finish
 //!    router, event queue                               3 pollers: running events and batches finish
 //!  7 active: from here on the others send work
@@ -20,6 +21,7 @@ mod homes;
 mod logs;
 mod managers;
 mod peers;
+mod placement;
 pub mod renewal;
 mod roles;
 pub mod status;
@@ -36,7 +38,8 @@ use membership::postgres::{Options, PostgresRegistry};
 use membership::{Member, MemberId, MemberState, Membership, Role, Standing};
 use prometheus_client::registry::Registry;
 use rpc::{
-    Channels, Credentials, FrontendServer, LogsServer, ManagerServer, QuotaServer, Server, Services, StatusServer,
+    Channels, Credentials, FrontendServer, LogsServer, ManagerServer, PlacementServer, QuotaServer, Server, Services,
+    StatusServer,
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -128,10 +131,19 @@ impl Fleet {
         } else {
             None
         };
+        let deciding = cluster.is(Role::Placement).then(|| {
+            let deciding = placement::Deciding::new(Arc::clone(&clock));
+            services.placement = Some(PlacementServer::new(Arc::new(deciding.clone())));
+            let follow = deciding.clone().follow(membership.changes(), channels.clone(), Arc::clone(&id));
+            followers.push(tokio::spawn(follow));
+            deciding
+        });
         let manager = cluster.is(Role::WorkerManager).then(|| {
             let manager = worker_manager::Manager::new(Arc::clone(&clock), super::settings::manager(&config), vec![]);
             services.quota = Some(QuotaServer::new(Arc::new(manager.clone())));
             services.manager = Some(ManagerServer::new(Arc::new(manager.clone()), Arc::clone(&clock)));
+            let who = placement::WhoDecides::new(membership.clone(), channels.clone(), deciding.clone());
+            manager.place_by(Arc::new(who));
             let workers = workers::Workers::new(Arc::clone(&id), manager.clone(), channels.clone(), tasks.clone());
             followers.push(tasks.spawn("claim workers", workers.run(membership.changes())));
             followers.push(tasks.spawn("look after sandboxes", manager.clone().run()));
@@ -144,7 +156,7 @@ impl Fleet {
             followers.push(tasks.spawn("share accounts", manager.clone().share_accounts(Arc::new(homes))));
             manager
         });
-        admin::register(&mut registry, membership.clone(), manager.clone());
+        admin::register(&mut registry, membership.clone(), manager.clone(), deciding.clone());
         let has_copy = cluster.is(Role::Frontend) || cluster.is(Role::Pollers);
         let (own, others) = tokio::sync::watch::channel(None);
         if has_copy {
@@ -156,6 +168,7 @@ impl Fleet {
             membership: membership.clone(),
             worker: host.as_ref().map(Host::worker),
             manager: manager.clone(),
+            deciding: deciding.clone(),
             queue: Arc::clone(&queue),
         }))));
         let stop_rpc = CancellationToken::new();

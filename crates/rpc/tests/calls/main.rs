@@ -8,4 +8,5 @@ mod cost;
 mod faults;
 mod invoke;
 mod life;
+mod placing;
 mod tls;

@@ -7,7 +7,7 @@
 //!  worker ──lost─────► its sandboxes are given up: those that live are found when it is claimed again
 //! ```
 
-use domain::SandboxState;
+use domain::{PackageChanges, SandboxState, WorkerReport};
 
 use super::*;
 use crate::pool::Seen;
@@ -66,6 +66,7 @@ impl Manager {
     /// These workers, and no others, drain: their idle sandboxes go now, the others after what they serve.
     pub fn drain_workers(&self, workers: HashSet<WorkerId>) {
         let inner = &self.0;
+        inner.fleet.drain(&workers);
         *inner.draining.lock() = workers.clone();
         for sandbox in workers.iter().flat_map(|worker| inner.fleet.placed_on(worker)) {
             inner.event(sandbox, |pool, _, actions| pool.doom(sandbox, actions));
@@ -123,6 +124,11 @@ impl Manager {
         self.0.adopt(worker, sandbox, false);
     }
 
+    /// How a worker is that was claimed.
+    pub fn reported(&self, report: WorkerReport, packages: &PackageChanges) {
+        self.0.fleet.reported(report, packages);
+    }
+
     /// The worker cannot be reached, or not any more. It may be claimed again.
     pub fn lost(&self, worker: &WorkerId) {
         self.0.lose(worker);
@@ -144,14 +150,8 @@ impl Inner {
                 continue;
             }
             let (version, worker) = (&version, Arc::clone(worker));
-            let seen = Seen {
-                sandbox,
-                version: version.key.clone(),
-                memory_mb: version.memory_mb,
-                phase,
-                fenced,
-                worker: Arc::clone(&worker),
-            };
+            let seen =
+                Seen { sandbox, version: version.key.clone(), phase, fenced, worker: Arc::clone(&worker) };
             return self.take_over(&function, &mut pool, seen, version, &worker);
         }
     }

@@ -22,7 +22,6 @@ pub struct OverdueLease<W> {
 pub struct IdleEntry {
     pub sandbox: SandboxId,
     pub since: Duration,
-    pub memory_mb: u32,
 }
 
 impl<C, W: Clone> FunctionPool<C, W> {
@@ -141,7 +140,7 @@ impl<C, W: Clone> FunctionPool<C, W> {
     pub fn idle_entries(&self) -> impl Iterator<Item = (IdleEntry, &W)> {
         self.sandboxes.iter().filter_map(|(id, s)| match s.state {
             State::Idle { since } => {
-                let entry = IdleEntry { sandbox: *id, since, memory_mb: s.memory_mb };
+                let entry = IdleEntry { sandbox: *id, since };
                 Some((entry, s.worker.as_ref().expect("a sandbox that is ready has a worker")))
             }
             _ => None,

@@ -1,5 +1,6 @@
 //! The manager over simulated workers, in tokio's paused time.
 
+mod placing;
 mod sim;
 mod takeover;
 mod unreachable;

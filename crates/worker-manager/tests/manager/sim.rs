@@ -88,6 +88,7 @@ impl Sim {
                     inits: AtomicU32::new(0),
                     fail: AtomicBool::new(false),
                     unreachable: AtomicBool::new(false),
+                    full: AtomicBool::new(false),
                     draining: AtomicBool::new(false),
                 })
             })
@@ -137,6 +138,7 @@ pub struct SimWorker {
     inits: AtomicU32,
     fail: AtomicBool,
     unreachable: AtomicBool,
+    full: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -165,6 +167,11 @@ impl SimWorker {
     /// The next Init goes on, and whoever asked for it hears nothing of it.
     pub fn break_next_init(&self) {
         self.unreachable.store(true, Ordering::SeqCst);
+    }
+
+    /// As a worker whose room was taken since its report.
+    pub fn refuse_next_init(&self) {
+        self.full.store(true, Ordering::SeqCst);
     }
 
     pub fn drain(&self) {
@@ -208,6 +215,9 @@ impl Worker for SimWorker {
     async fn init(&self, request: InitRequest) -> Result<InitDone, WorkerError> {
         if self.fail.swap(false, Ordering::SeqCst) {
             return Err(WorkerError::Sandbox("no more of them".into()));
+        }
+        if self.full.swap(false, Ordering::SeqCst) {
+            return Err(WorkerError::Full(self.id.clone()));
         }
         self.inits.fetch_add(1, Ordering::SeqCst);
         let sandbox = SimSandbox { version: request.version, ready: false, running: false };

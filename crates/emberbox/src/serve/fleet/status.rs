@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use ::placement::Tally;
 use async_trait::async_trait;
 use domain::{RetireReason, SlotPhase, Worker, WorkerReport};
 use event_queue::{EventQueue, QueueError};
@@ -16,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::super::tasks::Tasks;
+use super::placement::{self, Deciding};
 
 /// How often a worker that is drained looks for sandboxes that have become idle.
 const DRAIN_AGAIN: Duration = Duration::from_millis(500);
@@ -34,6 +36,8 @@ pub struct Report {
     pub worker: Option<OfWorker>,
     /// Of a worker manager: the functions that it has sandboxes of.
     pub manager: Option<Vec<OfFunction>>,
+    /// Of a process that decides where sandboxes go, or would.
+    pub placement: Option<OfPlacement>,
     /// If it was asked for, and there is a queue here.
     pub events: Option<Waiting>,
 }
@@ -68,6 +72,22 @@ pub struct OfWorker {
     pub cordon: String,
     /// Its sandboxes by function.
     pub functions: Vec<OfFunction>,
+}
+
+/// What Placement has and did.
+#[derive(Serialize, Deserialize, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OfPlacement {
+    /// In its view, managers ask this one, and not another.
+    pub decides: bool,
+    /// Workers that it hears.
+    pub workers: usize,
+    /// Sandboxes that they have or were given.
+    pub sandboxes: usize,
+    /// Sandboxes that it gave a place, since its start.
+    pub placed: u64,
+    /// Those that it knew no place for.
+    pub refused: u64,
 }
 
 /// Sandboxes of a function.
@@ -112,6 +132,8 @@ pub struct Parts {
     pub worker: Option<(worker::Service, WorkerServer)>,
     /// If it is a worker manager.
     pub manager: Option<worker_manager::Manager>,
+    /// If it decides where sandboxes go.
+    pub deciding: Option<Deciding>,
     /// The event queue, once it is there.
     pub queue: Arc<OnceLock<Arc<dyn EventQueue>>>,
 }
@@ -166,6 +188,7 @@ impl rpc::Report for Own {
             view: Seen { epoch, age_ms: millis(changed.elapsed()), trouble },
             worker: self.parts.worker.as_ref().map(|(worker, _)| of_worker(worker, self.cordon.lock().0)),
             manager: self.parts.manager.as_ref().map(of_manager),
+            placement: self.parts.deciding.as_ref().map(|deciding| of_placement(deciding, &self.parts.membership)),
             events,
         };
         serde_json::to_string(&report).expect("numbers and texts always become JSON")
@@ -228,6 +251,12 @@ fn of_manager(manager: &worker_manager::Manager) -> Vec<OfFunction> {
         waiting: f.waiting,
     };
     functions.map(of).collect()
+}
+
+fn of_placement(deciding: &Deciding, membership: &Membership) -> OfPlacement {
+    let Tally { workers, sandboxes, placed, refused, .. } = deciding.tally();
+    let decides = placement::who(&membership.view()).is_some_and(|member| member.id == *membership.id());
+    OfPlacement { decides, workers, sandboxes, placed, refused }
 }
 
 async fn waiting(queue: &dyn EventQueue) -> Waiting {

@@ -8,7 +8,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use domain::{RetireReason, SandboxId, SandboxState, SlotEvents, Worker, WorkerEvents, WorkerId};
+use domain::{
+    PackageChanges, RetireReason, SandboxId, SandboxState, SlotEvents, Worker, WorkerEvents, WorkerId, WorkerReport,
+};
 use membership::{Member, MemberState, Role, View};
 use rpc::{Channels, Claim, RemoteWorker};
 use tokio::sync::{broadcast, watch};
@@ -147,6 +149,10 @@ impl WorkerEvents for Told {
 
     fn adopted(&self, _: &WorkerId, sandbox: SandboxState) {
         self.manager.adopted(&self.worker, sandbox);
+    }
+
+    fn reported(&self, report: WorkerReport, packages: PackageChanges) {
+        self.manager.reported(report, &packages);
     }
 
     fn lost(&self, worker: &WorkerId) {

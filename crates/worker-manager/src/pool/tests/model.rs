@@ -213,11 +213,7 @@ impl Model {
                 let id = new_id();
                 self.alive.insert(id, *version);
                 let key = VersionKey(version.to_string().into());
-                self.pool.seen(
-                    now,
-                    Seen { sandbox: id, worker: (), version: key, memory_mb: 128, phase: *phase, fenced: false },
-                    a,
-                );
+                self.pool.seen(now, Seen { sandbox: id, worker: (), version: key, phase: *phase, fenced: false }, a);
                 match phase {
                     SlotPhase::Starting => _ = self.adopted.insert(id),
                     SlotPhase::Invoking | SlotPhase::Finishing => _ = self.leased.insert(id),
@@ -229,14 +225,7 @@ impl Model {
                 if let Some(id) = any(known(self), i) {
                     let before = self.idle.contains(&id);
                     let version = self.pool.sandboxes[&id].version.clone();
-                    let seen = Seen {
-                        sandbox: id,
-                        worker: (),
-                        version,
-                        memory_mb: 128,
-                        phase: SlotPhase::Idle,
-                        fenced: false,
-                    };
+                    let seen = Seen { sandbox: id, worker: (), version, phase: SlotPhase::Idle, fenced: false };
                     self.pool.seen(now, seen, a);
                     let idle = matches!(self.pool.sandboxes.get(&id), Some(s) if matches!(s.state, State::Idle { .. }));
                     if granted(a, id) || shut_down(a, id) || idle {
