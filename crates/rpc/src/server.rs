@@ -28,6 +28,7 @@ use crate::frontend::FrontendServer;
 use crate::identity::Peer;
 use crate::logs::{self, LogsServer};
 use crate::manager::server::{ManagerServer, Undelivered};
+use crate::net::{Io, Listen};
 use crate::pb::frontend_server::FrontendServer as FrontendGrpc;
 use crate::pb::logs_server::LogsServer as LogsGrpc;
 use crate::pb::quota_server::QuotaServer as QuotaGrpc;
@@ -86,7 +87,7 @@ pub struct Services {
 
 /// A socket that listens.
 pub struct Server {
-    listener: TcpListener,
+    listener: Listener,
     address: SocketAddr,
     credentials: Option<Credentials>,
 }
@@ -100,7 +101,12 @@ impl Server {
         let failed = |cause| ServeError::Listen { address, cause };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, address, credentials })
+        Ok(Self { listener: Listener::Tcp(listener), address, credentials })
+    }
+
+    /// Takes the connections of `listener`, in plain text and of anybody: for simulations.
+    pub fn over(listener: Box<dyn Listen>, address: SocketAddr) -> Self {
+        Self { listener: Listener::Other(listener), address, credentials: None }
     }
 
     /// Where it listens.
@@ -110,7 +116,7 @@ impl Server {
 
     /// Serves until `stop`. Then takes no more calls, ends the streams of [`WorkerServer`], and returns when the last call has its
     /// answer, or after `limit`; what still runs then is cut off.
-    pub async fn serve(self, services: Services, stop: CancellationToken, limit: Duration) {
+    pub async fn serve(mut self, services: Services, stop: CancellationToken, limit: Duration) {
         let connections = TaskTracker::new();
         let cut = CancellationToken::new();
         loop {
@@ -120,8 +126,9 @@ impl Server {
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((tcp, from)) => {
-                    let serving = serve_peer(tcp, from, self.credentials.clone(), services.clone(), stop.clone());
+                Ok((connection, from)) => {
+                    let serving =
+                        serve_peer(connection, from, self.credentials.clone(), services.clone(), stop.clone());
                     connections.spawn(cut.clone().run_until_cancelled_owned(serving));
                 }
                 Err(error) => {
@@ -146,13 +153,36 @@ impl Server {
     }
 }
 
+enum Listener {
+    Tcp(TcpListener),
+    Other(Box<dyn Listen>),
+}
+
+enum Connection {
+    Tcp(TcpStream),
+    Other(Box<dyn Io>),
+}
+
+impl Listener {
+    async fn accept(&mut self) -> std::io::Result<(Connection, SocketAddr)> {
+        match self {
+            Self::Tcp(listener) => listener.accept().await.map(|(tcp, from)| (Connection::Tcp(tcp), from)),
+            Self::Other(listener) => listener.accept().await.map(|(io, from)| (Connection::Other(io), from)),
+        }
+    }
+}
+
 async fn serve_peer(
-    tcp: TcpStream,
+    connection: Connection,
     from: SocketAddr,
     credentials: Option<Credentials>,
     services: Services,
     stop: CancellationToken,
 ) {
+    let tcp = match connection {
+        Connection::Tcp(tcp) => tcp,
+        Connection::Other(io) => return serve_http(io, Peer::Local, from, services, stop).await,
+    };
     if let Err(error) = tcp.set_nodelay(true) {
         tracing::debug!(%from, %error, "connection ended before it began");
         return;
@@ -203,6 +233,8 @@ where
         .max_pending_accept_reset_streams(CANCELLED_CALLS)
         .keep_alive_interval(crate::PING_EVERY)
         .keep_alive_timeout(crate::PING_LIMIT)
+        // Nobody reads it.
+        .auto_date_header(false)
         .serve_connection(TokioIo::new(io), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {

@@ -202,7 +202,10 @@ impl Books {
 
     fn placed_on(&self, worker: &WorkerId) -> Vec<SandboxId> {
         let there = |placed: &Placed| placed.worker == *worker && !placed.starting;
-        self.sandboxes.iter().filter(|(_, placed)| placed.as_ref().is_some_and(there)).map(|(id, _)| *id).collect()
+        let placed = self.sandboxes.iter().filter(|(_, placed)| placed.as_ref().is_some_and(there));
+        let mut placed: Vec<_> = placed.map(|(id, _)| *id).collect();
+        placed.sort_unstable();
+        placed
     }
 
     fn book(&mut self, sandbox: SandboxId, worker: &WorkerId, version: &FunctionVersion, starting: bool) {

@@ -115,7 +115,7 @@ impl Inner {
             let pool = function.pool.lock();
             idle.extend(pool.idle_entries().map(|(entry, _)| (entry.since, entry, Arc::clone(&function))));
         }
-        idle.sort_by_key(|(since, ..)| *since);
+        idle.sort_by_key(|(since, entry, _)| (*since, entry.sandbox));
         let candidates: Vec<_> =
             idle.iter().map(|(_, entry, _)| Candidate { sandbox: entry.sandbox, memory_mb: entry.memory_mb }).collect();
         let chosen = self.fleet.make_room(version, &candidates);

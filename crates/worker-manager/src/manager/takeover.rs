@@ -67,6 +67,8 @@ impl Manager {
     pub fn drain_workers(&self, workers: HashSet<WorkerId>) {
         let inner = &self.0;
         *inner.draining.lock() = workers.clone();
+        let mut workers: Vec<_> = workers.into_iter().collect();
+        workers.sort_unstable();
         for sandbox in workers.iter().flat_map(|worker| inner.fleet.placed_on(worker)) {
             inner.event(sandbox, |pool, _, actions| pool.doom(sandbox, actions));
         }

@@ -5,7 +5,7 @@
 //!       └─► one task for each live worker: RemoteWorker::watch(claim of this view) ──► Manager::claimed, adopted, idle, …
 //! ```
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use domain::{RetireReason, SandboxId, SandboxState, SlotEvents, Worker, WorkerEvents, WorkerId};
@@ -20,7 +20,7 @@ pub struct Workers {
     me: Arc<str>,
     manager: Manager,
     channels: Channels,
-    watched: HashMap<WorkerId, Watched>,
+    watched: BTreeMap<WorkerId, Watched>,
 }
 
 struct Watched {
@@ -40,7 +40,7 @@ impl Drop for Watched {
 impl Workers {
     /// For the manager with this id.
     pub fn new(me: Arc<str>, manager: Manager, channels: Channels) -> Self {
-        Self { me, manager, channels, watched: HashMap::new() }
+        Self { me, manager, channels, watched: BTreeMap::new() }
     }
 
     /// Runs as long as there are views.
@@ -50,6 +50,8 @@ impl Workers {
         self.follow(&view);
         loop {
             tokio::select! {
+                // A new view claims all workers anew, suspects among them.
+                biased;
                 changed = views.changed() => {
                     if changed.is_err() {
                         return;
@@ -67,7 +69,7 @@ impl Workers {
     }
 
     fn follow(&mut self, view: &View) {
-        let workers: HashMap<WorkerId, &Member> =
+        let workers: BTreeMap<WorkerId, &Member> =
             view.live(Role::Worker).map(|member| (WorkerId(member.id.as_str().into()), member)).collect();
         let claim = self.claim(view);
         let partition = Partition { epoch: claim.epoch, managers: claim.managers.clone(), me: Arc::clone(&self.me) };
