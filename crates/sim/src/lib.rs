@@ -31,7 +31,11 @@ mod sandboxes;
 pub mod truth;
 mod world;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 pub use truth::Summary;
+
+static RAN: AtomicBool = AtomicBool::new(false);
 
 /// What came of a seed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,11 +48,12 @@ pub struct Outcome {
     pub summary: Summary,
 }
 
-/// Runs a seed, on a thread of its own.
+/// Runs a seed, on a thread of its own. Once in a process: tokio counts its runtimes in a static, and draws from that number.
 ///
 /// # Panics
-/// If a role does.
+/// If a role does, or the second time.
 pub fn run(seed: u64) -> Outcome {
+    assert!(!RAN.swap(true, Ordering::Relaxed), "a process runs one simulation");
     let simulation = std::thread::Builder::new().name(format!("seed {seed}")).spawn(move || {
         let mut rng = entropy::Rng::new(seed);
         entropy::seed_thread(rng.next());

@@ -14,8 +14,10 @@ use domain::{
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use crate::clock;
 use crate::entropy::Rng;
 use crate::log::Log;
+use crate::plan::TROUBLE;
 use crate::truth::Truth;
 
 /// Of a worker.
@@ -108,7 +110,7 @@ impl SimWorker {
 
     /// The function runs, then runtime and extensions finish.
     async fn run(self, id: SandboxId, millis: u64) {
-        let dies = self.percent(1);
+        let dies = self.percent(1) && clock::now() < TROUBLE.1;
         tokio::time::sleep(Duration::from_millis(millis)).await;
         if dies {
             return self.end(id, RetireReason::Failure);
@@ -168,7 +170,7 @@ impl Worker for SimWorker {
         self.0.log.line(format_args!("{} makes {sandbox} for {}", self.0.id, version.name));
         let takes = if self.percent(10) { self.takes(300, 3_000) } else { self.takes(20, 300) };
         tokio::time::sleep(takes).await;
-        if self.percent(3) {
+        if self.percent(3) && clock::now() < TROUBLE.1 {
             self.0.state.lock().sandboxes.remove(&sandbox);
             self.0.truth.gone(sandbox);
             return Err(WorkerError::Sandbox("no luck".to_owned()));
