@@ -37,6 +37,11 @@ pub(crate) fn instant(at: Duration) -> Instant {
     running.start + at.saturating_sub(running.booted)
 }
 
+/// The moment that all hosts have reached, with the years before the beginning.
+pub(crate) fn world() -> Duration {
+    Duration::from_secs(BEGIN) + WORLD.get()
+}
+
 pub(crate) fn set_world(now: Duration) {
     WORLD.set(now);
 }

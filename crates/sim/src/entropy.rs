@@ -1,7 +1,8 @@
-//! Where randomness comes from in a simulation: its seed.
+//! Where randomness and time come from in a simulation: its seed, and its own clock.
 //!
 //! The standard library's hash maps, tokio's choice of a branch or of whom to wake first, and new ids all begin with `getrandom`.
-//! A thread with a seed gets the numbers that follow from it; every other thread of the program gets the system's.
+//! A thread with a seed gets the numbers that follow from it; every other thread of the program gets the system's. So it is with
+//! the time of the standard library, which h2 forgets streams by: it is the one that all hosts have reached.
 
 use std::cell::Cell;
 use std::mem::MaybeUninit;
@@ -14,6 +15,7 @@ thread_local! {
 pub fn seed_thread(seed: u64) {
     // Also what makes the linker take the function below for libc's.
     std::hint::black_box(getrandom as unsafe extern "C" fn(*mut u8, usize, u32) -> isize);
+    std::hint::black_box(clock_gettime as unsafe extern "C" fn(i32, *mut Timespec) -> i32);
     SEEDED.set(Some(Rng::new(seed)));
 }
 
@@ -35,6 +37,35 @@ unsafe extern "C" fn getrandom(buffer: *mut u8, length: usize, _flags: u32) -> i
     }
     SEEDED.set(Some(rng));
     length.cast_signed()
+}
+
+/// As in C, on 64-bit Linux.
+#[repr(C)]
+struct Timespec {
+    seconds: i64,
+    nanos: i64,
+}
+
+/// In the place of libc's: any clock of a simulation's thread is the simulated one.
+#[allow(unsafe_code)]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn clock_gettime(clock: i32, to: *mut Timespec) -> i32 {
+    let now = if SEEDED.get().is_some() {
+        let now = crate::clock::world();
+        Timespec { seconds: now.as_secs().cast_signed(), nanos: now.subsec_nanos().into() }
+    } else {
+        let clock = match clock {
+            0 => rustix::time::ClockId::Realtime,
+            4 => rustix::time::ClockId::MonotonicRaw,
+            7 => rustix::time::ClockId::Boottime,
+            _ => rustix::time::ClockId::Monotonic,
+        };
+        let now = rustix::time::clock_gettime(clock);
+        Timespec { seconds: now.tv_sec, nanos: now.tv_nsec }
+    };
+    // SAFETY: it is the contract of clock_gettime(2) that a timespec can be written at `to`.
+    unsafe { to.write(now) };
+    0
 }
 
 /// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014): what a simulation decides by.

@@ -14,6 +14,7 @@ pub struct Log(Arc<Mutex<String>>);
 impl Log {
     /// Adds a line with the simulated time.
     pub fn line(&self, line: std::fmt::Arguments<'_>) {
+        tracing::debug!("{:.3} {line}", clock::now().as_secs_f64());
         // Writing to a string does not fail.
         let _ = writeln!(self.0.lock(), "{:>9.3} {line}", clock::now().as_secs_f64());
     }

@@ -58,6 +58,12 @@ fn main() -> Result<ExitCode> {
 
 /// The log, then one line for each violation, and the figures.
 fn here(seed: u64) -> ExitCode {
+    // For whoever looks for a cause: with RUST_LOG, what the roles say and what happens, in one stream. Not `emberbox::invoke`, which
+    // takes threads.
+    if let Ok(filter) = std::env::var("RUST_LOG") {
+        let log = tracing_subscriber::fmt().with_env_filter(format!("{filter},emberbox::invoke=off"));
+        log.with_writer(std::io::stderr).without_time().init();
+    }
     let outcome = sim::run(seed);
     print!("{}", outcome.log);
     outcome.violations.iter().for_each(|violation| println!("seed {seed}: VIOLATION {violation}"));

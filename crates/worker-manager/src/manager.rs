@@ -245,7 +245,12 @@ impl Inner {
     async fn shut_down(self: Arc<Self>, sandbox: SandboxId) {
         if let Some(worker) = self.fleet.worker_of(sandbox) {
             worker.shutdown(sandbox, RetireReason::Spindown).await;
-            self.fleet.gone(sandbox);
+            let _one = self.claiming.lock();
+            // A worker that was claimed for a newer view meanwhile has refused, and has named it as one that lives: then it was taken
+            // over again.
+            if self.sandboxes.get(&sandbox).is_none() {
+                self.fleet.gone(sandbox);
+            }
         }
     }
 
