@@ -87,8 +87,8 @@ impl State {
     /// How long something takes that leaves now.
     fn latency(&mut self, from: HostId, to: HostId) -> Duration {
         let mut millis = match self.rng.below(100) {
-            0..90 => self.rng.between(1, 12),
-            90..99 => self.rng.between(12, 60),
+            0..90 => self.rng.between(8, 20),
+            90..99 => self.rng.between(20, 80),
             _ => self.rng.between(60, 400),
         };
         for (a, b, factor) in &self.slow {

@@ -22,7 +22,7 @@ use crate::process::{self, Shared, Slot};
 use crate::truth::{Answer, Truth};
 
 /// A step, while there is load.
-const STEP: Duration = Duration::from_millis(5);
+const STEP: Duration = Duration::from_millis(10);
 /// And afterwards.
 const LONG_STEP: Duration = Duration::from_millis(50);
 /// How long an idle sandbox lives.

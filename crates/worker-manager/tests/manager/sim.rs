@@ -87,6 +87,7 @@ impl Sim {
                     sandboxes: Mutex::default(),
                     inits: AtomicU32::new(0),
                     fail: AtomicBool::new(false),
+                    refuse: AtomicBool::new(false),
                     draining: AtomicBool::new(false),
                 })
             })
@@ -135,6 +136,8 @@ pub struct SimWorker {
     sandboxes: Mutex<BTreeMap<SandboxId, SimSandbox>>,
     inits: AtomicU32,
     fail: AtomicBool,
+    /// The next shutdown comes in the name of a view that is over.
+    refuse: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -158,6 +161,10 @@ impl SimWorker {
 
     pub fn fail_next_init(&self) {
         self.fail.store(true, Ordering::SeqCst);
+    }
+
+    pub fn refuse_next_shutdown(&self) {
+        self.refuse.store(true, Ordering::SeqCst);
     }
 
     pub fn drain(&self) {
@@ -218,7 +225,9 @@ impl Worker for SimWorker {
 
     async fn shutdown(&self, sandbox: SandboxId, _: RetireReason) {
         tokio::time::sleep(ms(2)).await;
-        self.sandboxes.lock().unwrap().remove(&sandbox);
+        if !self.refuse.swap(false, Ordering::SeqCst) {
+            self.sandboxes.lock().unwrap().remove(&sandbox);
+        }
     }
 
     async fn invoking(&self, sandbox: SandboxId) -> bool {
