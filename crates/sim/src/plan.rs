@@ -108,6 +108,8 @@ pub struct Plan {
     pub unreserved: u32,
     /// Of each worker.
     pub size: Size,
+    /// There is room for everything at once.
+    pub roomy: bool,
     /// In the order of their times.
     pub faults: Vec<(Duration, Fault)>,
     /// In the order of their times.
@@ -121,12 +123,13 @@ impl Plan {
         let count = rng.between(2, 6);
         let functions: Vec<_> = (0..count).map(|n| function(n, rng)).collect();
         let unreserved = if rng.percent(50) { u32::try_from(rng.between(3, 16)).expect("small") } else { 1_000 };
-        let slots = if rng.percent(25) { rng.between(3, 6) } else { 40 };
+        let roomy = rng.percent(75);
+        let slots = if roomy { 40 } else { rng.between(3, 6) };
         let size = Size { memory_mb: slots * 512, slots: u32::try_from(slots).expect("small") };
         let faults = faults(rng, nodes.len());
         let frontends = nodes.iter().filter(|node| node.roles.contains(&Role::Frontend)).count();
         let load = load(rng, functions.len(), frontends);
-        Self { nodes, functions, unreserved, size, faults, load }
+        Self { nodes, functions, unreserved, size, roomy, faults, load }
     }
 }
 

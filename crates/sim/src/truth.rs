@@ -24,7 +24,9 @@ pub enum Answer {
     FunctionError,
     /// 429.
     Throttled,
-    /// 503: no worker has room, or no manager answers.
+    /// 503: no worker has room.
+    NoRoom,
+    /// 503: no manager answers.
     Unavailable,
     /// The platform failed: a worker died under it.
     ServiceError,
@@ -57,6 +59,8 @@ struct Inner {
     reserved: Vec<Option<u32>>,
     /// Of all functions without one.
     unreserved: u32,
+    /// There is room for everything at once.
+    roomy: bool,
     /// Since when there is no trouble.
     calm: Option<Duration>,
     /// The most that ran at once beyond a limit, while there was trouble.
@@ -72,8 +76,8 @@ pub struct Truth(Arc<Mutex<Inner>>, Log);
 pub const CALM: Duration = Duration::from_secs(15);
 
 impl Truth {
-    pub(crate) fn new(log: Log, reserved: Vec<Option<u32>>, unreserved: u32) -> Self {
-        Self(Arc::new(Mutex::new(Inner { reserved, unreserved, ..Inner::default() })), log)
+    pub(crate) fn new(log: Log, reserved: Vec<Option<u32>>, unreserved: u32, roomy: bool) -> Self {
+        Self(Arc::new(Mutex::new(Inner { reserved, unreserved, roomy, ..Inner::default() })), log)
     }
 
     /// Something must never be, and is.
@@ -122,7 +126,9 @@ impl Truth {
         self.1.line(format_args!("client has {answer:?} ({request})"));
         let problem = {
             let mut inner = self.0.lock();
-            let calm = inner.calm;
+            let (calm, roomy) = (inner.calm, inner.roomy);
+            // A manager makes room by its own idle sandboxes only.
+            let fine = matches!(answer, Answer::Ok | Answer::Throttled) || (answer == Answer::NoRoom && !roomy);
             let Some(known) = inner.requests.get_mut(&request.0) else { return };
             known.answered = Some((now, answer));
             let took = now - known.begun;
@@ -130,9 +136,7 @@ impl Truth {
                 Some(format!("request {request} was answered, and never ran"))
             } else if took > LONGEST {
                 Some(format!("request {request} had to wait for {took:?}"))
-            } else if calm.is_some_and(|since| known.begun >= since + CALM)
-                && !matches!(answer, Answer::Ok | Answer::Throttled)
-            {
+            } else if calm.is_some_and(|since| known.begun >= since + CALM) && !fine {
                 Some(format!("request {request} has {answer:?} without any trouble"))
             } else {
                 None

@@ -57,7 +57,7 @@ impl World {
         clock::set_world(Duration::ZERO);
         let net = Net::new(rng.split(), log.clone(), STEP);
         let reserved = plan.functions.iter().map(|function| function.reserved).collect();
-        let truth = Truth::new(log.clone(), reserved, plan.unreserved);
+        let truth = Truth::new(log.clone(), reserved, plan.unreserved, plan.roomy);
         let database = Host::new("db", &net, &log);
         let database_clock = database.context.clock.clone();
         let shared = Shared {
@@ -231,7 +231,8 @@ impl World {
                     log.line(format_args!("failed: {failure:?} ({request_id})"));
                     match failure {
                         Failure::Assign(AssignError::Throttled(_)) => Answer::Throttled,
-                        Failure::Assign(AssignError::NoCapacity(_) | AssignError::NotOwner(_)) => Answer::Unavailable,
+                        Failure::Assign(AssignError::NoCapacity(_)) => Answer::NoRoom,
+                        Failure::Assign(AssignError::NotOwner(_)) => Answer::Unavailable,
                         Failure::Assign(AssignError::Worker(_)) | Failure::Worker(_) => Answer::ServiceError,
                     }
                 }

@@ -17,7 +17,7 @@ fn one_seed_gives_the_same_events_twice_byte_for_byte() {
 
 #[test]
 fn seeds_find_nothing() {
-    let seeds = std::env::var("SIM_SEEDS").unwrap_or_else(|_| "200".to_owned());
+    let seeds = std::env::var("SIM_SEEDS").unwrap_or_else(|_| "150".to_owned());
     let (text, good) = sim(&["--seeds", &seeds]);
     assert!(good, "{text}");
 }
