@@ -268,6 +268,10 @@ pub trait Worker: Send + Sync + 'static {
     fn packages(&self) -> Vec<String> {
         Vec::new()
     }
+    /// Whether [`Self::packages`] looks no further than memory, so that it may be called anywhere.
+    fn packages_are_at_hand(&self) -> bool {
+        false
+    }
     /// How a process that gets a [`Lease`] on this worker reaches it; `None` of a worker that only this process can call.
     fn route(&self) -> Option<WorkerRoute> {
         None

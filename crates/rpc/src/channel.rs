@@ -3,7 +3,7 @@
 //! tonic's own channel is not used, since it cannot say of a failed request whether the peer can have seen it. A [`Connection`] says of a
 //! request that it was not sent, and this is what makes an invocation safe to send elsewhere.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use tonic::body::Body;
 use crate::connection::{Connection, Incoming, Unsent};
 use crate::failure::{Failure, chain};
 use crate::identity::Member;
+use crate::net::Dial;
 use crate::tls::{Credentials, ends};
 
 /// To look the name up, connect, and shake hands.
@@ -44,16 +45,27 @@ pub struct Channels(Arc<Pool>);
 
 struct Pool {
     credentials: Option<Credentials>,
+    /// In the place of TCP.
+    dial: Option<Arc<dyn Dial>>,
     clock: Arc<dyn Clock>,
     /// By address.
-    links: Mutex<HashMap<Arc<str>, Arc<Link>>>,
+    links: Mutex<BTreeMap<Arc<str>, Arc<Link>>>,
 }
 
 impl Channels {
     /// Without `credentials`, only processes of this machine can be reached, in plain text. `clock` is the one of this process's
     /// timelines. Legal inside a tokio runtime only.
     pub fn new(credentials: Option<Credentials>, clock: Arc<dyn Clock>) -> Self {
-        let pool = Arc::new(Pool { credentials, clock, links: Mutex::default() });
+        Self::make(credentials, None, clock)
+    }
+
+    /// Over connections that `dial` makes, in plain text: for simulations. Legal inside a tokio runtime only.
+    pub fn over(dial: Arc<dyn Dial>, clock: Arc<dyn Clock>) -> Self {
+        Self::make(None, Some(dial), clock)
+    }
+
+    fn make(credentials: Option<Credentials>, dial: Option<Arc<dyn Dial>>, clock: Arc<dyn Clock>) -> Self {
+        let pool = Arc::new(Pool { credentials, dial, clock, links: Mutex::default() });
         let swept = Arc::downgrade(&pool);
         // Ends with the pool.
         tokio::spawn(async move {
@@ -76,6 +88,7 @@ impl Channels {
             address: address.into(),
             peer: peer.clone(),
             credentials: self.0.credentials.clone(),
+            dial: self.0.dial.clone(),
             clock: Arc::clone(&self.0.clock),
             open: Mutex::new(Open { connection: None, until: None, used: Instant::now() }),
             dialing: tokio::sync::Mutex::new(None),
@@ -106,6 +119,7 @@ struct Link {
     address: Arc<str>,
     peer: Member,
     credentials: Option<Credentials>,
+    dial: Option<Arc<dyn Dial>>,
     clock: Arc<dyn Clock>,
     open: Mutex<Open>,
     /// The last attempt that failed: whoever waited for it does not try again, or a hundred would wait for one another.
@@ -221,6 +235,10 @@ impl Link {
     }
 
     async fn dial(&self) -> Result<(Connection, Option<Instant>), String> {
+        if let Some(dial) = &self.dial {
+            let io = dial.dial(&self.address).await.map_err(|error| error.to_string())?;
+            return Ok((self.handshake(io).await?, None));
+        }
         let addresses: Vec<_> =
             tokio::net::lookup_host(&*self.address).await.map_err(|error| error.to_string())?.collect();
         if self.credentials.is_none() && !addresses.iter().all(|address| address.ip().is_loopback()) {

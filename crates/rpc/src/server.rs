@@ -31,6 +31,7 @@ use crate::frontend::FrontendServer;
 use crate::identity::Peer;
 use crate::logs::{self, LogsServer};
 use crate::manager::server::{ManagerServer, Undelivered};
+use crate::net::{Io, Listen};
 use crate::pb::frontend_server::FrontendServer as FrontendGrpc;
 use crate::pb::logs_server::LogsServer as LogsGrpc;
 use crate::pb::placement_server::PlacementServer as PlacementGrpc;
@@ -101,7 +102,7 @@ pub struct Services {
 
 /// A socket that listens.
 pub struct Server {
-    listener: TcpListener,
+    listener: Listener,
     address: SocketAddr,
     credentials: Option<Credentials>,
     present: Option<watch::Receiver<Arc<HashSet<String>>>>,
@@ -116,7 +117,12 @@ impl Server {
         let failed = |cause| ServeError::Listen { address, cause };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, address, credentials, present: None })
+        Ok(Self { listener: Listener::Tcp(listener), address, credentials, present: None })
+    }
+
+    /// Takes the connections of `listener`, in plain text and of anybody: for simulations.
+    pub fn over(listener: Box<dyn Listen>, address: SocketAddr) -> Self {
+        Self { listener: Listener::Other(listener), address, credentials: None, present: None }
     }
 
     /// From the one who knows: the ids of the members that are in the fleet. A connection of one that was, and is no more, takes no new
@@ -133,7 +139,7 @@ impl Server {
 
     /// Serves until `stop`. Then takes no more calls, ends the streams of [`WorkerServer`], and returns when the last call has its
     /// answer, or after `limit`; what still runs then is cut off.
-    pub async fn serve(self, services: Services, stop: CancellationToken, limit: Duration) {
+    pub async fn serve(mut self, services: Services, stop: CancellationToken, limit: Duration) {
         let connections = TaskTracker::new();
         let cut = CancellationToken::new();
         let rooms = Rooms { handshakes: Semaphore::new(HANDSHAKES), connections: Semaphore::new(CONNECTIONS) };
@@ -145,10 +151,10 @@ impl Server {
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((tcp, from)) => {
+                Ok((connection, from)) => {
                     let life = Life { present: self.present.clone(), stop: stop.clone() };
-                    let serving =
-                        serve_peer(tcp, from, self.credentials.clone(), services.clone(), life, Arc::clone(&rooms));
+                    let (credentials, rooms) = (self.credentials.clone(), Arc::clone(&rooms));
+                    let serving = serve_peer(connection, from, credentials, services.clone(), life, rooms);
                     connections.spawn(cut.clone().run_until_cancelled_owned(serving));
                 }
                 Err(error) => {
@@ -196,14 +202,37 @@ impl Life {
     }
 }
 
+enum Listener {
+    Tcp(TcpListener),
+    Other(Box<dyn Listen>),
+}
+
+enum Connection {
+    Tcp(TcpStream),
+    Other(Box<dyn Io>),
+}
+
+impl Listener {
+    async fn accept(&mut self) -> std::io::Result<(Connection, SocketAddr)> {
+        match self {
+            Self::Tcp(listener) => listener.accept().await.map(|(tcp, from)| (Connection::Tcp(tcp), from)),
+            Self::Other(listener) => listener.accept().await.map(|(io, from)| (Connection::Other(io), from)),
+        }
+    }
+}
+
 async fn serve_peer(
-    tcp: TcpStream,
+    connection: Connection,
     from: SocketAddr,
     credentials: Option<Credentials>,
     services: Services,
     life: Life,
     rooms: Arc<Rooms>,
 ) {
+    let tcp = match connection {
+        Connection::Tcp(tcp) => tcp,
+        Connection::Other(io) => return serve_http(io, Peer::Local, from, services, life, None).await,
+    };
     let Ok(handshaking) = rooms.handshakes.try_acquire() else {
         tracing::debug!(%from, "closed a connection: {HANDSHAKES} others have not shown yet whose they are");
         return;
@@ -286,6 +315,8 @@ where
         .max_pending_accept_reset_streams(CANCELLED_CALLS)
         .keep_alive_interval(crate::PING_EVERY)
         .keep_alive_timeout(crate::PING_LIMIT)
+        // Nobody reads it.
+        .auto_date_header(false)
         .serve_connection(TokioIo::new(io), service);
     let mut connection = std::pin::pin!(connection);
     let stop = life.stop.clone();

@@ -230,7 +230,9 @@ impl Fleet {
 impl Books {
     fn placed_on(&self, worker: &WorkerId) -> Vec<SandboxId> {
         let there = self.index.sandboxes_on(worker).filter(|(_, starting)| !starting);
-        there.map(|(sandbox, _)| sandbox).collect()
+        let mut placed: Vec<_> = there.map(|(sandbox, _)| sandbox).collect();
+        placed.sort_unstable();
+        placed
     }
 
     fn stand(&mut self, worker: &WorkerId) {

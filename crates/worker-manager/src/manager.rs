@@ -5,7 +5,7 @@ mod quota;
 mod takeover;
 mod upkeep;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -66,11 +66,11 @@ struct Inner {
     /// The warm path's way to a function, and that of the workers' events. Both change under the function's lock only.
     versions: ReadMap<VersionKey, Function>,
     sandboxes: ReadMap<SandboxId, Function>,
-    functions: Mutex<HashMap<FunctionArn, Arc<Function>>>,
+    functions: Mutex<BTreeMap<FunctionArn, Arc<Function>>>,
     /// `None` of the only manager. Changes under the lock of `functions` only.
     partition: ArcSwapOption<Partition>,
     /// The epoch in which each worker was claimed last.
-    claims: Mutex<HashMap<WorkerId, u64>>,
+    claims: Mutex<BTreeMap<WorkerId, u64>>,
     /// Held while a view or a worker's list is taken in: one after the other. Taken before all other locks.
     claiming: Mutex<()>,
     /// Those that are to have no sandboxes.
@@ -79,7 +79,7 @@ struct Inner {
     settled: watch::Sender<u64>,
     /// Workers that a caller could not reach.
     suspects: broadcast::Sender<WorkerId>,
-    accounts: Mutex<HashMap<AccountId, Arc<AccountUse>>>,
+    accounts: Mutex<BTreeMap<AccountId, Arc<AccountUse>>>,
     /// Told when an account wants more than this manager was granted.
     more: Arc<Notify>,
     /// Told of each partition.
@@ -258,8 +258,12 @@ impl Inner {
         if let Some(worker) = self.fleet.worker_of(sandbox) {
             worker.shutdown(sandbox, RetireReason::Spindown).await;
         }
-        // Also where its worker has gone meanwhile: if that comes again with it, it is named, and taken over.
-        self.fleet.gone(sandbox);
+        let _one = self.claiming.lock();
+        // A worker that was claimed for a newer view meanwhile has refused, and has named it as one that lives: then it was taken over
+        // again. Also where its worker has gone meanwhile: if that comes again with it, it is named, and taken over.
+        if self.sandboxes.get(&sandbox).is_none() {
+            self.fleet.gone(sandbox);
+        }
     }
 
     /// Ends the graces of requests that wait for a finishing sandbox, as long as there are any. One timer for all of them:

@@ -135,7 +135,7 @@ impl Fleet {
             let deciding = placement::Deciding::new(Arc::clone(&clock));
             services.placement = Some(PlacementServer::new(Arc::new(deciding.clone())));
             let follow = deciding.clone().follow(membership.changes(), channels.clone(), Arc::clone(&id));
-            followers.push(tokio::spawn(follow));
+            followers.push(tasks.spawn("follow the workers", follow));
             deciding
         });
         let manager = cluster.is(Role::WorkerManager).then(|| {

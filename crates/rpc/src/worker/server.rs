@@ -135,7 +135,12 @@ impl Inner {
             packages.listed = Some(Instant::now());
         }
         let worker = Arc::clone(&self.worker);
-        if let Ok(listed) = tokio::task::spawn_blocking(move || worker.packages()).await {
+        let listed = if worker.packages_are_at_hand() {
+            Ok(worker.packages())
+        } else {
+            tokio::task::spawn_blocking(move || worker.packages()).await
+        };
+        if let Ok(listed) = listed {
             self.packages.lock().known = Arc::new(listed.into_iter().collect());
         }
         Arc::clone(&self.packages.lock().known)

@@ -176,7 +176,7 @@ impl Inner {
             let pool = function.pool.lock();
             idle.extend(pool.idle_entries().map(|(entry, _)| (entry.since, entry, Arc::clone(&function))));
         }
-        idle.sort_by_key(|(since, ..)| *since);
+        idle.sort_by_key(|(since, entry, _)| (*since, entry.sandbox));
         let chosen = self.fleet.make_room(version, idle.iter().map(|(_, entry, _)| entry.sandbox));
         let ends = chosen.iter().filter_map(|id| {
             let (.., function) = idle.iter().find(|(_, entry, _)| entry.sandbox == *id)?;

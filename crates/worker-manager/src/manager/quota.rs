@@ -57,6 +57,8 @@ impl Manager {
             }
             loop {
                 tokio::select! {
+                    // A new view ends what is asked in the old one.
+                    biased;
                     // Its sender is in `inner`.
                     _ = views.changed() => break,
                     () = inner.more.notified() => told.iter().for_each(|home| home.notify_one()),

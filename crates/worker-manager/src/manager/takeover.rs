@@ -68,6 +68,8 @@ impl Manager {
         let inner = &self.0;
         inner.fleet.drain(&workers);
         *inner.draining.lock() = workers.clone();
+        let mut workers: Vec<_> = workers.into_iter().collect();
+        workers.sort_unstable();
         for sandbox in workers.iter().flat_map(|worker| inner.fleet.placed_on(worker)) {
             inner.event(sandbox, |pool, _, actions| pool.doom(sandbox, actions));
         }

@@ -76,7 +76,8 @@ impl<C, W: Clone> FunctionPool<C, W> {
     /// Another manager is responsible now, and takes the sandboxes as they are. Requests that wait are to ask that one.
     pub fn disown(&mut self, actions: &mut Vec<Action<C, W>>) {
         self.phase = Phase::Closed;
-        let all: Vec<_> = self.sandboxes.keys().copied().collect();
+        let mut all: Vec<_> = self.sandboxes.keys().copied().collect();
+        all.sort_unstable();
         for id in all {
             let sandbox = self.remove(id).expect("listed just now");
             if let State::Busy { permit, .. } | State::Finishing { permit } = sandbox.state {

@@ -59,7 +59,9 @@ impl<C, W: Clone> FunctionPool<C, W> {
             State::Idle { since } => now.saturating_sub(since) >= idle_timeout || now.saturating_sub(s.born) >= max_age,
             _ => false,
         };
-        let gone: Vec<_> = self.sandboxes.iter().filter(|(_, s)| over(s)).map(|(id, _)| *id).collect();
+        let mut gone: Vec<_> = self.sandboxes.iter().filter(|(_, s)| over(s)).map(|(id, _)| *id).collect();
+        // Maps have no order of their own, and what is told to others has one that simulations can repeat.
+        gone.sort_unstable();
         self.evict_all(gone, actions);
         self.versions.retain(|key, version| {
             let remembered = version.retired.is_some_and(|at| now.saturating_sub(at) < RETIRED_MEMORY);
@@ -83,6 +85,7 @@ impl<C, W: Clone> FunctionPool<C, W> {
                 overdue.push(OverdueLease { sandbox: *id, worker, since: now });
             }
         }
+        overdue.sort_unstable_by_key(|lease| lease.sandbox);
         overdue
     }
 
@@ -102,7 +105,8 @@ impl<C, W: Clone> FunctionPool<C, W> {
     /// No new leases. Idle sandboxes go now, the others when they become free; requests whose sandbox starts still get it.
     pub fn stop(&mut self, actions: &mut Vec<Action<C, W>>) {
         self.phase = Phase::Stopping;
-        let idle: Vec<_> = self.versions.values().flat_map(|v| v.idle.iter().copied()).collect();
+        let mut idle: Vec<_> = self.versions.values().flat_map(|v| v.idle.iter().copied()).collect();
+        idle.sort_unstable();
         self.evict_all(idle, actions);
         let (waiting, starting) = self.waiters.drain(..).partition::<Vec<_>, _>(|w| w.start.is_none());
         self.waiters.extend(starting);
@@ -111,7 +115,8 @@ impl<C, W: Clone> FunctionPool<C, W> {
 
     /// The time for [`Self::stop`] is up: every sandbox goes, whatever it does.
     pub fn abandon(&mut self, actions: &mut Vec<Action<C, W>>) {
-        let all: Vec<_> = self.sandboxes.keys().copied().collect();
+        let mut all: Vec<_> = self.sandboxes.keys().copied().collect();
+        all.sort_unstable();
         for id in all {
             let sandbox = self.remove(id).expect("listed just now");
             if let State::Busy { permit, .. } | State::Finishing { permit } = sandbox.state {

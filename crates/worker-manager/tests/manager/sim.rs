@@ -89,6 +89,7 @@ impl Sim {
                     fail: AtomicBool::new(false),
                     unreachable: AtomicBool::new(false),
                     full: AtomicBool::new(false),
+                    refuse: AtomicBool::new(false),
                     draining: AtomicBool::new(false),
                 })
             })
@@ -139,6 +140,8 @@ pub struct SimWorker {
     fail: AtomicBool,
     unreachable: AtomicBool,
     full: AtomicBool,
+    /// The next shutdown comes in the name of a view that is over.
+    refuse: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -172,6 +175,10 @@ impl SimWorker {
     /// As a worker whose room was taken since its report.
     pub fn refuse_next_init(&self) {
         self.full.store(true, Ordering::SeqCst);
+    }
+
+    pub fn refuse_next_shutdown(&self) {
+        self.refuse.store(true, Ordering::SeqCst);
     }
 
     pub fn drain(&self) {
@@ -246,7 +253,9 @@ impl Worker for SimWorker {
 
     async fn shutdown(&self, sandbox: SandboxId, _: RetireReason) {
         tokio::time::sleep(ms(2)).await;
-        self.sandboxes.lock().unwrap().remove(&sandbox);
+        if !self.refuse.swap(false, Ordering::SeqCst) {
+            self.sandboxes.lock().unwrap().remove(&sandbox);
+        }
     }
 
     async fn invoking(&self, sandbox: SandboxId) -> bool {

@@ -464,6 +464,25 @@ async fn a_worker_that_drains_is_rid_of_what_was_starting() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sandbox_whose_shutdown_was_refused_is_shut_down_later() {
+    let mut fleet = Fleet::new(1, &[4096]);
+    fleet.change(&[0]);
+    let manager = fleet.managers[0].clone();
+    let request = request("f", 128, None);
+    let before = fleet.invoke(&request).await;
+    fleet.workers[0].refuse_next_shutdown();
+    manager.drain_workers(fleet.worker_ids());
+    manager.drain_workers(HashSet::new());
+    // Its worker was claimed for a new view first, and names it.
+    fleet.change(&[0]);
+    tokio::time::sleep(ms(50)).await;
+    assert_eq!(fleet.invoke(&request).await.sandbox, before.sandbox);
+    manager.drain_workers(fleet.worker_ids());
+    tokio::time::sleep(ms(50)).await;
+    assert!(fleet.workers[0].functions().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn while_an_accounts_home_is_replaced_its_requests_wait() {
     let mut fleet = Fleet::new(2, &[4096]);
     fleet.change(&[0, 1]);

@@ -5,7 +5,7 @@
 //!       └─► one task for each live worker: RemoteWorker::watch(claim of this view) ──► Manager::claimed, adopted, idle, …
 //! ```
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use domain::{
@@ -25,7 +25,7 @@ pub struct Workers {
     manager: Manager,
     channels: Channels,
     tasks: Tasks,
-    watched: HashMap<WorkerId, Watched>,
+    watched: BTreeMap<WorkerId, Watched>,
 }
 
 struct Watched {
@@ -45,7 +45,7 @@ impl Drop for Watched {
 impl Workers {
     /// For the manager with this id.
     pub fn new(me: Arc<str>, manager: Manager, channels: Channels, tasks: Tasks) -> Self {
-        Self { me, manager, channels, tasks, watched: HashMap::new() }
+        Self { me, manager, channels, tasks, watched: BTreeMap::new() }
     }
 
     /// Runs as long as there are views.
@@ -55,6 +55,8 @@ impl Workers {
         self.follow(&view);
         loop {
             tokio::select! {
+                // A new view claims all workers anew, suspects among them.
+                biased;
                 changed = views.changed() => {
                     if changed.is_err() {
                         return;
@@ -72,7 +74,7 @@ impl Workers {
     }
 
     fn follow(&mut self, view: &View) {
-        let workers: HashMap<WorkerId, &Member> =
+        let workers: BTreeMap<WorkerId, &Member> =
             view.live(Role::Worker).map(|member| (WorkerId(member.id.as_str().into()), member)).collect();
         let claim = self.claim(view);
         let partition = Partition { epoch: claim.epoch, managers: claim.managers.clone(), me: Arc::clone(&self.me) };
