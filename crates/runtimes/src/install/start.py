@@ -6,6 +6,7 @@ hear working directory and environment, and is then as if it had been started wi
 
 import _frozen_importlib as frozen
 import _frozen_importlib_external as external
+import gc
 import marshal
 import os
 import sys
@@ -20,6 +21,9 @@ def begin():
     if standby is None:
         set_search_path()
     import_client()
+    # What was imported is old now, as if it had been looked at: the first collection need not look at all of it.
+    gc.freeze()
+    gc.unfreeze()
     if standby is not None:
         stand_by(int(standby))
 
