@@ -81,9 +81,13 @@ impl Emberbox {
         Ok(Target { address: self.address, path: format!("/2015-03-31/functions/{name}/invocations") })
     }
 
-    /// Changes the function's environment, so that its next invocation needs a new sandbox.
-    pub async fn force_cold(&mut self, name: &str, number: u32) -> Result<()> {
-        self.configure(name, json!({ "Environment": { "Variables": { "NUMBER": number.to_string() } } })).await
+    /// Changes the function's environment, so that its next invocation needs a new sandbox; it has `variables` as well.
+    pub async fn force_cold(&mut self, name: &str, number: u32, variables: &[(&str, &str)]) -> Result<()> {
+        let mut environment = json!({ "NUMBER": number.to_string() });
+        for (variable, value) in variables {
+            environment[variable] = json!(value);
+        }
+        self.configure(name, json!({ "Environment": { "Variables": environment } })).await
     }
 
     /// Changes some of the function's configuration, as UpdateFunctionConfiguration takes it.

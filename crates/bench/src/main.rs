@@ -4,6 +4,7 @@
 //! * [`bare`]: the reference server, which hands each request to a runtime process with nothing between.
 //! * [`rie`]: AWS's Runtime Interface Emulator.
 //! * [`emberbox`]: the server under test, through its public API.
+//! * [`paired`]: ours and theirs by turns, and the median of their ratios.
 //! * [`function`]: an echo that can be told to wait.
 //! * [`warm`], [`throughput`], [`cold`], [`density`], [`events`], [`fleet`], [`microvm`]: what is measured, and what is promised of it.
 //!
@@ -20,6 +21,7 @@ mod fleet;
 mod function;
 mod load;
 mod microvm;
+mod paired;
 mod process;
 mod references;
 mod rie;
