@@ -199,7 +199,8 @@ mod tests {
             }
         });
         let writes = Arc::new(AtomicUsize::new(0));
-        let connection = Connection::open(Counted(client, Arc::clone(&writes)), std::future::pending(), |_| ()).await.unwrap();
+        let connection =
+            Connection::open(Counted(client, Arc::clone(&writes)), std::future::pending(), |_| ()).await.unwrap();
         for round in 0..10 {
             let before = writes.load(Ordering::SeqCst);
             let request = Request::post("http://fleet.emberbox/call").body(()).unwrap();

@@ -33,7 +33,6 @@ mod access;
 mod channel;
 mod connection;
 mod convert;
-mod cut;
 mod failure;
 mod frontend;
 mod identity;

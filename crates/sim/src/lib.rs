@@ -28,6 +28,8 @@ pub mod plan;
 mod process;
 mod registry;
 mod sandboxes;
+#[path = "../../emberbox/src/serve/tasks.rs"]
+mod tasks;
 pub mod truth;
 mod world;
 

@@ -26,6 +26,7 @@ use crate::host::Context;
 use crate::net::HostId;
 use crate::registry::RemoteRegistry;
 use crate::sandboxes::{SimWorker, Size};
+use crate::tasks::Tasks;
 use crate::truth::Truth;
 
 /// What all processes share.
@@ -73,7 +74,7 @@ pub(crate) async fn run(context: Context, roles: Vec<Role>, shared: Shared, rng:
         let manager = Manager::new(Arc::clone(&clock), shared.manager, vec![]);
         services.quota = Some(QuotaServer::new(Arc::new(manager.clone())));
         services.manager = Some(ManagerServer::new(Arc::new(manager.clone()), Arc::clone(&clock)));
-        let workers = workers::Workers::new(Arc::clone(&id), manager.clone(), channels.clone());
+        let workers = workers::Workers::new(Arc::clone(&id), manager.clone(), channels.clone(), Tasks::new());
         tokio::spawn(workers.run(membership.changes()));
         tokio::spawn(manager.clone().run());
         let homes = homes::OtherManagers {

@@ -144,8 +144,9 @@ impl Fleet {
     /// What was placed under the name `old` is not this manager's any more, or is found anew; `new` needs a place.
     pub fn renamed(&self, old: SandboxId, new: SandboxId) {
         let mut books = self.books.lock();
-        books.strike(old);
-        books.sandboxes.insert(new, None);
+        books.index.gone(old);
+        books.coming.remove(&old);
+        books.coming.insert(new);
     }
 
     /// A sandbox will start: from here on [`Self::empty`] waits for its end.
@@ -206,7 +207,8 @@ impl Fleet {
     /// How many there are in the books.
     #[cfg(test)]
     pub fn booked(&self) -> usize {
-        self.books.lock().sandboxes.len()
+        let books = self.books.lock();
+        books.index.sandboxes() + books.coming.len()
     }
 
     /// Waits until no sandbox is left anywhere.

@@ -152,8 +152,7 @@ impl Inner {
                 continue;
             }
             let (version, worker) = (&version, Arc::clone(worker));
-            let seen =
-                Seen { sandbox, version: version.key.clone(), phase, fenced, worker: Arc::clone(&worker) };
+            let seen = Seen { sandbox, version: version.key.clone(), phase, fenced, worker: Arc::clone(&worker) };
             return self.take_over(&function, &mut pool, seen, version, &worker);
         }
     }
