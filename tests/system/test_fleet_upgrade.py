@@ -23,7 +23,9 @@ pytestmark = [
 
 OLD = pathlib.Path(os.environ.get("EMBERBOX_OLD_BINARY", BINARY))
 # Those that understand something come before those that ask for it, as docs/operations.md says.
-ORDER = ["worker-1", "worker-2", "worker-3", "worker-manager-1", "worker-manager-2", "pollers-1", "frontend-1", "frontend-2"]
+ORDER = [
+    "worker-1", "worker-2", "worker-3", "placement-1", "worker-manager-1", "worker-manager-2", "pollers-1", "frontend-1", "frontend-2",
+]
 CALLERS = 6
 
 # What a later version may do while this one runs: add tables and columns, and fields to what it writes.
