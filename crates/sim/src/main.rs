@@ -33,7 +33,8 @@ fn main() -> Result<ExitCode> {
         return Ok(here(seed));
     }
     let first = args.seed.unwrap_or(0);
-    let seeds = args.seeds.unwrap_or(if args.seed.is_some() { 1 } else { 100 });
+    let usual = if args.seed.is_some() { 1 } else { 100 };
+    let seeds = args.seeds.unwrap_or(usual);
     let (next, failed) = (AtomicU64::new(first), AtomicU64::new(0));
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
