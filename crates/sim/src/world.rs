@@ -219,6 +219,7 @@ impl World {
             begun: clock::now(),
             before: Timeline::default(),
             show_timeline: false,
+            origin: None,
         };
         self.truth.asked(request_id, ask.function);
         self.nodes[node].clients.push(request_id);
