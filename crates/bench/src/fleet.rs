@@ -202,7 +202,7 @@ pub async fn storm(setup: &Setup, table: &mut Table) -> Result<()> {
         for at in turns(round) {
             let server = if at == 0 { &mut one } else { &mut fleet };
             for number in 0..functions {
-                server.force_cold(&format!("storm-{number}"), round).await?;
+                server.force_cold(&format!("storm-{number}"), round, &[]).await?;
             }
             tokio::time::sleep(SETTLE).await;
             let (time, failed) = all_at_once(&targets[at]).await?;

@@ -33,7 +33,7 @@ async fn written_by_a_newer_one(world: &World, kind: &'static str, places: &[&st
         ops.push(Op::put(kind, key, serde_json::to_vec(&record).unwrap()));
     }
     let revision = world.store.commit(ops).await.unwrap();
-    world.plane.applied(revision).await;
+    world.plane.applied(revision).await.unwrap();
 }
 
 fn keeps(record: &Value, places: &[&str]) {
@@ -146,7 +146,7 @@ async fn what_cannot_be_read_is_left_alone() {
     record["latest"]["state"] = json!({"Inactive": {"since": "yesterday"}});
     let newer = serde_json::to_vec(&record).unwrap();
     let revision = world.store.commit(vec![Op::put("function", key, newer.clone())]).await.unwrap();
-    world.plane.applied(revision).await;
+    world.plane.applied(revision).await.unwrap();
     // As it was known, for reading and running; a change is refused.
     assert_eq!(world.get("f", None).await.unwrap().code_sha256, before.code_sha256);
     world.plane.resolve(&me(), "f", None, 0.0).unwrap();
