@@ -204,13 +204,6 @@ impl Fleet {
         books.workers.get(worker).map(|member| Arc::clone(&member.worker))
     }
 
-    /// How many there are in the books.
-    #[cfg(test)]
-    pub fn booked(&self) -> usize {
-        let books = self.books.lock();
-        books.index.sandboxes() + books.coming.len()
-    }
-
     /// Waits until no sandbox is left anywhere.
     pub async fn empty(&self) {
         loop {

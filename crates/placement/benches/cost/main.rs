@@ -29,8 +29,6 @@ const PICTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/placement
 
 struct Measured {
     workers: usize,
-    /// In all, on one core.
-    per_second: f64,
     median: Duration,
     p99: Duration,
     scan: Option<Duration>,
@@ -94,7 +92,7 @@ fn measure(workers: usize) -> Measured {
     println!(
         "{workers:>6} workers: {per_second:>9.0} decisions/s on one core; median {median:>6.2?}, p99 {p99:>6.2?}; a scan {shown}"
     );
-    Measured { workers, per_second, median, p99, scan }
+    Measured { workers, median, p99, scan }
 }
 
 /// A decider that has heard of everything in this world from the workers.
