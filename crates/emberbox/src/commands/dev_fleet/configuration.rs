@@ -34,7 +34,7 @@ pub fn read(file: Option<&Path>) -> Result<Table> {
     let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
     let mut config: Table = text.parse().with_context(|| format!("read the configuration {}", file.display()))?;
     let file = std::path::absolute(file).with_context(|| format!("find {}", file.display()))?;
-    let dir = file.parent().unwrap_or(Path::new("/"));
+    let dir = file.parent().unwrap_or_else(|| Path::new("/"));
     for path in PATHS {
         for (key, value) in &mut config {
             if *key == path[0] {
