@@ -1,7 +1,7 @@
 #!/bin/sh
 # Starts a member of a fleet in a container; used by deploy/compose and deploy/kubernetes, and tested without either.
 #
-#   ROLES    what it is to do, with commas between: frontend,worker-manager,pollers,worker
+#   ROLES    what it is to do, with commas between: frontend,worker-manager,placement,pollers,worker
 #   CONFIG   its configuration, in which @ID@ and @ADDRESS@ stand for the next two     [/etc/emberbox/emberbox.toml]
 #   ID       its name in the fleet, its own                                             [the host's name]
 #   ADDRESS  where the other members reach it                                          [the host's address]

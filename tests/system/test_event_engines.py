@@ -22,15 +22,18 @@ pytestmark = [pytest.mark.needs("root", "cgroups"), pytest.mark.process_only("ev
 class Postgres:
     """Debian's PostgreSQL in a directory of its own."""
 
-    def __init__(self):
+    def __init__(self, address="127.0.0.1"):
+        self.address = address
         self.programs = next(pathlib.Path("/usr/lib/postgresql").glob("*/bin/initdb")).parent
         self.directory = tempfile.mkdtemp(prefix="emberbox-postgres-")
         shutil.chown(self.directory, "postgres")
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((address, 0))
             self.port = probe.getsockname()[1]
-        self.url = f"postgres://emberbox:secret@127.0.0.1:{self.port}/postgres"
+        self.url = f"postgres://emberbox:secret@{address}:{self.port}/postgres"
         self.run("initdb", "-A", "trust", "-U", "emberbox")
+        with open(self.directory + "/data/pg_hba.conf", "a") as access:
+            access.write("host all all samenet trust\n")
         self.start()
 
     def run(self, program, *args):
@@ -40,7 +43,7 @@ class Postgres:
         )
 
     def start(self):
-        options = f"-p {self.port} -k {self.directory} -h 127.0.0.1"
+        options = f"-p {self.port} -k {self.directory} -h {self.address}"
         self.run("pg_ctl", "-w", "-o", options, "-l", self.directory + "/log", "start")
 
     def stop(self):

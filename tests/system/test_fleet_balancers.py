@@ -48,11 +48,14 @@ class Balancer:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        command = {"haproxy": self.haproxy, "nginx": self.nginx}[program](backends)
+        self.command = {"haproxy": self.haproxy, "nginx": self.nginx}[program](backends)
         self.log_path = self.dir / "log"
-        with open(self.log_path, "wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        wait_until(self.listens, what=f"{program} listens")
+        self.start()
+
+    def start(self):
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, start_new_session=True)
+        wait_until(self.listens, what=f"{self.command[0]} listens")
 
     def listens(self):
         assert self.process.poll() is None, self.log_path.read_text()
@@ -134,10 +137,11 @@ class Load:
 
 
 def gone(pid):
-    """Ended, whether or not its parent has noticed."""
+    """Ended with all its threads, and so with its sockets, whether or not its parent has noticed."""
     try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
+        status = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return status[0] == "Z" and int(status[17]) <= 1
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 

@@ -31,6 +31,7 @@ CODE = "def handler(event, context):\n    if 'fail' in event or 'Records' in eve
 OF_ROLE = {
     "frontend": "emberbox_requests_total",
     "worker-manager": "emberbox_manager_functions",
+    "placement": "emberbox_placement_workers",
     "pollers": "emberbox_async_event_age_seconds_count",
     "worker": "emberbox_worker_invocations_total",
 }
@@ -193,8 +194,8 @@ def test_compose_takes_the_file():
     file = yaml.safe_load(text)
     services = file["services"]
     roles = [service.get("environment", {}).get("ROLES") for service in services.values()]
-    counts = {role: roles.count(role) for role in ("frontend", "worker-manager", "pollers", "worker")}
-    assert counts == {"frontend": 2, "worker-manager": 2, "pollers": 1, "worker": 3}
+    counts = {role: roles.count(role) for role in ("frontend", "worker-manager,placement", "pollers", "worker")}
+    assert counts == {"frontend": 2, "worker-manager,placement": 2, "pollers": 1, "worker": 3}
     for name, service in services.items():
         assert set(service.get("depends_on", [])) <= services.keys(), name
         for volume in service.get("volumes", []):

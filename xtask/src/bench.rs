@@ -36,6 +36,8 @@ pub fn main(root: &Path, args: &Args) -> Result<()> {
         "emberbox",
         "-p",
         "bench",
+        "--features",
+        "emberbox/cluster",
     ]))?;
     build_examples(root)?;
     let emberbox = root.join("target/dist/emberbox");

@@ -1,4 +1,4 @@
-//! `cargo xtask codegen`: Rust from AWS's published service models, and from the messages between roles ([`proto`]).
+//! `cargo xtask codegen`: Rust from AWS's published service models, and from protocol buffers ([`proto`]).
 //!
 //! One [`Service`] names a model and the folder its code goes to. Reading the model ([`model`]), naming ([`names`]) and
 //! the emitters know nothing of a particular service; another REST-JSON or JSON service is one more entry in [`SERVICES`].
@@ -84,7 +84,9 @@ pub fn check(root: &Path) -> anyhow::Result<()> {
 
 fn each_service(root: &Path, act: fn(&Path, &Files) -> anyhow::Result<()>) -> anyhow::Result<()> {
     // First, as it needs nothing from the network.
-    act(&root.join(proto::OUTPUT), &proto::files(root)?)?;
+    for messages in &proto::MESSAGES {
+        act(&root.join(messages.output), &proto::files(root, messages)?)?;
+    }
     let wheel = fetch::wheel(&root.join("target/codegen"))?;
     for service in SERVICES {
         let json = fetch::member(&wheel, service.model)?;

@@ -6,6 +6,7 @@ mod codegen;
 mod debian_kernel;
 mod firecracker;
 mod setup;
+mod sim;
 mod test;
 
 use std::path::Path;
@@ -27,6 +28,8 @@ enum Task {
     Bench(bench::Args),
     /// Generate the wire model of the services that we speak from AWS's published service models
     Codegen(codegen::Args),
+    /// Simulate fleets, by seeds: partitions, crashes, outages, and what must never be
+    Sim(sim::Args),
     /// Set up this machine and run every test
     Test(test::Args),
 }
@@ -36,6 +39,7 @@ fn main() -> Result<()> {
     match Cli::parse().task {
         Task::Bench(args) => bench::main(root, &args),
         Task::Codegen(args) => codegen::main(root, &args),
+        Task::Sim(args) => sim::main(root, &args),
         Task::Test(args) => test::main(root, &args),
     }
 }

@@ -34,6 +34,15 @@ impl fmt::Display for Timestamp {
     }
 }
 
+/// Stands in `Debug` for a value that the service's model calls sensitive: environment variables, code, payloads.
+pub struct Hidden;
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("hidden")
+    }
+}
+
 /// Blobs inside JSON are base64 strings.
 pub mod blob {
     use base64::Engine as _;

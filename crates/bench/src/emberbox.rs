@@ -31,7 +31,7 @@ pub struct Emberbox {
     api: Connection,
     /// Start of the process to its endpoint's line.
     pub ready_after: Duration,
-    data: TempDir,
+    data: DataDir,
 }
 
 impl Emberbox {
@@ -42,35 +42,26 @@ impl Emberbox {
 
     /// With more sections of configuration.
     pub async fn start_with(setup: &Setup, sections: &str) -> Result<Self> {
-        // Where files outlive a reboot: what is below /tmp may be memory, which would flatter the event queue.
-        let data = TempDir::with_prefix_in("emberbox-bench-", "/var/tmp").context("make a data directory")?;
-        for shared in ["runtimes", "roots"] {
-            let installed = std::path::absolute(setup.runtimes.join(shared))?;
-            fs::create_dir_all(&installed).with_context(|| format!("make {}", installed.display()))?;
-            std::os::unix::fs::symlink(&installed, data.path().join(shared)).context("share the installed runtimes")?;
-        }
-        let config = data.path().join("emberbox.toml");
-        fs::write(&config, format!("{CONFIG}{sections}")).context("write the configuration")?;
-        let log = fs::File::create(data.path().join("serve.log")).context("make a log file")?;
+        let data = DataDir::new(setup, sections)?;
         let started = Instant::now();
         let mut server = Child::spawn(
             Command::new(&setup.emberbox)
                 .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
                 .arg(data.path())
                 .arg("--config")
-                .arg(&config)
-                .stderr(log),
+                .arg(data.config())
+                .stderr(data.log_file()?),
         )?;
-        let url = match server.wait_for_line("AWS_ENDPOINT_URL_LAMBDA=", Duration::from_secs(30)) {
-            Ok(url) => url,
-            Err(error) => {
-                let log = fs::read_to_string(data.path().join("serve.log")).unwrap_or_default();
-                return Err(error.context(log));
-            }
-        };
+        let url = server.wait_for_line("AWS_ENDPOINT_URL_LAMBDA=", Duration::from_secs(30));
+        let url = url.with_context(|| data.log())?;
         let ready_after = started.elapsed();
         let address = url.trim_matches('"').trim_start_matches("http://").trim_end_matches('/');
         let address: SocketAddr = address.parse().with_context(|| format!("the endpoint {url}"))?;
+        Self::running(server, address, ready_after, data).await
+    }
+
+    /// Whatever serves the API there with this data directory.
+    pub async fn running(server: Child, address: SocketAddr, ready_after: Duration, data: DataDir) -> Result<Self> {
         Ok(Self { server, address, api: Connection::open(address).await?, ready_after, data })
     }
 
@@ -90,9 +81,13 @@ impl Emberbox {
         Ok(Target { address: self.address, path: format!("/2015-03-31/functions/{name}/invocations") })
     }
 
-    /// Changes the function's environment, so that its next invocation needs a new sandbox.
-    pub async fn force_cold(&mut self, name: &str, number: u32) -> Result<()> {
-        self.configure(name, json!({ "Environment": { "Variables": { "NUMBER": number.to_string() } } })).await
+    /// Changes the function's environment, so that its next invocation needs a new sandbox; it has `variables` as well.
+    pub async fn force_cold(&mut self, name: &str, number: u32, variables: &[(&str, &str)]) -> Result<()> {
+        let mut environment = json!({ "NUMBER": number.to_string() });
+        for (variable, value) in variables {
+            environment[variable] = json!(value);
+        }
+        self.configure(name, json!({ "Environment": { "Variables": environment } })).await
     }
 
     /// Changes some of the function's configuration, as UpdateFunctionConfiguration takes it.
@@ -154,8 +149,47 @@ impl Emberbox {
 
     /// The end of its log, for an error.
     pub fn log_tail(&self) -> String {
-        let log = fs::read_to_string(self.data.path().join("serve.log")).unwrap_or_default();
+        let log = self.data.log();
         log.lines().rev().take(20).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// An empty data directory that shares the installed runtimes, with a configuration. Removed when it is dropped.
+pub struct DataDir(TempDir);
+
+impl DataDir {
+    /// With more sections of configuration.
+    pub fn new(setup: &Setup, sections: &str) -> Result<Self> {
+        // Where files outlive a reboot: what is below /tmp may be memory, which would flatter the event queue.
+        let data = TempDir::with_prefix_in("emberbox-bench-", "/var/tmp").context("make a data directory")?;
+        for shared in ["runtimes", "roots"] {
+            let installed = std::path::absolute(setup.runtimes.join(shared))?;
+            fs::create_dir_all(&installed).with_context(|| format!("make {}", installed.display()))?;
+            std::os::unix::fs::symlink(&installed, data.path().join(shared)).context("share the installed runtimes")?;
+        }
+        let data = Self(data);
+        fs::write(data.config(), format!("{CONFIG}{sections}")).context("write the configuration")?;
+        Ok(data)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> PathBuf {
+        self.path().join("emberbox.toml")
+    }
+
+    /// For what the server writes, as [`Self::log`] has it.
+    pub fn log_file(&self) -> Result<fs::File> {
+        fs::File::create(self.path().join("serve.log")).context("make a log file")
+    }
+
+    /// What the server wrote.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path().join("serve.log")).unwrap_or_default()
     }
 }
 

@@ -12,7 +12,10 @@ use serde_json::{Value, json};
 use crate::Setup;
 use crate::emberbox::{Emberbox, Package};
 use crate::function::WAIT_MS;
-use crate::load::{Connection, EVENT, Kind, Outcome, Target, Until, closed_loop, closed_loop_of, events_at_rate};
+use crate::load::{
+    Clients, Connection, EVENT, Kind, LEAD_IN, Outcome, Target, Until, closed_loop, closed_loop_of, events_at_rate,
+};
+use crate::paired::paired;
 use crate::process::rss;
 use crate::table::{Bound, Number, Row, Table, time};
 use crate::warm::ONE_VCPU_MB;
@@ -21,6 +24,8 @@ use crate::warm::ONE_VCPU_MB;
 mod bare_writer;
 
 const CLIENTS: usize = 64;
+/// What counts of a round: long enough that most pairs have a checkpoint of each database in them (16 MiB of log).
+const ROUND: Duration = Duration::from_millis(500);
 /// Sandboxes that a backlog is worked off with, and synchronous clients beside them.
 const SANDBOXES: usize = 16;
 const MIB: f64 = 1024.0 * 1024.0;
@@ -72,7 +77,7 @@ async fn started_after(emberbox: &mut Emberbox, name: &str, id: &str) -> Result<
 /// The rate of 202s, their latency at half that rate, and what the backlog that this makes takes of memory. The
 /// function's sandboxes wait meanwhile: what is measured is the way into the queue.
 pub async fn accept(setup: &Setup, table: &mut Table) -> Result<()> {
-    let (rounds, backlog) = (3, u64::from(setup.samples(1_000_000)));
+    let backlog = u64::from(setup.samples(1_000_000));
     let events = setup.samples(60_000).max(10_000);
     let mut emberbox = Emberbox::start(setup).await?;
     let target = waiting_function(&mut emberbox, "accepts", FOR_EVER).await?;
@@ -82,24 +87,32 @@ pub async fn accept(setup: &Setup, table: &mut Table) -> Result<()> {
     let before = rss(emberbox.pid())?;
     // The writer beside it keeps as much of an event as the queue does: id, ARN and trace besides the payload.
     let record = vec![b'x'; record_size(emberbox.data())?];
-    let (mut accepted, mut bare) = (Outcome::default(), Vec::new());
-    for round in 0..rounds {
-        // On the same disk, by turns.
-        let path = emberbox.data().join(format!("bare-{round}.db"));
-        bare.push(bare_writer::rate(&path, CLIENTS as u32, events, &record).await);
-        let until = Until { requests: events.into(), time: Duration::from_secs(60) };
-        accepted.add(closed_loop_of(Kind::Event, &target, CLIENTS, until).await?);
-    }
+    // On the same disk, by turns.
+    let writer = bare_writer::Writer::open(&emberbox.data().join("bare.db"));
+    let mut clients = Clients::open(Kind::Event, &target, CLIENTS).await?;
+    let (mut accepted, mut written, mut busy) = (Outcome::default(), 0, Duration::ZERO);
+    let ratios = paired(
+        setup.samples(12),
+        async || Ok(accepted.with(clients.round(ROUND).await?).throughput()),
+        async || {
+            writer.accept(CLIENTS as u32, u32::MAX, LEAD_IN, &record).await;
+            let (events, time) = writer.accept(CLIENTS as u32, u32::MAX, ROUND, &record).await;
+            written += events;
+            busy += time;
+            Ok(events as f64 / time.as_secs_f64())
+        },
+    )
+    .await?;
+    writer.close();
+    drop(clients);
     accepted.check("accepting events").with_context(|| emberbox.log_tail())?;
-    // Of rounds that are equally many events.
-    let bare = f64::from(rounds) / bare.iter().map(|rate| 1.0 / rate).sum::<f64>();
     let rate = accepted.throughput();
     table.add(Row {
         what: "durable events accepted, 64 clients; a bare SQLite writer with the same grouping on the same disk"
             .into(),
         ours: format!("{rate:.0}/s (p99 {})", time(accepted.quantile(0.99))),
-        beside: format!("{bare:.0}/s"),
-        value: Number::Ratio(rate / bare),
+        beside: format!("{:.0}/s", written as f64 / busy.as_secs_f64()),
+        value: Number::Paired(ratios),
         promise: Some(Bound::AtLeast(0.5)),
     });
     let even = events_at_rate(&target, CLIENTS, rate / 2.0, u64::from(events)).await?;

@@ -17,6 +17,9 @@ use crate::client::Client;
 
 /// An answer that takes longer than this is an error.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Before what counts of a round. What is done a little later (Emberbox writes logs 40 ms after, and freezes sandboxes
+/// after 50) is over then if it is the other's, and is as much within what counts as it is after it if it is one's own.
+pub const LEAD_IN: Duration = Duration::from_millis(70);
 
 /// Where requests go. Every answer must be the event itself, or 202 for one that is only accepted.
 #[derive(Clone, Debug)]
@@ -49,6 +52,7 @@ pub struct Until {
 }
 
 /// What a closed loop saw.
+#[derive(Clone)]
 pub struct Outcome {
     /// Latencies in nanoseconds.
     pub latencies: Histogram<u64>,
@@ -84,6 +88,12 @@ impl Outcome {
         self.errors += other.errors;
         self.first_error = self.first_error.take().or(other.first_error);
         self.busy += other.busy;
+    }
+
+    /// Adds a later round, which it returns.
+    pub fn with(&mut self, other: Self) -> Self {
+        self.add(other.clone());
+        other
     }
 
     /// Fails on errors: numbers of a run with errors mean nothing.
@@ -165,12 +175,65 @@ pub fn same_json(body: &[u8]) -> bool {
             .is_ok_and(|v| v == serde_json::from_str::<serde_json::Value>(EVENT).expect("it is JSON"))
 }
 
-async fn open(kind: Kind, target: &Target, clients: usize) -> Result<Vec<Client>> {
-    try_join_all((0..clients).map(|_| Client::open(target.address, &target.path, kind))).await
-}
-
 async fn invoke(client: &mut Client) -> Result<()> {
     tokio::time::timeout(PATIENCE, client.invoke()).await.with_context(|| format!("no answer in {PATIENCE:?}"))?
+}
+
+/// Clients of one target, whose connections stay open from one round to the next.
+pub struct Clients<'a> {
+    target: &'a Target,
+    kind: Kind,
+    clients: Vec<Client>,
+}
+
+impl<'a> Clients<'a> {
+    /// Connects so many.
+    pub async fn open(kind: Kind, target: &'a Target, connections: usize) -> Result<Self> {
+        let clients = (0..connections).map(|_| Client::open(target.address, &target.path, kind));
+        Ok(Self { target, kind, clients: try_join_all(clients).await? })
+    }
+
+    /// A closed loop of all of them at once.
+    pub async fn run(&mut self, until: Until) -> Result<Outcome> {
+        let Self { target, kind, clients } = self;
+        let each = until.requests.div_ceil(clients.len() as u64);
+        let started = Instant::now();
+        let clients = clients.iter_mut().map(|client| async {
+            let mut outcome = Outcome::default();
+            for _ in 0..each {
+                let sent = Instant::now();
+                if sent - started >= until.time {
+                    break;
+                }
+                match invoke(client).await {
+                    Ok(()) => outcome.latencies.saturating_record(sent.elapsed().as_nanos() as u64),
+                    Err(error) => {
+                        outcome.errors += 1;
+                        outcome.first_error.get_or_insert_with(|| format!("{error:#}"));
+                        *client = Client::open(target.address, &target.path, *kind).await?;
+                    }
+                }
+            }
+            anyhow::Ok(outcome)
+        });
+        let mut all = Outcome::default();
+        for outcome in try_join_all(clients).await? {
+            all.add(outcome);
+        }
+        all.busy = started.elapsed();
+        Ok(all)
+    }
+
+    /// One of the rounds of [`crate::paired`]: so long, after a [`LEAD_IN`].
+    pub async fn round(&mut self, counted: Duration) -> Result<Outcome> {
+        let all = |time| Until { requests: u64::MAX, time };
+        let before = self.run(all(LEAD_IN)).await?;
+        let mut outcome = self.run(all(counted)).await?;
+        // What was not counted was right as well.
+        outcome.errors += before.errors;
+        outcome.first_error = before.first_error.or(outcome.first_error);
+        Ok(outcome)
+    }
 }
 
 /// `connections` clients at once that wait for the function.
@@ -180,39 +243,13 @@ pub async fn closed_loop(target: &Target, connections: usize, until: Until) -> R
 
 /// `connections` clients at once.
 pub async fn closed_loop_of(kind: Kind, target: &Target, connections: usize, until: Until) -> Result<Outcome> {
-    let clients = open(kind, target, connections).await?;
-    let each = until.requests.div_ceil(connections as u64);
-    let started = Instant::now();
-    let clients = clients.into_iter().map(|mut client| async move {
-        let mut outcome = Outcome::default();
-        for _ in 0..each {
-            let sent = Instant::now();
-            if sent - started >= until.time {
-                break;
-            }
-            match invoke(&mut client).await {
-                Ok(()) => outcome.latencies.saturating_record(sent.elapsed().as_nanos() as u64),
-                Err(error) => {
-                    outcome.errors += 1;
-                    outcome.first_error.get_or_insert_with(|| format!("{error:#}"));
-                    client = Client::open(target.address, &target.path, kind).await?;
-                }
-            }
-        }
-        anyhow::Ok(outcome)
-    });
-    let mut all = Outcome::default();
-    for outcome in try_join_all(clients).await? {
-        all.add(outcome);
-    }
-    all.busy = started.elapsed();
-    Ok(all)
+    Clients::open(kind, target, connections).await?.run(until).await
 }
 
 /// Events that are sent at an even rate, by turns over `connections`. A latency counts from when the event was to be
 /// sent: that the one before it was late is no excuse.
 pub async fn events_at_rate(target: &Target, connections: usize, rate: f64, events: u64) -> Result<Outcome> {
-    let clients = open(Kind::Event, target, connections).await?;
+    let clients = Clients::open(Kind::Event, target, connections).await?.clients;
     let started = Instant::now();
     let clients = clients.into_iter().zip(0_u64..).map(|(mut client, first)| async move {
         let mut outcome = Outcome::default();

@@ -4,8 +4,9 @@
 //! * [`bare`]: the reference server, which hands each request to a runtime process with nothing between.
 //! * [`rie`]: AWS's Runtime Interface Emulator.
 //! * [`emberbox`]: the server under test, through its public API.
+//! * [`paired`]: ours and theirs by turns, and the median of their ratios.
 //! * [`function`]: an echo that can be told to wait.
-//! * [`warm`], [`throughput`], [`cold`], [`density`], [`events`], [`microvm`]: what is measured, and what is promised of it.
+//! * [`warm`], [`throughput`], [`cold`], [`density`], [`events`], [`fleet`], [`microvm`]: what is measured, and what is promised of it.
 //!
 //! `cargo xtask bench` builds and fetches what this needs and runs it. Everything talks over loopback.
 #![forbid(unsafe_code)]
@@ -16,9 +17,11 @@ mod cold;
 mod density;
 mod emberbox;
 mod events;
+mod fleet;
 mod function;
 mod load;
 mod microvm;
+mod paired;
 mod process;
 mod references;
 mod rie;
@@ -115,6 +118,10 @@ enum Section {
     Accept,
     /// Asynchronous invocation: how fast a backlog is worked off
     Drain,
+    /// The roles in processes of their own: one client, 16 clients
+    Fleet,
+    /// The same: 200 cold starts at once
+    Storm,
     /// MicroVMs by software emulation
     Microvm,
 }
@@ -159,6 +166,19 @@ async fn run(setup: &Setup) -> Result<ExitCode> {
     }
     if wanted(Section::Drain) {
         events::drain(setup, &mut table).await?;
+    }
+    let (of_fleet, of_storm) = (wanted(Section::Fleet), wanted(Section::Storm));
+    match fleet::missing(setup).filter(|_| of_fleet || of_storm) {
+        None => {
+            if of_fleet {
+                fleet::measure(setup, &mut table).await?;
+            }
+            if of_storm {
+                fleet::storm(setup, &mut table).await?;
+            }
+        }
+        Some(missing) if setup.only.is_empty() => eprintln!("  a fleet is not measured: {missing}"),
+        Some(missing) => bail!("a fleet cannot be measured: {missing}"),
     }
     match microvm::missing(setup) {
         None if wanted(Section::Microvm) => microvm::measure(setup, &mut table).await?,

@@ -64,7 +64,7 @@ async fn boot(setup: &Setup, microvms: &mut Emberbox, table: &mut Table) -> Resu
     let target = microvms.create(function, &Package::rust(&setup.echo)?, 128).await?;
     let (mut ours, mut theirs) = (Outcome::default(), Outcome::default());
     for number in 0..=setup.samples(20) {
-        microvms.force_cold(function, number).await?;
+        microvms.force_cold(function, number, &[]).await?;
         tokio::time::sleep(SETTLE).await;
         let taken = cold_start(&target).await.with_context(|| microvms.log_tail())?;
         let engine = Replay::of(microvms.pid(), setup)?.boot()?;

@@ -107,6 +107,16 @@ pub fn name(pid: u32) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
 }
 
+/// Processor time that a process and its children that have ended took. The kernel tells it in ticks, hundredths of a second.
+pub fn cpu_time(pid: u32) -> Result<Duration> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    // The name may have anything in it but stands in brackets. utime, stime, cutime and cstime are fields 14 to 17.
+    let (_, rest) = stat.rsplit_once(") ").with_context(|| format!("{path} is no status"))?;
+    let ticks: u64 = rest.split(' ').skip(11).take(4).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    Ok(Duration::from_millis(ticks * 10))
+}
+
 /// Resident memory of a process in bytes, all shared pages counted in full.
 pub fn rss(pid: u32) -> Result<u64> {
     field(&format!("/proc/{pid}/status"), "VmRSS:")

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::paired::Ratios;
+
 /// What was measured, in the order of measurement.
 #[derive(Default)]
 pub struct Table(Vec<Row>);
@@ -24,10 +26,12 @@ pub struct Row {
 }
 
 /// A number with its unit.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub enum Number {
     /// Ours ÷ theirs.
     Ratio(f64),
+    /// The same, of many pairs.
+    Paired(Ratios),
     /// Milliseconds.
     Ms(f64),
     /// MiB.
@@ -37,9 +41,18 @@ pub enum Number {
 }
 
 impl Number {
-    fn value(self) -> f64 {
+    fn value(&self) -> f64 {
         match self {
-            Self::Ratio(v) | Self::Ms(v) | Self::MiB(v) | Self::Count(v) => v,
+            Self::Ratio(v) | Self::Ms(v) | Self::MiB(v) | Self::Count(v) => *v,
+            Self::Paired(ratios) => ratios.median(),
+        }
+    }
+
+    /// Between which the middle half of what it is made of lies.
+    fn spread(&self) -> Option<[f64; 2]> {
+        match self {
+            Self::Paired(ratios) => Some(ratios.quartiles()),
+            _ => None,
         }
     }
 }
@@ -48,6 +61,7 @@ impl fmt::Display for Number {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ratio(v) => write!(f, "{v:.2} ×"),
+            Self::Paired(ratios) => ratios.fmt(f),
             Self::Ms(v) => write!(f, "{v:.1} ms"),
             Self::MiB(v) => write!(f, "{v:.2} MiB"),
             Self::Count(v) => write!(f, "{v:.0}"),
@@ -117,6 +131,7 @@ impl Table {
                 .map(|r| {
                     json!({
                         "what": r.what, "emberbox": r.ours, "beside": r.beside, "value": r.value.value(),
+                        "spread": r.value.spread(),
                         "promise": r.promise.map(|b| b.to_string()), "verdict": r.verdict(),
                     })
                 })

@@ -7,29 +7,41 @@ use anyhow::Result;
 use crate::Setup;
 use crate::bare::Bare;
 use crate::emberbox::{Emberbox, Package};
-use crate::load::{Until, interleaved};
+use crate::load::{Clients, Kind, Outcome};
+use crate::paired::paired;
 use crate::table::{Bound, Number, Row, Table, time};
 use crate::warm::ONE_VCPU_MB;
 
 const CLIENTS: usize = 16;
 
-/// Against the bare server with 16 processes of the same function, in rounds of one second.
+/// What counts of a round: so short that one of theirs comes before the host has changed.
+const ROUND: Duration = Duration::from_millis(250);
+
+/// Against the bare server with 16 processes of the same function.
 pub async fn measure(setup: &Setup, table: &mut Table) -> Result<()> {
-    let rounds = setup.samples(8);
-    let each = Until { requests: u64::MAX, time: Duration::from_secs(1) };
     let mut emberbox = Emberbox::start(setup).await?;
-    let ours = emberbox.create("rust-echo", &Package::rust(&setup.echo)?, ONE_VCPU_MB).await?;
+    let target = emberbox.create("rust-echo", &Package::rust(&setup.echo)?, ONE_VCPU_MB).await?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let bare = Bare::start(&setup.echo, CLIENTS, cores).await?;
-    let outcomes = interleaved(&[&ours, &bare.target], CLIENTS, rounds, each).await?;
-    let [ours, theirs] = &outcomes[..] else { unreachable!("two targets, two outcomes") };
+    let mut our_clients = Clients::open(Kind::RequestResponse, &target, CLIENTS).await?;
+    let mut their_clients = Clients::open(Kind::RequestResponse, &bare.target, CLIENTS).await?;
+    // Not counted: sandboxes and caches come up.
+    our_clients.round(ROUND).await?.check("Emberbox")?;
+    their_clients.round(ROUND).await?.check("the bare server")?;
+    let (mut ours, mut theirs) = (Outcome::default(), Outcome::default());
+    let ratios = paired(
+        setup.samples(30),
+        async || Ok(ours.with(our_clients.round(ROUND).await?).throughput()),
+        async || Ok(theirs.with(their_clients.round(ROUND).await?).throughput()),
+    )
+    .await?;
     ours.check("Emberbox")?;
     theirs.check("the bare server")?;
     table.add(Row {
         what: "throughput, Rust echo, 16 clients; a bare server with 16 of the same runtime process".into(),
         ours: format!("{:.0}/s", ours.throughput()),
         beside: format!("{:.0}/s", theirs.throughput()),
-        value: Number::Ratio(ours.throughput() / theirs.throughput()),
+        value: Number::Paired(ratios),
         promise: Some(Bound::AtLeast(0.8)),
     });
     let (p50, p99) = (ours.quantile(0.5), ours.quantile(0.99));

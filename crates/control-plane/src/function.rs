@@ -9,7 +9,8 @@ use lambda_api::{ApiError, ErrorCode};
 
 use crate::name::{is_alias, not_found, version_number};
 use crate::record::{
-    Alias, Failure, FunctionRecord, LATEST, Policy, Publication, Settings, Snapshot, State, Stored, Update, Version,
+    Alias, Failure, FunctionRecord, LATEST, Policy, Publication, Settings, Snapshot, State, Stored, Unknown, Update,
+    Version,
 };
 use crate::sealed::Sealing;
 
@@ -85,6 +86,7 @@ impl Function {
             state: State::Pending,
             update: Update::None,
             snapshot: Snapshot::None,
+            unknown: Unknown::new(),
         };
         let record = FunctionRecord {
             latest,
@@ -96,6 +98,7 @@ impl Function {
             tags: new.tags,
             event_invoke: BTreeMap::new(),
             recursion_allowed: false,
+            unknown: Unknown::new(),
         };
         Self { arn: new.arn, record, versions: BTreeMap::new() }
     }
@@ -123,6 +126,7 @@ impl Function {
             state,
             update,
             snapshot: Snapshot::None,
+            unknown: Unknown::new(),
         };
         let old = std::mem::replace(&mut record.latest, latest);
         if record.serving.is_none() && old.state == State::Active {
@@ -451,6 +455,7 @@ pub(crate) mod tests {
             dead_letter: None,
             image_config: None,
             snap_start: false,
+            unknown: Unknown::new(),
         };
         New { arn, settings, code: code(0), tags: BTreeMap::new(), next_version: 1 }
     }

@@ -42,6 +42,6 @@ pub use name::Caller;
 pub use record::{Failure, FailureCode};
 pub use sealed::encrypted_with;
 pub use service::{
-    Config, ControlPlane, Error, EventSettings, EventSourceCheck, ImageCatalog, ImageFault, ImageFaultKind, Metadata,
-    Peers, Resolved, RuntimeCatalog, SnapshotCatalog, SnapshotFault,
+    Behind, Config, ControlPlane, Error, EventSettings, EventSourceCheck, ImageCatalog, ImageFault, ImageFaultKind,
+    Metadata, Peers, Resolved, RuntimeCatalog, SnapshotCatalog, SnapshotFault,
 };

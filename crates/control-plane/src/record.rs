@@ -1,4 +1,13 @@
 //! What is stored, and under which kinds and keys.
+//!
+//! Processes of two versions work on the same records while a fleet is upgraded, and after a downgrade. So:
+//!
+//! - A new field has a default, and stands in one of the structs with [`Unknown`]: an older process that changes the record leaves it
+//!   as it is. What a user configures belongs into [`Settings`], which go from one state of a function to the next; what belongs to a
+//!   state into [`Version`]. Fields of `domain`'s types within them are lost when an older process changes the record.
+//! - A new variant of an enum, or a field that changes its meaning, is something that an older process cannot read: it keeps what it had,
+//!   and does not start. A release that can read it comes before the one that writes it.
+//! - A new kind of record is nothing to an older process, which leaves it alone.
 
 use std::collections::BTreeMap;
 
@@ -25,6 +34,9 @@ pub(crate) const IMAGE: &str = "image";
 
 /// The same of snapshots, and written before one is taken; key: the `VersionKey` of the version.
 pub(crate) const SNAPSHOT: &str = "snapshot";
+
+/// Fields that this version does not know and a newer one has written; they are stored again as they were.
+pub(crate) type Unknown = BTreeMap<String, Value>;
 
 /// The version that can change.
 pub(crate) const LATEST: &str = "$LATEST";
@@ -79,6 +91,8 @@ pub(crate) struct FunctionRecord {
     /// `RecursiveLoop` is `Allow`.
     #[serde(default)]
     pub recursion_allowed: bool,
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// A FunctionEventInvokeConfig: what is not given has AWS's default.
@@ -94,6 +108,8 @@ pub(crate) struct EventInvoke {
     pub on_success: Option<String>,
     /// ARN of the OnFailure destination.
     pub on_failure: Option<String>,
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// A version that was made from a state of `$LATEST`.
@@ -121,6 +137,8 @@ pub(crate) struct Version {
     /// Of a published version with SnapStart.
     #[serde(default)]
     pub snapshot: Snapshot,
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// How far SnapStart has come with a version.
@@ -175,6 +193,8 @@ pub(crate) struct Settings {
     /// `SnapStart.ApplyOn` is `PublishedVersions`.
     #[serde(default)]
     pub snap_start: bool,
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// Whether a version can run.
@@ -277,6 +297,8 @@ pub(crate) struct Alias {
     pub additional: Option<(u64, f64)>,
     pub description: String,
     pub revision_id: String,
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// A resource policy of a function, version or alias.
@@ -285,6 +307,8 @@ pub(crate) struct Policy {
     pub revision_id: String,
     /// As IAM writes them.
     pub statements: Vec<Value>,
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// What the functions of an account in a region share.
@@ -292,6 +316,8 @@ pub(crate) struct Policy {
 pub(crate) struct AccountRecord {
     /// Reserved concurrency by function name.
     pub reserved: BTreeMap<String, u32>,
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 impl AccountRecord {

@@ -23,6 +23,7 @@ use crate::sealed::{self, Sealing};
 mod background;
 mod event_invoke;
 mod event_source;
+mod followed;
 mod functions;
 mod invoke;
 mod limits;
@@ -33,6 +34,8 @@ mod versions;
 pub use event_invoke::EventSettings;
 pub use event_source::EventSourceCheck;
 use event_source::EventSources;
+pub use followed::Behind;
+use followed::Followed;
 pub use invoke::Resolved;
 
 /// Changes of different functions go on at the same time; those of one, and few that share a stripe, in turn.
@@ -176,8 +179,8 @@ struct Inner {
     clock: Arc<dyn Clock>,
     catalog: Catalog,
     event_sources: EventSources,
-    /// The last commit that the catalog has followed.
-    applied: watch::Sender<u64>,
+    /// How far the catalog has followed the store.
+    followed: watch::Sender<Followed>,
     peers: OnceLock<Arc<dyn Peers>>,
     retired: broadcast::Sender<VersionKey>,
     hasher: RandomState,
@@ -229,7 +232,7 @@ impl ControlPlane {
             snapshots,
             clock,
             event_sources: EventSources::default(),
-            applied: watch::Sender::new(0),
+            followed: watch::Sender::default(),
             peers: OnceLock::new(),
             retired: broadcast::Sender::new(RETIRED_CAPACITY),
             hasher: RandomState::new(),
@@ -258,12 +261,6 @@ impl ControlPlane {
     /// The second time.
     pub fn with_peers(&self, peers: Arc<dyn Peers>) {
         assert!(self.inner.peers.set(peers).is_ok(), "the peers were given before");
-    }
-
-    /// Returns when this process' copy of the metadata has the commit of `revision` and all before it.
-    pub async fn applied(&self, revision: u64) {
-        // Cannot fail: the sender is in `inner`, which `self` holds.
-        let _ = self.inner.applied.subscribe().wait_for(|applied| *applied >= revision).await;
     }
 
     /// Waits until no function is Pending or being updated: for tests, and for a stop that leaves nothing half done.
@@ -297,11 +294,13 @@ impl Inner {
         Err(too_busy())
     }
 
-    /// Commits, and waits until the catalog shows it.
+    /// Commits, and waits until the catalog shows it. A process that cannot read what others have written does not write.
     async fn commit(&self, ops: Vec<Op>) -> Result<(), StoreError> {
+        if let Some(reason) = self.trouble() {
+            return Err(StoreError::Unreadable { reason });
+        }
         let revision = self.store.commit(ops).await?;
-        let mut applied = self.applied.subscribe();
-        applied.wait_for(|applied| *applied >= revision).await.map_err(|_| StoreError::Closed)?;
+        self.has_followed(revision).await?;
         // Whoever asked for the change may send the next request to another process.
         if let Some(peers) = self.peers.get() {
             peers.caught_up(revision).await;

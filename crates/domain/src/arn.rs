@@ -9,7 +9,7 @@ use crate::ids::AccountId;
 
 /// `arn:aws:lambda:<region>:<account>:function:<name>`, without qualifier. Cheap to clone: each invocation does, several
 /// times.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct FunctionArn {
     /// e.g. `us-east-1`.
     pub region: Arc<str>,

@@ -15,6 +15,7 @@ pub mod ports;
 pub mod quota;
 pub mod rendezvous;
 pub mod timeline;
+pub mod trace;
 
 pub use arn::{FunctionArn, FunctionRef};
 pub use clock::{Clock, SystemClock};
@@ -23,8 +24,9 @@ pub use function::{CodeRef, FunctionVersion, ImageConfig, ImageRef, LogFormat, L
 pub use ids::{AccountId, RequestId, SandboxId, WorkerId};
 pub use invoke::{InvokeOutcome, InvokeRequest, LogType};
 pub use ports::{
-    AssignError, AssignRequest, ConcurrencyLimits, InitDone, InitRequest, Lease, RetireReason, SandboxState,
-    SlotEvents, SlotPhase, SnapshotError, ThrottleReason, Worker, WorkerError, WorkerEvents, WorkerManager,
-    WorkerReport, WorkerRoute,
+    AssignError, AssignRequest, ConcurrencyLimits, InitDone, InitRequest, Lease, Observed, ObservedSandbox,
+    PackageChanges, Place, PlaceError, PlaceRequest, Placement, RetireReason, SandboxState, SlotEvents, SlotPhase,
+    SnapshotError, ThrottleReason, Worker, WorkerError, WorkerEvents, WorkerManager, WorkerObserver, WorkerReport,
+    WorkerRoute,
 };
 pub use timeline::{Step, Timeline};

@@ -5,7 +5,10 @@
 //!  Frontend ──assign──► WorkerManager ──init, shutdown──► Worker
 //!     └────────────────invoke(payload)───────────────────►  │
 //!                       WorkerManager ◄──SlotEvents─────────┘
+//!                       WorkerManager ──place──► Placement
 //! ```
+
+mod placement;
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,6 +21,10 @@ use crate::function::{FunctionVersion, VersionKey};
 use crate::ids::{SandboxId, WorkerId};
 use crate::invoke::{InvokeOutcome, InvokeRequest};
 use crate::timeline::Timeline;
+
+pub use placement::{
+    Observed, ObservedSandbox, PackageChanges, Place, PlaceError, PlaceRequest, Placement, WorkerObserver,
+};
 
 /// Lambda's concurrency settings that bear on one invocation, resolved by the Frontend from its copy of the metadata.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,6 +55,10 @@ pub struct Lease {
     pub worker: Arc<dyn Worker>,
     /// Whether it was initialised for this request.
     pub cold: bool,
+    /// Whether it was waited for until an invocation in it had ended.
+    pub waited: bool,
+    /// The manager that gave it, if that is in another process.
+    pub manager: Option<Arc<str>>,
     /// Marks: assigned, and for a cold start those of placement and Init.
     pub timeline: Timeline,
 }
@@ -257,6 +268,10 @@ pub trait Worker: Send + Sync + 'static {
     fn packages(&self) -> Vec<String> {
         Vec::new()
     }
+    /// Whether [`Self::packages`] looks no further than memory, so that it may be called anywhere.
+    fn packages_are_at_hand(&self) -> bool {
+        false
+    }
     /// How a process that gets a [`Lease`] on this worker reaches it; `None` of a worker that only this process can call.
     fn route(&self) -> Option<WorkerRoute> {
         None
@@ -328,7 +343,7 @@ pub trait SlotEvents: Send + Sync + 'static {
 /// What a manager hears of a worker in another process. Calls must not block.
 ///
 /// ```text
-///  claimed ──► answered, idle, dead, adopted … ──► lost ──► claimed …
+///  claimed ──► reported ──► answered, idle, dead, adopted, reported … ──► lost ──► claimed …
 /// ```
 ///
 /// An event may be told that the list in `claimed` knew already: see `rpc::WorkerServer`.
@@ -338,6 +353,11 @@ pub trait WorkerEvents: SlotEvents {
     fn claimed(&self, worker: &WorkerId, sandboxes: Vec<SandboxState>);
     /// One more: its Init was asked for by another manager, or by this one over a connection that broke.
     fn adopted(&self, worker: &WorkerId, sandbox: SandboxState);
+    /// How the worker is, and which packages and images (as in [`crate::CodeRef::sha256`]) came to it or went since the last report.
+    /// The first report after `claimed` has all of them.
+    fn reported(&self, report: WorkerReport, packages: PackageChanges) {
+        let _ = (report, packages);
+    }
     /// Nothing is heard of the worker until it is claimed again; its sandboxes may live.
     fn lost(&self, worker: &WorkerId);
 }

@@ -8,6 +8,8 @@ use crate::ids::AccountId;
 pub struct Ask {
     /// Of the manager's view.
     pub epoch: u64,
+    /// Of this question among all that the manager has asked this home; see [`QuotaHome`].
+    pub number: u64,
     /// Whose concurrency.
     pub account: AccountId,
     /// The account's limit, as requests carry it.
@@ -28,9 +30,12 @@ pub struct Grant {
 }
 
 /// A manager as the home of some accounts.
+///
+/// A question that its asker has given up may still arrive, after later ones. So each has a number that is higher than those of all before it
+/// in its view, and one that comes too late changes nothing. 0 has no order: an Emberbox from before there were numbers.
 pub trait QuotaHome: Send + Sync + 'static {
-    /// What the manager `from` holds of the accounts whose home this one is, all of it; `false` if the views differ.
-    fn hello(&self, from: &str, epoch: u64, holds: &[(AccountId, u32)]) -> bool;
-    /// Answers the manager `from`; `None` if the views differ.
+    /// What the manager `from` holds of the accounts whose home this one is, all of it; `false` if the views differ, or if it comes too late.
+    fn hello(&self, from: &str, epoch: u64, number: u64, holds: &[(AccountId, u32)]) -> bool;
+    /// Answers the manager `from`; `None` if the views differ, or if it comes too late.
     fn answer(&self, from: &str, ask: &Ask) -> Option<Grant>;
 }

@@ -13,6 +13,7 @@ mod packages;
 mod runtimes;
 mod snapshots;
 mod sqs;
+mod traces;
 
 pub use direct::Direct;
 pub use event_sources::{Mappings, Queues, SourceInvoker};
@@ -26,3 +27,4 @@ pub use packages::Code;
 pub use runtimes::{Catalog, Logged};
 pub use snapshots::Snapshots;
 pub use sqs::{OwnQueues, Sqs};
+pub use traces::TracedDelivery;

@@ -68,6 +68,14 @@ pub enum Command {
     /// Run a whole fleet on this machine, to try: several frontends, worker managers and workers
     #[cfg(feature = "cluster")]
     DevFleet(DevFleet),
+    /// Not in this build
+    #[cfg(not(feature = "cluster"))]
+    #[command(hide = true)]
+    DevFleet {
+        /// Whatever a build with fleets takes
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        _rest: Vec<String>,
+    },
     /// A fleet: how it is, its certificate authority, and machines that join
     #[command(subcommand)]
     Fleet(Fleet),
@@ -152,6 +160,9 @@ pub struct DevFleet {
     /// How many workers
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     pub workers: u16,
+    /// How many processes that decide where sandboxes go; without one each manager decides itself
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub placements: u16,
     /// How many processes that take queued events
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub pollers: u16,

@@ -28,6 +28,11 @@ use crate::client::Client;
 use crate::config::Config;
 use crate::data_dir;
 
+/// Why an Emberbox for one machine takes part in no fleet.
+#[cfg(not(feature = "cluster"))]
+pub const WITHOUT_FLEETS: &str = "this Emberbox was built without fleets; build one with `cargo build --release -p emberbox --features \
+                                  cluster`";
+
 impl Local {
     /// The configuration and the data directory, made if missing, of a server that is started with these options.
     fn open(&self) -> Result<(Config, PathBuf)> {
@@ -67,6 +72,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Demo(args) => demo::run(args),
         #[cfg(feature = "cluster")]
         Command::DevFleet(args) => dev_fleet::run(args),
+        #[cfg(not(feature = "cluster"))]
+        Command::DevFleet { .. } => anyhow::bail!(WITHOUT_FLEETS),
     }
 }
 

@@ -3,6 +3,7 @@
 #[cfg(feature = "cluster")]
 mod cluster;
 mod microvm;
+mod otlp;
 mod registries;
 mod values;
 
@@ -22,6 +23,7 @@ pub use cluster::{Cluster, Shared};
 pub use microvm::Microvm;
 #[cfg(feature = "microvm")]
 pub use microvm::{Accel, VmEngine};
+pub use otlp::Otlp;
 pub use registries::Registry;
 pub use values::{EventEngine, Isolation, Network};
 
@@ -68,9 +70,15 @@ pub struct Config {
     pub logs: Logs,
     /// Asynchronous invocation.
     pub events: Events,
+    /// Traces of invocations.
+    pub otlp: Otlp,
     /// This process is one of a fleet.
     #[cfg(feature = "cluster")]
     pub cluster: Option<Cluster>,
+    /// It cannot be: an Emberbox for one machine says why.
+    #[cfg(not(feature = "cluster"))]
+    #[serde(deserialize_with = "values::no_fleet")]
+    pub cluster: (),
 }
 
 /// `[tls]`.
@@ -264,8 +272,11 @@ impl Default for Config {
             runtimes: Runtimes::default(),
             logs: Logs::default(),
             events: Events::default(),
+            otlp: Otlp::default(),
             #[cfg(feature = "cluster")]
             cluster: None,
+            #[cfg(not(feature = "cluster"))]
+            cluster: (),
         }
     }
 }
@@ -338,6 +349,7 @@ impl Config {
             }
         }
         registries::check(&config.registries)?;
+        config.otlp.check()?;
         if config.events.engine == EventEngine::Postgres && config.events.postgres_url.is_none() {
             return Err(anyhow!("events.engine is postgres, but events.postgres_url is missing; say where it is"));
         }
@@ -388,7 +400,15 @@ mod tests {
         assert_eq!((config.credentials.len(), config.registries.len()), (1, 1));
         assert!(config.data_dir.is_some() && config.secrets_file.is_some() && config.functions.endpoint_url.is_some());
         assert!(!config.runtimes.interpreters.is_empty());
+        assert!(config.otlp.endpoint.is_some());
         assert!(config.events.sqs_endpoint.is_some() && config.events.credentials.is_some());
+    }
+
+    #[cfg(not(feature = "cluster"))]
+    #[test]
+    fn an_emberbox_without_fleets_says_so() {
+        let error = Config::parse("[cluster]\nid = 'a'").unwrap_err().to_string();
+        assert!(error.contains(crate::commands::WITHOUT_FLEETS), "{error}");
     }
 
     /// An Emberbox without the feature has no such options, so they are in a file of their own.
@@ -463,6 +483,7 @@ mod tests {
             ("[[registries]]\nhost = 'a'\nusername = 'b'", vec!["password_file", "both"]),
             ("[[registries]]\nhost = 'a'\n[[registries]]\nhost = 'a'", vec!["twice"]),
             ("[limits]\nsandboxes = 0", vec!["limits.sandboxes", "at least 1"]),
+            ("[otlp]\nsample = 2.0", vec!["otlp.sample", "from 0.0 to 1.0"]),
             ("[limits]\nmemory_overcommit = nan", vec!["memory_overcommit", "from 0.1"]),
         ] {
             let error = format!("{:#}", Config::parse(text).unwrap_err());

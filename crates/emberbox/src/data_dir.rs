@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -14,12 +14,16 @@ pub fn share_runtimes(kept: &Path, data: &Path) -> Result<()> {
     for part in ["runtimes", "roots"] {
         let (target, link) = (kept.join(part), data.join(part));
         fs::create_dir_all(&target).with_context(|| format!("make {}", target.display()))?;
-        match std::os::unix::fs::symlink(&target, &link) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(error).with_context(|| format!("link {} to {}", link.display(), target.display()));
-            }
-            _ => {}
+        match fs::read_link(&link) {
+            Ok(there) if there == target => continue,
+            // Of an earlier fleet, whose runtimes were elsewhere and may be gone.
+            Ok(_) => fs::remove_file(&link).with_context(|| format!("remove the link {}", link.display()))?,
+            // It has its own.
+            Err(_) if link.is_dir() => continue,
+            Err(_) => {}
         }
+        std::os::unix::fs::symlink(&target, &link)
+            .with_context(|| format!("link {} to {}", link.display(), target.display()))?;
     }
     Ok(())
 }
@@ -43,6 +47,8 @@ impl DataDir {
             .truncate(false)
             .read(true)
             .write(true)
+            // It is written to: what another user of the directory made it lead to is not this process' to empty.
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
             .open(&file)
             .with_context(|| format!("open {}; `--data-dir` names another data directory", file.display()))?;
         match lock.try_lock() {
@@ -117,6 +123,31 @@ mod tests {
         drop(first);
         fs::write(path.join("lock"), "99999999\n").unwrap();
         DataDir::open(&path).unwrap();
+        let other = dir.path().join("other");
+        fs::write(&other, "precious").unwrap();
+        fs::remove_file(path.join("lock")).unwrap();
+        std::os::unix::fs::symlink(&other, path.join("lock")).unwrap();
+        DataDir::open(&path).unwrap_err();
+        assert_eq!(fs::read_to_string(&other).unwrap(), "precious");
+    }
+
+    #[test]
+    fn runtimes_are_shared_with_where_they_are_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new, data) = (dir.path().join("old"), dir.path().join("new"), dir.path().join("data"));
+        share_runtimes(&old, &data).unwrap();
+        fs::remove_dir_all(&old).unwrap();
+        fs::create_dir_all(data.join("own")).unwrap();
+        for kept in [&new, &new] {
+            share_runtimes(kept, &data).unwrap();
+            assert_eq!(fs::read_link(data.join("runtimes")).unwrap(), new.join("runtimes"));
+        }
+        // What is no link stays.
+        let own = dir.path().join("own");
+        fs::create_dir_all(own.join("runtimes")).unwrap();
+        share_runtimes(&new, &own).unwrap();
+        assert!(fs::symlink_metadata(own.join("runtimes")).unwrap().is_dir());
+        assert!(fs::read_link(own.join("roots")).is_ok());
     }
 
     #[test]

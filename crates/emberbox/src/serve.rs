@@ -10,7 +10,7 @@
 //!  6 worker (and the manager is told of it)      4 worker: what is left of them; logs are written out
 //!  7 followers: retired versions, upkeep         5 followers
 //!  8 address and port, SQS queues                  (freed by the frontend; polling clients are sent away)
-//!  9 event queue, pollers, event sources         2 running events and batches finish; 6 event queue: closed
+//!  9 traces, event queue, pollers, event sources 2 running events and batches finish; 6 traces sent, event queue closed
 //! 10 frontend, answering                         1 frontend: accepts nothing new, running requests finish
 //! ```
 //!
@@ -22,9 +22,11 @@ mod events;
 #[cfg(feature = "cluster")]
 pub mod fleet;
 pub mod isolation;
+mod otlp;
 mod parts;
 mod secrets;
 pub mod settings;
+mod tasks;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -37,10 +39,12 @@ use event_sources::EventSources;
 use events::Asynchronous;
 use frontend::BindError;
 use frontend::sync_path::SyncPath;
+use otlp::Tracing;
 use parts::Content;
 use prometheus_client::registry::Registry;
 use runtimes::Runtimes;
 use sandbox::SandboxEngine;
+use tasks::Tasks;
 use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinHandle;
 
@@ -58,7 +62,9 @@ pub struct Emberbox {
     frontend: JoinHandle<()>,
     asynchronous: Asynchronous,
     event_sources: EventSources,
+    tracing: Tracing,
     queues: sqs::SqsService,
+    tasks: Tasks,
     followers: Vec<JoinHandle<()>>,
     manager: worker_manager::Manager,
     worker: worker::Service,
@@ -105,10 +111,11 @@ impl Emberbox {
         worker.connect(Arc::new(manager.clone()));
         manager.add_worker(Arc::new(worker.clone()));
 
+        let tasks = Tasks::new();
         let followers = vec![
-            tokio::spawn(retire(control_plane.retired(), manager.clone())),
-            tokio::spawn(manager.clone().run()),
-            tokio::spawn(prepare(runtimes)),
+            tasks.spawn("retire versions", retire(control_plane.retired(), manager.clone())),
+            tasks.spawn("look after sandboxes", manager.clone().run()),
+            tasks.spawn("prepare runtimes", prepare(runtimes)),
         ];
 
         let listener = frontend::Listener::bind(settings::frontend(&config, dir)?).await?;
@@ -116,7 +123,13 @@ impl Emberbox {
         let queues = sqs::SqsService::open(dir.join("queues.db"), Arc::clone(&clock)).await?;
 
         let frontend_metrics = frontend::Metrics::register(&mut registry);
-        let sync_path = SyncPath::new(Arc::new(manager.clone()), Arc::clone(&clock), frontend_metrics.clone());
+        let tracing = Tracing::start(&config.otlp, own_process(), &mut registry)?;
+        let sync_path = SyncPath::with_traces(
+            Arc::new(manager.clone()),
+            Arc::clone(&clock),
+            frontend_metrics.clone(),
+            tracing.traces(),
+        );
         let direct = adapters::Direct {
             functions: adapters::Functions(control_plane.clone()),
             sync_path: sync_path.clone(),
@@ -125,10 +138,11 @@ impl Emberbox {
         let client = SharedHttpClient::new(adapters::OwnQueues(queues.clone()));
         let own_queues = settings::OwnQueues { endpoint: endpoint.clone(), client };
         let delivery = settings::delivery(&config, &own_queues);
+        let polling = Some(&tasks);
         let asynchronous =
-            Asynchronous::start(&config, dir, &control_plane, direct.clone(), delivery, true, &mut registry).await?;
+            Asynchronous::start(&config, dir, &control_plane, direct.clone(), delivery, polling, &mut registry).await?;
         let sources = settings::queues(&config, &own_queues);
-        let event_sources = EventSources::start(sources, &control_plane, direct, &mut registry);
+        let event_sources = EventSources::start(sources, &control_plane, direct, &mut registry, &tasks);
 
         let deps = frontend::Deps {
             functions: Arc::new(adapters::Functions(control_plane)),
@@ -143,17 +157,22 @@ impl Emberbox {
         };
         let server = frontend::Server::new(listener, deps);
         let (stop_frontend, stopped) = oneshot::channel();
-        let frontend = tokio::spawn(server.run(async move {
-            // An error means that the sender is gone, and so is everything else.
-            let _ = stopped.await;
-        }));
+        let frontend = tasks.spawn(
+            "serve the API",
+            server.run(async move {
+                // An error means that the sender is gone, and so is everything else.
+                let _ = stopped.await;
+            }),
+        );
         Ok(Self {
             endpoint,
             stop_frontend,
             frontend,
             asynchronous,
             event_sources,
+            tracing,
             queues,
+            tasks,
             followers,
             manager,
             worker,
@@ -169,9 +188,14 @@ impl Emberbox {
         &self.endpoint
     }
 
+    /// Returns why the process has to end, when one of its tasks has panicked.
+    pub async fn failed(&self) -> String {
+        self.tasks.failed().await
+    }
+
     /// Stops in the order above. Running invocations may finish, until `hurry` is ready or [`Config::stop_limit`] is over;
     /// then they are cut off, and their callers' connections closed.
-    pub async fn stop(self, hurry: impl Future<Output = ()>) {
+    pub async fn stop(mut self, hurry: impl Future<Output = ()>) {
         let limit = self.stop_limit;
         let until = tokio::time::Instant::now() + limit;
         let left = || until.duration_since(tokio::time::Instant::now());
@@ -195,11 +219,18 @@ impl Emberbox {
         for follower in self.followers {
             follower.abort();
         }
+        self.tracing.stop().await;
         self.queues.close().await;
         self.asynchronous.close().await;
         self.store.close().await;
         self.engine.stop().await;
     }
+}
+
+/// This one does everything, and there are no others.
+fn own_process() -> otlp::Process {
+    let roles = "frontend,worker-manager,placement,pollers,worker".into();
+    otlp::Process { id: settings::host_name(), roles, roles_of: Arc::new(|_| None) }
 }
 
 /// Makes the userland of the sandboxes, which takes seconds the first time, while nobody waits for it yet.

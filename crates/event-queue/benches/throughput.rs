@@ -24,7 +24,10 @@ async fn main() {
     let dir = tempfile::tempdir_in(".").expect("a directory");
     for round in 0..ROUNDS {
         let path = dir.path().join(format!("bare{round}.db"));
-        let bare = bare_writer::rate(&path, CALLERS, EVENTS, &[7; BODY]).await;
+        let writer = bare_writer::Writer::open(&path);
+        let (events, time) = writer.accept(CALLERS, EVENTS, Duration::MAX, &[7; BODY]).await;
+        writer.close();
+        let bare = events as f64 / time.as_secs_f64();
         let engine = SqliteQueue::open(dir.path().join(format!("{round}.db")), Arc::new(SystemClock::default())).await;
         let engine = Arc::new(engine.expect("opens"));
         let ours = enqueue(&engine).await;

@@ -27,18 +27,8 @@ use crate::api::{Content, Depth, Entry, EventQueue, Lease, LeaseId, QueueError, 
 use crate::check_sizes;
 use crate::time::{age, millis, span_millis, system_time};
 
-/// Schema changes, oldest first, each run once and only forward. A released one is never edited.
-const MIGRATIONS: &[&str] = &["
-    CREATE TABLE emberbox_events (
-        seq BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, queue TEXT COLLATE \"C\" NOT NULL, id BYTEA NOT NULL,
-        enqueued_at BIGINT NOT NULL, due BIGINT NOT NULL, deliveries INTEGER NOT NULL DEFAULT 0, lease BIGINT,
-        body BYTEA NOT NULL, UNIQUE (queue, id)
-    );
-    CREATE INDEX emberbox_events_by_due ON emberbox_events (queue, due);
-    CREATE INDEX emberbox_events_by_age ON emberbox_events (queue, enqueued_at);
-"];
-
 mod insert;
+mod migrate;
 
 use insert::Insert;
 
@@ -51,8 +41,6 @@ const ACQUIRE: Duration = Duration::from_secs(5);
 /// Waiting calls look this often even if nobody wakes them.
 const LOOK: Duration = Duration::from_secs(1);
 const PURGE_CHUNK: i64 = 1000;
-/// What all processes lock while one migrates.
-const MIGRATION_LOCK: i64 = 0x454d_4251;
 
 /// Events in a PostgreSQL database.
 #[derive(Debug)]
@@ -93,7 +81,7 @@ impl PgQueue {
     /// the same one).
     ///
     /// # Errors
-    /// [`QueueError::Unavailable`] if the server does not answer, [`QueueError::Damaged`] if the schema is newer.
+    /// [`QueueError::Unavailable`] if the server does not answer, [`QueueError::Damaged`] if the schema is for newer programs only.
     pub async fn connect(url: &str, clock: Option<Arc<dyn Clock>>) -> Result<Self, QueueError> {
         let operation = "connect to the event queue";
         let options: PgConnectOptions = url.parse().map_err(failed(operation))?;
@@ -114,7 +102,7 @@ impl PgQueue {
         let pool = pool
             .after_connect(move |connection, _| Box::pin(async move { connection.execute(durable).await.map(drop) }));
         let pool = pool.connect_with(options).await.map_err(failed(operation))?;
-        migrate(&pool).await?;
+        migrate::run(&pool).await?;
         let woken = Arc::new(Notify::new());
         let listener = tokio::spawn(listen(pool.clone(), Arc::clone(&woken)));
         let clock = Time(clock);
@@ -279,34 +267,6 @@ fn lease_id(seq: i64, mark: i64) -> LeaseId {
 fn parts(id: LeaseId) -> (i64, i64) {
     let (mark, seq) = id.0.as_u64_pair();
     (seq.cast_signed(), mark.cast_signed())
-}
-
-async fn migrate(pool: &PgPool) -> Result<(), QueueError> {
-    let failed = failed("migrate the event queue");
-    let mut transaction = pool.begin().await.map_err(&failed)?;
-    sqlx::query("SELECT pg_advisory_xact_lock($1)")
-        .bind(MIGRATION_LOCK)
-        .execute(&mut *transaction)
-        .await
-        .map_err(&failed)?;
-    let table = "CREATE TABLE IF NOT EXISTS emberbox_migrations (number BIGINT PRIMARY KEY)";
-    transaction.execute(table).await.map_err(&failed)?;
-    let done: i64 = sqlx::query_scalar("SELECT coalesce(max(number), 0) FROM emberbox_migrations")
-        .fetch_one(&mut *transaction)
-        .await
-        .map_err(&failed)?;
-    let known = MIGRATIONS.len() as i64;
-    if done > known {
-        return Err(QueueError::Damaged(format!(
-            "open the event queue: the database has schema {done}, this Emberbox knows {known}; use the newer Emberbox"
-        )));
-    }
-    for (number, sql) in (1i64..).zip(MIGRATIONS).filter(|(number, _)| *number > done) {
-        transaction.execute(sqlx::raw_sql(*sql)).await.map_err(&failed)?;
-        let note = sqlx::query("INSERT INTO emberbox_migrations VALUES ($1)").bind(number);
-        note.execute(&mut *transaction).await.map_err(&failed)?;
-    }
-    transaction.commit().await.map_err(&failed)
 }
 
 /// Wakes the waiting calls at each notification, until the pool is closed.

@@ -43,6 +43,33 @@ async fn conforms_and_survives_a_restart() {
     second.close().await;
 }
 
+/// A fleet is upgraded machine by machine, and may have to go back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_program_works_on_a_newer_schema_until_that_says_no() {
+    let Some(server) = Server::start("an_older_program_works_on_a_newer_schema") else { return };
+    let clock = Arc::new(ManualClock::default());
+    let running = connect(&server, &clock).await;
+    running.enqueue(vec![entry("a", 1)]).await.unwrap();
+    // As the first Emberbox left it, which knew of no oldest program.
+    server.psql(&server.url(), "ALTER TABLE emberbox_migrations DROP COLUMN oldest");
+    connect(&server, &clock).await.close().await;
+    let newer = "INSERT INTO emberbox_migrations (number, oldest) VALUES (2, 1);
+        ALTER TABLE emberbox_events ADD COLUMN more TEXT; CREATE TABLE emberbox_more (x INTEGER)";
+    server.psql(&server.url(), newer);
+    let started = connect(&server, &clock).await;
+    started.enqueue(vec![entry("a", 2)]).await.unwrap();
+    running.enqueue(vec![entry("a", 3)]).await.unwrap();
+    let leases = lease_now(&running, 1).await;
+    running.ack(&[leases[0].id]).await.unwrap();
+    assert_eq!(lease_now(&started, 10).await.len(), 2);
+    // Now something that only a program of schema 2 understands.
+    server.psql(&server.url(), "UPDATE emberbox_migrations SET oldest = 2 WHERE number = 2");
+    let error = PgQueue::connect(&server.url(), Some(clock)).await.unwrap_err();
+    assert!(!error.retryable() && error.to_string().contains("use the newer Emberbox"), "{error}");
+    running.close().await;
+    started.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restarts_under_load_lose_nothing() {
     let Some(server) = Server::start("restarts_under_load_lose_nothing") else { return };

@@ -1,5 +1,6 @@
 //! The side of a newcomer, and of a member that renews.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,7 +25,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::address::{Address, Host};
 use crate::identity::{Identity, MemberId, Roles, identity_of, show_roles};
 use crate::member::{Fleet, Member, MemberDir, MemberError, MemberKey};
-use crate::protocol::{Issued, JOIN, JoinRequest, MAX_BODY, RENEW, Refused, RenewRequest};
+use crate::protocol::{
+    DENIED, Denied, DeniedRequest, Issued, JOIN, JoinRequest, MAX_BODY, MAX_DENIED, RENEW, Refused, RenewRequest,
+};
 use crate::show_time;
 use crate::tls;
 use crate::token::{Fingerprint, Token};
@@ -103,6 +106,18 @@ pub async fn renew(dir: &MemberDir) -> Result<Joined, ClientError> {
     Ok(Joined { identity: member.identity, not_after })
 }
 
+/// Who is no member any more, although it may have a certificate that is good.
+///
+/// # Errors
+/// [`ClientError`]; [`ClientError::Refused`] also for one that was denied itself.
+pub async fn denied(dir: &MemberDir) -> Result<BTreeSet<MemberId>, ClientError> {
+    let member = dir.load()?;
+    let config = tls::client(member.fingerprint(), Some(&member)).map_err(ClientError::Tls)?;
+    let server = Connection::open(&member.fleet.join_server, config).await?;
+    let Denied { denied } = server.post(DENIED, &DeniedRequest {}).await?;
+    Ok(denied)
+}
+
 /// Whether the answer is what was asked for; its last moment.
 fn check(issued: &Issued, pin: Fingerprint, key: &MemberKey, wanted: &Identity) -> Result<OffsetDateTime, ClientError> {
     let wrong = |why: &str| ClientError::Answer(why.to_owned());
@@ -155,6 +170,7 @@ impl Connection {
     async fn post<T: DeserializeOwned>(self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
         let Self { address, stream, .. } = self;
         let body = serde_json::to_vec(body).expect("a request is plain data");
+        let limit = if path == DENIED { MAX_DENIED } else { MAX_BODY };
         let request = Request::builder()
             .method(Method::POST)
             .uri(path)
@@ -167,7 +183,7 @@ impl Connection {
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| lost(chain(&e)))?;
             let answer = async {
                 let response = sender.send_request(request).await.map_err(|e| lost(chain(&e)))?;
-                let (status, body) = (response.status(), Limited::new(response.into_body(), MAX_BODY));
+                let (status, body) = (response.status(), Limited::new(response.into_body(), limit));
                 let body = body.collect().await.map_err(|e| lost(e.to_string()))?.to_bytes();
                 Ok::<_, ClientError>((status, body))
             };

@@ -46,7 +46,11 @@ pub trait Ledger: Send + Sync + 'static {
     /// This member gets no certificate from now on.
     async fn deny(&self, member: MemberId) -> Result<(), LedgerError>;
     /// Whether it is denied.
-    async fn denied(&self, member: &MemberId) -> Result<bool, LedgerError>;
+    async fn denied(&self, member: &MemberId) -> Result<bool, LedgerError> {
+        Ok(self.all_denied().await?.contains(member))
+    }
+    /// All that are.
+    async fn all_denied(&self) -> Result<BTreeSet<MemberId>, LedgerError>;
 }
 
 /// Who wants to join as what.
@@ -151,8 +155,8 @@ impl Ledger for MemoryLedger {
         Ok(())
     }
 
-    async fn denied(&self, member: &MemberId) -> Result<bool, LedgerError> {
-        Ok(self.0.lock().denied.contains(member))
+    async fn all_denied(&self) -> Result<BTreeSet<MemberId>, LedgerError> {
+        Ok(self.0.lock().denied.clone())
     }
 }
 
@@ -225,9 +229,9 @@ impl Ledger for FileLedger {
         .await
     }
 
-    async fn denied(&self, member: &MemberId) -> Result<bool, LedgerError> {
-        let (ledger, member) = (self.clone(), member.clone());
-        let work = move || Ok(ledger.read()?.denied.contains(&member));
+    async fn all_denied(&self) -> Result<BTreeSet<MemberId>, LedgerError> {
+        let ledger = self.clone();
+        let work = move || Ok(ledger.read()?.denied);
         tokio::task::spawn_blocking(work).await.expect("reading a ledger does not panic")
     }
 }
@@ -317,6 +321,7 @@ mod tests {
             assert!(!ledger.denied(&member).await.unwrap());
             ledger.deny(member.clone()).await.unwrap();
             assert!(ledger.denied(&member).await.unwrap());
+            assert_eq!(ledger.all_denied().await.unwrap(), [member].into());
         }
         let text = std::fs::read_to_string(dir.path().join(LEDGER)).unwrap();
         let again: Book = serde_json::from_str(&text).unwrap();

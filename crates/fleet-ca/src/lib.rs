@@ -14,7 +14,7 @@
 //! nothing, and whoever calls a member must look at its identity.
 //!
 //! A certificate ends by itself (30 days by default). A member that is to go sooner is *denied* ([`Ledger::deny`]): it
-//! gets no other certificate, and the one that it has goes on until its end.
+//! gets no other certificate, and the others ask the join server who was denied ([`keep_denied`]), and refuse the one that it has.
 #![forbid(unsafe_code)]
 
 mod address;
@@ -32,7 +32,7 @@ mod token;
 
 pub use address::{Address, Host, InvalidAddress};
 pub use ca::{CA_CERTIFICATE, CA_KEY, Ca, CaError, IssueError, MAX_LIFE, MEMBER_LIFE, Subject};
-pub use client::{ClientError, JoinOptions, Joined, join, renew};
+pub use client::{ClientError, JoinOptions, Joined, denied, join, renew};
 pub use csr::{Csr, InvalidCsr};
 pub use files::FileError;
 pub use identity::{Identity, InvalidIdentity, MemberId, ROLES, Role, Roles, identity_of, parse_roles, show_roles};
@@ -40,7 +40,8 @@ pub use ledger::{
     Admission, Book, FileLedger, LEDGER, Ledger, LedgerError, MemoryLedger, RedeemError, Refusal, TokenRecord,
 };
 pub use member::{
-    CA_FILE, CERTIFICATE_FILE, FLEET_FILE, KEY_FILE, Member, MemberDir, MemberError, MemberKey, due, keep_renewed,
+    CA_FILE, CERTIFICATE_FILE, DENIED_FILE, FLEET_FILE, KEY_FILE, Member, MemberDir, MemberError, MemberKey, due,
+    keep_denied, keep_renewed,
 };
 pub use server::{BindError, JoinServer, Settings};
 pub use token::{Fingerprint, InvalidToken, Secret, SecretHash, TOKEN_PREFIX, Token};

@@ -1,5 +1,6 @@
 //! What a member has on its disk: its key, its certificate, and whom it believes.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::address::{Address, Host};
 use crate::files::{self, FileError, PUBLIC, SECRET};
-use crate::identity::{Identity, InvalidIdentity, identity_of};
+use crate::identity::{Identity, InvalidIdentity, MemberId, identity_of};
 use crate::token::Fingerprint;
 
 /// The fleet's CA certificate, in PEM.
@@ -24,6 +25,8 @@ pub const CERTIFICATE_FILE: &str = "member.pem";
 pub const KEY_FILE: &str = "member.key";
 /// Where to renew, and with which names; JSON.
 pub const FLEET_FILE: &str = "fleet.json";
+/// Who was denied, as far as this member knows; JSON.
+pub const DENIED_FILE: &str = "denied.json";
 
 /// Whether a certificate is to be renewed: two thirds of its life are over. The last third is the time in which a join server may be
 /// away; ask again every hour or so.
@@ -64,6 +67,43 @@ pub async fn keep_renewed(dir: MemberDir, mut renewed: impl FnMut(Member) + Send
             }
         };
         tokio::time::sleep(pause).await;
+    }
+}
+
+/// Asks the join server again and again who was denied, for as long as it is polled; hands over the list whenever it is another, at
+/// first the one that was known last. While the join server is away, that stays.
+pub async fn keep_denied(
+    dir: MemberDir,
+    every: Duration,
+    mut told: impl FnMut(&BTreeSet<MemberId>) + Send,
+) -> std::convert::Infallible {
+    let file = dir.0.join(DENIED_FILE);
+    let mut known: BTreeSet<MemberId> =
+        files::read(&file).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    told(&known);
+    let mut away = false;
+    loop {
+        let directory = dir.path().display();
+        match crate::client::denied(&dir).await {
+            Ok(denied) => {
+                away = false;
+                if denied != known {
+                    tracing::info!(?denied, "the members that were denied are others");
+                    known = denied;
+                    let text = serde_json::to_vec(&known).expect("ids are plain data");
+                    if let Err(error) = files::replace(&file, &text, PUBLIC) {
+                        tracing::error!(%error, "who was denied is not known after a restart without the join server");
+                    }
+                    told(&known);
+                }
+            }
+            Err(error) if !away => {
+                away = true;
+                tracing::warn!(%error, %directory, "cannot ask who was denied; what was known last stays");
+            }
+            Err(error) => tracing::debug!(%error, %directory, "still cannot ask who was denied"),
+        }
+        tokio::time::sleep(every).await;
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use domain::trace::Traces;
 use domain::{AssignRequest, InvokeRequest, LogType, RequestId, Step, Timeline, lineage};
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
@@ -23,6 +24,7 @@ use uuid::Uuid;
 use crate::ports::{Call, Target};
 use crate::service::Service;
 use crate::sync_path::{Done, Invocation, timeline_json};
+pub use trace::Begun;
 
 /// Largest payload, in bytes.
 pub const PAYLOAD_LIMIT: usize = 6_291_456;
@@ -35,6 +37,7 @@ const RECURSIVE: &str = "Lambda has detected your function being invoked in a re
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 pub(crate) const TRACE_ID: HeaderName = HeaderName::from_static("x-amzn-trace-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const EXECUTED_VERSION: HeaderName = HeaderName::from_static("x-amz-executed-version");
 const FUNCTION_ERROR: HeaderName = HeaderName::from_static("x-amz-function-error");
 const LOG_RESULT: HeaderName = HeaderName::from_static("x-amz-log-result");
@@ -66,8 +69,8 @@ pub async fn invoke(
     if input.invocation_type == Some(InvocationType::Event) {
         let payload = input.payload.unwrap_or_default();
         let name = event::Name { function: &input.function_name, qualifier: input.qualifier.as_deref() };
-        let timeline = show_timeline.then_some(received);
-        return event::accept(service, call.caller, headers, name, payload, request_id, timeline).await;
+        let came = event::Came { received, show_timeline };
+        return event::accept(service, call.caller, headers, name, payload, request_id, came).await;
     }
     let client_context = client_context(input.client_context.as_deref())?;
     let payload = payload(input.payload)?;
@@ -77,8 +80,8 @@ pub async fn invoke(
     if input.invocation_type == Some(InvocationType::DryRun) {
         return Ok(empty(StatusCode::NO_CONTENT));
     }
-    let trace_id = trace_id(service, headers, &random, target.version.tracing_active);
-    let (trace_id, times) = lineage::hop(&trace_id, &target.version.arn);
+    let trace = begin_trace(service, headers, &random, target.version.tracing_active);
+    let (trace_id, times) = lineage::hop(&trace.header, &target.version.arn);
     if lineage::is_loop(times) && !target.recursion_allowed {
         return Err(ApiError::new(ErrorCode::RecursiveInvocationException, RECURSIVE));
     }
@@ -100,6 +103,7 @@ pub async fn invoke(
         begun: received,
         before,
         show_timeline,
+        origin: trace.origin.map(Box::new),
     };
     let sync_path = service.sync_path.clone();
     let running = Box::pin(async move { sync_path.run(invocation).await });
@@ -119,9 +123,16 @@ fn payload(sent: Option<Bytes>) -> Result<Bytes, ApiError> {
 }
 
 /// The trace that the invocation is part of.
-fn trace_id(service: &Service, headers: &HeaderMap, random: &Random, sampled: bool) -> String {
-    let header = headers.get(TRACE_ID).and_then(|value| value.to_str().ok());
-    trace::trace_id(header, trace::since_epoch(service.clock.wall()), random.trace(), sampled)
+fn begin_trace(service: &Service, headers: &HeaderMap, random: &Random, sampled: bool) -> Begun {
+    let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let now = trace::since_epoch(service.clock.wall());
+    match service.sync_path.traces() {
+        None => Begun { header: trace::trace_id(text(&TRACE_ID), now, random.trace(), sampled), origin: None },
+        Some(traces) => {
+            let samples = |low| sampled || traces.samples(low);
+            trace::begin(text(&TRACE_ID), text(&TRACEPARENT), now, random.trace(), samples)
+        }
+    }
 }
 
 fn empty(status: StatusCode) -> Response<Bytes> {
@@ -222,9 +233,14 @@ fn header_value(text: &str) -> HeaderValue {
     })
 }
 
-/// The trace of an invocation that is not the API's: as `header` says, or a new one.
-pub fn new_trace(header: Option<&str>, now: SystemTime, sampled: bool) -> String {
-    trace::trace_id(header, trace::since_epoch(now), Random::draw().trace(), sampled)
+/// The trace of an invocation that is not the API's: as `header` says, or a new one. `traces` take it, if they are there and
+/// it is sampled.
+pub fn new_trace(header: Option<&str>, now: SystemTime, sampled: bool, traces: Option<&Arc<dyn Traces>>) -> Begun {
+    let (now, random) = (trace::since_epoch(now), Random::draw().trace());
+    match traces {
+        None => Begun { header: trace::trace_id(header, now, random, sampled), origin: None },
+        Some(traces) => trace::begin(header, None, now, random, |low| sampled || traces.samples(low)),
+    }
 }
 
 /// Decides between the versions of a weighted alias; in `0..1`.

@@ -31,7 +31,7 @@ pub mod sync_path;
 
 pub use auth::Identity;
 pub use config::{CodeUrlKey, Config, Credential, Limits, TlsFiles};
-pub use invoke::{draw_fraction, new_trace};
+pub use invoke::{Begun, draw_fraction, new_trace};
 pub use metrics::Metrics;
 pub use server::{BindError, Listener, Server};
 pub use service::Deps;

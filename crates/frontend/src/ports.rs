@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use domain::trace::Origin;
 use domain::{AccountId, ConcurrencyLimits, FunctionArn, FunctionVersion, RequestId};
 use http::{HeaderMap, Response};
 use lambda_api::{ApiError, Routed};
@@ -22,6 +23,11 @@ pub trait Functions: Send + Sync + 'static {
 
     /// Carries out any operation but Invoke; `None` if it is not implemented.
     async fn manage(&self, call: Call<'_>) -> Option<Result<Response<Bytes>, ApiError>>;
+
+    /// Whether what this frontend knows of functions is what it should be; otherwise another one should be asked.
+    fn is_current(&self) -> bool {
+        true
+    }
 }
 
 /// What an invocation goes to.
@@ -78,8 +84,12 @@ pub struct Event {
     pub payload: Bytes,
     /// For `Lambda-Runtime-Trace-Id`, with the caller's lineage.
     pub trace_id: String,
-    /// Set when the timeline is wanted: when the request was read (monotonic).
-    pub timeline: Option<Duration>,
+    /// When the request was read (monotonic).
+    pub received: Duration,
+    /// Whether the timeline is wanted.
+    pub timeline: bool,
+    /// Where it belongs in a trace that is sampled.
+    pub origin: Option<Box<Origin>>,
 }
 
 /// How the events of one function are doing.

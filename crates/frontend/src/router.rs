@@ -7,7 +7,9 @@
 //! ```
 //!
 //! Frontends and managers learn of a change one after the other. Meanwhile a manager may be asked that is not responsible any
-//! more, or that is dead: nothing has run then, so the request waits for the next view, or a moment, and asks again.
+//! more, or that is dead: nothing has run then, so the request waits for the next view, or a moment, and asks again. Who has been
+//! asked and is gone from the view before it has answered is not waited for: behind a cut network that would take until its
+//! connection is found dead.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,15 +32,21 @@ const AGAIN: Duration = Duration::from_millis(25);
 pub struct Managers {
     /// Of the view of the fleet.
     pub epoch: u64,
-    /// By their ids.
+    /// Those that take requests, by their ids.
     pub managers: Vec<(Arc<str>, Arc<dyn WorkerManager>)>,
+    /// Those that take no more, and still answer what they were asked.
+    pub finishing: Vec<Arc<str>>,
 }
 
 impl Managers {
-    fn owner(&self, function: &FunctionArn) -> Option<&Arc<dyn WorkerManager>> {
+    fn owner(&self, function: &FunctionArn) -> Option<&(Arc<str>, Arc<dyn WorkerManager>)> {
         let ids = self.managers.iter().map(|(id, _)| &**id);
         let owner = rendezvous::owner(ids, &function.text())?;
-        self.managers.iter().find(|(id, _)| **id == *owner).map(|(_, manager)| manager)
+        self.managers.iter().find(|(id, _)| **id == *owner)
+    }
+
+    fn has(&self, manager: &str) -> bool {
+        self.managers.iter().map(|(id, _)| id).chain(&self.finishing).any(|id| **id == *manager)
     }
 }
 
@@ -57,6 +65,14 @@ impl Router {
     fn each(&self, tell: impl Fn(&dyn WorkerManager)) {
         self.view.borrow().managers.iter().for_each(|(_, manager)| tell(manager.as_ref()));
     }
+
+    /// Returns when this manager is out of the fleet.
+    async fn gone(&self, manager: &str) {
+        if self.view.clone().wait_for(|view| !view.has(manager)).await.is_err() {
+            // The sender went with the server: nobody says any more who is there.
+            std::future::pending().await
+        }
+    }
 }
 
 #[async_trait]
@@ -70,14 +86,18 @@ impl WorkerManager for Router {
                 None => {
                     AssignError::NotOwner("none lives; start one with `emberbox serve --roles worker-manager`".into())
                 }
-                Some(manager) => match manager.assign(request.clone()).await {
-                    // An assignment that nobody hears of is taken back by its manager.
-                    Err(error @ (AssignError::NotOwner(_) | AssignError::Worker(WorkerError::Unreachable { .. }))) => {
-                        error
-                    }
-                    // The manager stops, and will be out of the view.
-                    Err(error @ AssignError::Worker(WorkerError::Stopping)) => error,
-                    answer => return answer,
+                // An assignment that nobody hears of is taken back by its manager.
+                Some((id, manager)) => tokio::select! {
+                    biased;
+                    answer = manager.assign(request.clone()) => match answer {
+                        Err(error @ (AssignError::NotOwner(_) | AssignError::Worker(WorkerError::Unreachable { .. }))) => {
+                            error
+                        }
+                        // The manager stops, and will be out of the view.
+                        Err(error @ AssignError::Worker(WorkerError::Stopping)) => error,
+                        answer => return answer,
+                    },
+                    () = self.gone(&id) => AssignError::NotOwner(format!("{id}, which was asked, has left the fleet")),
                 },
             };
             if Instant::now() + AGAIN > until {
@@ -116,6 +136,8 @@ mod tests {
     enum Kind {
         Serves,
         Dead,
+        /// Its network is cut.
+        Silent,
         NotOwner,
     }
 
@@ -132,6 +154,7 @@ mod tests {
         async fn assign(&self, _: AssignRequest) -> Result<Lease, AssignError> {
             self.1.fetch_add(1, Ordering::SeqCst);
             Err(match self.0 {
+                Kind::Silent => std::future::pending().await,
                 // As good as a lease: an answer.
                 Kind::Serves => AssignError::NoCapacity("served".into()),
                 Kind::NotOwner => AssignError::NotOwner("m9".into()),
@@ -156,6 +179,7 @@ mod tests {
         Managers {
             epoch: 1,
             managers: managers.map(|(i, fake)| (format!("m{i}").into(), Arc::clone(fake) as _)).collect(),
+            finishing: Vec::new(),
         }
     }
 
@@ -207,6 +231,26 @@ mod tests {
             assert!(served(waiting.await.unwrap()));
             assert!(began.elapsed() <= AGAIN);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_gone_is_not_waited_for_and_who_finishes_is() {
+        let silent = Fake::new(Kind::Silent);
+        let (sender, receiver) = watch::channel(view(&[&silent]));
+        let router = Router::new(receiver);
+        let waiting = tokio::spawn(async move { router.assign(request("f")).await });
+        let mut heir = view(&[&Fake::new(Kind::Serves)]);
+        heir.managers[0].0 = "m1".into();
+        heir.finishing = vec!["m0".into()];
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        sender.send_replace(heir.clone());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!waiting.is_finished());
+        heir.finishing.clear();
+        let began = Instant::now();
+        sender.send_replace(heir);
+        assert!(served(waiting.await.unwrap()));
+        assert!(began.elapsed() <= AGAIN && silent.1.load(Ordering::SeqCst) == 1);
     }
 
     #[tokio::test(start_paused = true)]

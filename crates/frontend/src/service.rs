@@ -227,6 +227,11 @@ impl Service {
             "/readyz" if self.draining.load(Ordering::Relaxed) => {
                 Some(("Health", text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n")))
             }
+            // Which part is for the operator, not for whoever asks here.
+            "/readyz" if !self.functions.is_current() => {
+                let why = "a part of the metadata cannot be read; the log says which\n";
+                Some(("Health", text(StatusCode::SERVICE_UNAVAILABLE, why)))
+            }
             "/readyz" => Some(("Health", text(StatusCode::OK, "ok\n"))),
             "/metrics" => {
                 let mut page = String::new();
@@ -309,7 +314,7 @@ impl Service {
             return invoke::invoke(self, call, exchange.id, received).await;
         }
         if operation == OperationId::InvokeAsync {
-            return invoke::event::invoke_async(self, call, exchange.id).await;
+            return invoke::event::invoke_async(self, call, exchange.id, received).await;
         }
         self.functions.manage(call).await.unwrap_or_else(|| {
             let message = format!("Emberbox does not implement {operation} yet.");

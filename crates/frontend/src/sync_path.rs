@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use domain::trace::{Origin, Traces};
 use domain::{
     AssignError, AssignRequest, Clock, InvokeOutcome, InvokeRequest, Step, Timeline, WorkerError, WorkerManager,
 };
@@ -10,8 +11,10 @@ use lambda_api::{ApiError, ErrorCode};
 
 use crate::metrics::Metrics;
 use journal::{Entry, Journal};
+use recording::Recording;
 
 mod journal;
+mod recording;
 
 /// When one sandbox after the other dies, or its worker stops, before the payload reached the function: how long to wait before the
 /// next is tried. Those of a fleet in which managers take over from each other are refused until the new view is with all.
@@ -29,6 +32,7 @@ struct Parts {
     clock: Arc<dyn Clock>,
     metrics: Metrics,
     journal: Arc<Journal>,
+    traces: Option<Arc<dyn Traces>>,
 }
 
 /// A valid request to run a function.
@@ -44,6 +48,8 @@ pub struct Invocation {
     pub before: Timeline,
     /// Whether [`Done::timeline`] is wanted.
     pub show_timeline: bool,
+    /// Where it belongs in a trace that is sampled.
+    pub origin: Option<Box<Origin>>,
 }
 
 /// What became of it.
@@ -54,6 +60,9 @@ pub struct Done {
     /// All marks, if wanted.
     pub timeline: Option<Timeline>,
 }
+
+/// An answer, the lease's marks, and whether it was a cold start.
+type Ran = (InvokeOutcome, Timeline, bool);
 
 /// Why a function did not run.
 #[derive(Debug)]
@@ -67,7 +76,22 @@ pub enum Failure {
 impl SyncPath {
     /// `clock` is that of the other parts' timelines; `metrics` are the Frontend's.
     pub fn new(manager: Arc<dyn WorkerManager>, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
-        Self(Arc::new(Parts { manager, clock, metrics, journal: Arc::default() }))
+        Self::with_traces(manager, clock, metrics, None)
+    }
+
+    /// The same; `traces` take those that are sampled.
+    pub fn with_traces(
+        manager: Arc<dyn WorkerManager>,
+        clock: Arc<dyn Clock>,
+        metrics: Metrics,
+        traces: Option<Arc<dyn Traces>>,
+    ) -> Self {
+        Self(Arc::new(Parts { manager, clock, metrics, journal: Arc::default(), traces }))
+    }
+
+    /// What takes traces, if anything does.
+    pub fn traces(&self) -> Option<&Arc<dyn Traces>> {
+        self.0.traces.as_ref()
     }
 
     /// Runs an invocation to its end, counts and logs it. A warm one touches no disk, no database and no lock that it
@@ -75,11 +99,16 @@ impl SyncPath {
     ///
     /// # Errors
     /// The function did not run. One that failed is an outcome.
-    pub async fn run(&self, invocation: Invocation) -> Result<Done, Failure> {
+    pub async fn run(&self, mut invocation: Invocation) -> Result<Done, Failure> {
         let metrics = &self.0.metrics;
         metrics.in_flight.inc();
-        let ran = self.attempts(&invocation).await;
+        let clock = &*self.0.clock;
+        let mut recording = invocation.origin.take().map(|origin| Box::new(Recording::new(*origin)));
+        let ran = self.attempts(&invocation, recording.as_deref_mut()).await;
         metrics.in_flight.dec();
+        if let (Some(traces), Some(recording)) = (self.traces(), recording) {
+            traces.take(recording.end(&invocation, &ran, clock));
+        }
         let (mut outcome, lease_timeline, cold) = ran.inspect_err(|failure| self.log_failure(&invocation, failure))?;
         let latency = self.0.clock.monotonic().saturating_sub(invocation.begun);
         if cold { &metrics.cold } else { &metrics.warm }.observe(latency);
@@ -104,25 +133,38 @@ impl SyncPath {
 
     /// Gets a sandbox and sends it the payload; with another one if the first was lost before the function saw it.
     /// Also says whether it was a cold start.
-    async fn attempts(&self, invocation: &Invocation) -> Result<(InvokeOutcome, Timeline, bool), Failure> {
+    async fn attempts(&self, invocation: &Invocation, mut recording: Option<&mut Recording>) -> Result<Ran, Failure> {
+        let clock = &*self.0.clock;
         let mut colds = 0;
         let mut pauses = PAUSES_MS.into_iter().map(Duration::from_millis);
         loop {
+            if let Some(recording) = &mut recording {
+                recording.asks(clock);
+            }
             let failed = match self.0.manager.assign(invocation.assign.clone()).await {
                 Err(AssignError::Worker(error)) => error,
                 Err(error) => return Err(Failure::Assign(error)),
                 // From here on the worker ends the lease. Nothing is awaited in between, so none is left unused.
-                Ok(lease) => match lease.worker.invoke(lease.sandbox, invocation.request.clone()).await {
-                    Ok(outcome) => return Ok((outcome, lease.timeline, lease.cold)),
-                    Err(error) => {
-                        colds += usize::from(lease.cold);
-                        if let WorkerError::Unreachable { worker, .. } = &error {
-                            self.0.manager.unreachable(worker);
-                        }
-                        error
+                Ok(lease) => {
+                    let mut request = invocation.request.clone();
+                    if let Some(recording) = &mut recording {
+                        request.trace_id = recording.assigned(&lease, &request.trace_id, clock);
                     }
-                },
+                    match lease.worker.invoke(lease.sandbox, request).await {
+                        Ok(outcome) => return Ok((outcome, lease.timeline, lease.cold)),
+                        Err(error) => {
+                            colds += usize::from(lease.cold);
+                            if let WorkerError::Unreachable { worker, .. } = &error {
+                                self.0.manager.unreachable(worker);
+                            }
+                            error
+                        }
+                    }
+                }
             };
+            if let Some(recording) = &mut recording {
+                recording.lost(&failed, clock);
+            }
             let again = failed.retryable() && colds < COLDS;
             let Some(pause) = pauses.next().filter(|_| again) else { return Err(Failure::Worker(failed)) };
             tracing::debug!(request_id = %invocation.request.request_id, error = %failed, "trying another sandbox");

@@ -103,6 +103,8 @@ impl Membership {
         let hopeless = trouble.wait_for(|error| error.as_ref().is_some_and(|error| !error.retryable()));
         let outcome = timeout_at(until, async {
             tokio::select! {
+                // Who has joined has joined, whatever failed before.
+                biased;
                 _ = joined => None,
                 error = hopeless => error.ok().and_then(|error| error.clone()),
             }

@@ -366,3 +366,62 @@ async fn errors_say_what_where_and_why_and_no_password() {
     println!("{error}");
     assert!(error.to_string().starts_with("join the fleet as member a: the fleet's registry (PostgreSQL"), "{error}");
 }
+
+/// The script of `deploy/postgres`, whose second role is for workers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_the_role_of_workers_one_is_a_member_and_nothing_else() {
+    let Some(server) = Server::shared("with_the_role_of_workers_one_is_a_member_and_nothing_else") else { return };
+    let url = server.database();
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/postgres/roles.sql");
+    let passwords = [("EMBERBOX_PASSWORD", "p'w"), ("EMBERBOX_WORKER_PASSWORD", "p\"w")];
+    server.script(&url, &script, &passwords);
+    let limited = url.replace("emberbox@", "emberbox_worker@");
+    let of = |url: &str| Options { schema: "emberbox_members".into(), ..options(url) };
+
+    // It waits for the tables, which it may not make.
+    let worker = tokio::spawn(join_with(of(&limited), "worker"));
+    let manager = join_with(of(&url), "manager").await;
+    let worker = worker.await.unwrap();
+    worker.drain();
+    let sees = |view: &View| {
+        view.members().len() == 2 && view.members().iter().any(|member| member.state == MemberState::Draining)
+    };
+    manager.changes().wait_for(sees).await.unwrap();
+
+    // What the others have: metadata in a schema, events without one.
+    server.psql(&url, "CREATE SCHEMA emberbox_metadata; CREATE TABLE emberbox_metadata.records AS SELECT 7 AS value");
+    server.psql(&url, "CREATE TABLE events AS SELECT 7 AS body");
+    // It may be run again, and takes nothing away.
+    server.script(&url, &script, &passwords);
+    let mut connection = PgConnection::connect(&limited).await.unwrap();
+    for forbidden in [
+        "SELECT * FROM emberbox_metadata.records",
+        "UPDATE emberbox_metadata.records SET value = 8",
+        "SELECT * FROM public.events",
+        "INSERT INTO public.events VALUES (8)",
+        "CREATE TABLE public.mine (n INT)",
+        "CREATE TABLE emberbox_members.mine (n INT)",
+        "CREATE TEMPORARY TABLE mine (n INT)",
+        "CREATE SCHEMA mine",
+        "DROP TABLE emberbox_members.members",
+        "CREATE ROLE mine",
+    ] {
+        let error = connection.execute(forbidden).await.unwrap_err();
+        let code = error.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
+        assert_eq!(code.as_deref(), Some("42501"), "{forbidden}: {error}");
+    }
+    connection.execute("SELECT * FROM emberbox_members.members").await.unwrap();
+    worker.leave().await.unwrap();
+    manager.changes().wait_for(|view| view.members().len() == 1).await.unwrap();
+    manager.leave().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_role_that_may_make_no_tables_says_who_may() {
+    let Some(server) = Server::shared("a_role_that_may_make_no_tables_says_who_may") else { return };
+    let url = server.database();
+    server.psql(&url, "CREATE ROLE nobody LOGIN; REVOKE ALL ON SCHEMA public FROM PUBLIC");
+    let limited = url.replace("emberbox@", "nobody@");
+    let error = PostgresRegistry::connect(options(&limited)).await.unwrap_err().to_string();
+    assert!(error.contains("may not make them") && error.contains("deploy/postgres/roles.sql"), "{error}");
+}

@@ -203,6 +203,21 @@ impl Fleet {
         }
     }
 
+    /// Whether sandboxes may be placed on this worker, room or not.
+    pub fn is_open(&self, worker: &WorkerId) -> bool {
+        self.member(worker).is_some_and(|m| m.here && !m.now.draining)
+    }
+
+    /// How many members are here.
+    pub fn workers(&self) -> usize {
+        self.here
+    }
+
+    /// How many sandboxes are booked, on whichever worker.
+    pub fn sandboxes(&self) -> usize {
+        self.sandboxes.len()
+    }
+
     /// Where a sandbox is.
     pub fn worker_of(&self, sandbox: SandboxId) -> Option<&WorkerId> {
         let booking = self.sandboxes.get(&sandbox)?;

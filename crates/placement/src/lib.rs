@@ -27,6 +27,8 @@
 //!                                        └─────────────────────────────────────────┘
 //! ```
 //!
+//! Who decides: a manager by its own [`Fleet`], or a [`Decider`] for all managers, which hears of every sandbox from the workers themselves.
+//!
 //! [`place`] is the specification, a scan; [`Fleet`] gives the same answers in microseconds at 10,000 workers, because only what is
 //! special about a few workers (they have the package, or the function) depends on the request: all others of one size
 //! stand in the same order for everybody, and the first of them that admits the sandbox is their best.
@@ -37,6 +39,7 @@
 #![forbid(unsafe_code)]
 
 mod cost;
+mod decider;
 mod fleet;
 mod refusal;
 mod room;
@@ -47,6 +50,7 @@ use std::fmt;
 use domain::WorkerReport;
 
 pub use cost::LOOKED_AT;
+pub use decider::{Decider, HELD, Tally};
 pub use fleet::{Fleet, Standing, Wanted};
 pub use refusal::NoCapacity;
 pub use room::{IdleSandbox, make_room};

@@ -40,6 +40,8 @@ pub struct AsyncEvent {
     pub attempts: u32,
     /// Throttles and system errors so far; they set the back-off only.
     pub throttle_attempts: u32,
+    /// When its last attempt ended, since when it has waited for the next one; to the millisecond.
+    pub retried_at: Option<SystemTime>,
     /// When it was taken from the queue for this attempt. Not kept in the queue.
     pub leased_at: Option<SystemTime>,
     /// The function is done with it, and this is still to be delivered.
@@ -67,6 +69,8 @@ struct Head<'a> {
     attempts: u32,
     #[serde(default)]
     throttle_attempts: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retried_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pending: Option<PendingHead>,
 }
@@ -96,6 +100,7 @@ impl AsyncEvent {
             accepted_at,
             attempts: 0,
             throttle_attempts: 0,
+            retried_at: None,
             leased_at: None,
             pending: None,
         }
@@ -150,6 +155,7 @@ impl AsyncEvent {
             accepted_ms: millis(self.accepted_at),
             attempts: self.attempts,
             throttle_attempts: self.throttle_attempts,
+            retried_ms: self.retried_at.map(millis),
             pending: self.pending.as_ref().map(|pending| pending.head(response.map(Bytes::len))),
         };
         let room = PREFIX + USUAL_HEAD + self.payload.len() + response.map_or(0, Bytes::len);
@@ -208,6 +214,7 @@ impl AsyncEvent {
             accepted_at,
             attempts: head.attempts,
             throttle_attempts: head.throttle_attempts,
+            retried_at: head.retried_ms.and_then(system_time),
             leased_at: None,
             pending,
         })
@@ -274,6 +281,7 @@ mod tests {
             trace_header: Some("Root=1-0-0;Lineage=1:ab:0".into()),
             attempts: 1,
             throttle_attempts: 4,
+            retried_at: Some(accepted_at + Duration::from_secs(60)),
             ..AsyncEvent::new(function, RequestId(uuid::Uuid::nil()), payload.into(), accepted_at)
         }
     }
@@ -359,8 +367,14 @@ mod tests {
         body[1..5].copy_from_slice(&checksum.to_be_bytes());
         let read = AsyncEvent::decode(&body.clone().into()).expect("of before");
         let expected = event(b"[1]".to_vec());
-        let expected =
-            AsyncEvent { qualifier: None, trace_header: None, attempts: 0, throttle_attempts: 0, ..expected };
+        let expected = AsyncEvent {
+            qualifier: None,
+            trace_header: None,
+            attempts: 0,
+            throttle_attempts: 0,
+            retried_at: None,
+            ..expected
+        };
         assert_eq!(read, expected);
         *body.last_mut().unwrap() ^= 1;
         assert!(AsyncEvent::decode(&body.into()).is_err());

@@ -8,6 +8,7 @@ const FRONTEND: &str = "/emberbox.v1.Frontend/";
 const QUOTA: &str = "/emberbox.v1.Quota/";
 const LOGS: &str = "/emberbox.v1.Logs/";
 const STATUS: &str = "/emberbox.v1.Status/";
+const PLACEMENT: &str = "/emberbox.v1.Placement/";
 const WORKER: &str = "/emberbox.v1.Worker/";
 const WORKER_MANAGER: &str = "/emberbox.v1.WorkerManager/";
 
@@ -17,6 +18,7 @@ pub(crate) enum Target {
     Frontend,
     Quota,
     Logs,
+    Placement,
     Status,
     Worker,
     WorkerManager,
@@ -44,6 +46,7 @@ fn callers(path: &str) -> Option<(Target, &'static [Role])> {
     if let Some(call) = path.strip_prefix(WORKER) {
         let roles: &[Role] = match call {
             "Init" | "Shutdown" | "Invoking" | "Watch" => &[Role::WorkerManager],
+            "Observe" => &[Role::Placement],
             "Invoke" => &[Role::Frontend, Role::Pollers],
             // The control plane, which publishes versions, is in the frontends.
             "Snapshot" | "Forget" | "Drain" => &[Role::Frontend, Role::WorkerManager],
@@ -60,9 +63,13 @@ fn callers(path: &str) -> Option<(Target, &'static [Role])> {
     if let Some(call) = path.strip_prefix(LOGS) {
         return matches!(call, "Groups" | "Streams" | "Events").then_some((Target::Logs, &[Role::Frontend]));
     }
+    if let Some(call) = path.strip_prefix(PLACEMENT) {
+        return (call == "Place").then_some((Target::Placement, &[Role::WorkerManager]));
+    }
     if let Some(call) = path.strip_prefix(STATUS) {
         let roles: &[Role] = match call {
-            // Operators ask with the certificate of whichever machine they are on.
+            // Operators ask with the certificate of whichever machine they are on. What waits in the queue is not for all of them:
+            // `may_count_events`.
             "Report" => &Role::ALL,
             // As `Worker/Drain`: no worker may take the work from another.
             "Cordon" => &[Role::Frontend, Role::WorkerManager],
@@ -76,6 +83,11 @@ fn callers(path: &str) -> Option<(Target, &'static [Role])> {
         }
         _ => None,
     }
+}
+
+/// Whether the caller of `Status/Report` may have the events counted that wait: those that take them, or run them.
+pub(crate) fn may_count_events<T>(request: &Request<T>) -> bool {
+    request.extensions().get::<Peer>().is_some_and(|peer| peer.is_one_of(&[Role::Frontend, Role::Pollers]))
 }
 
 /// A manager speaks for itself only.
@@ -112,6 +124,13 @@ mod tests {
         let events = "/emberbox.v1.Logs/Events";
         assert_eq!(admit(&peer(Role::Frontend), events), Ok(Target::Logs));
         assert!(admit(&peer(Role::Worker), events).is_err(), "what functions wrote is not for other hosts");
+        let place = "/emberbox.v1.Placement/Place";
+        assert_eq!(admit(&peer(Role::WorkerManager), place), Ok(Target::Placement));
+        assert!(Role::ALL.into_iter().all(|role| role == Role::WorkerManager || admit(&peer(role), place).is_err()));
+        let observe = "/emberbox.v1.Worker/Observe";
+        assert_eq!(admit(&peer(Role::Placement), observe), Ok(Target::Worker));
+        assert!(Role::ALL.into_iter().all(|role| role == Role::Placement || admit(&peer(role), observe).is_err()));
+        assert!(admit(&peer(Role::Placement), init).is_err(), "it decides, and does nothing");
         let report = "/emberbox.v1.Status/Report";
         assert!(Role::ALL.into_iter().all(|role| admit(&peer(role), report) == Ok(Target::Status)));
         assert!(admit(&peer(Role::Worker), "/emberbox.v1.Status/Cordon").is_err());

@@ -1,20 +1,19 @@
 //! One HTTP/2 connection per peer.
 //!
-//! tonic's own channel is not used, since it cannot say of a failed request whether the peer can have seen it: hyper gives a request
-//! back that it has not sent ([`hyper::client::conn::TrySendError`]), and this is what makes an invocation safe to send elsewhere.
+//! tonic's own channel is not used, since it cannot say of a failed request whether the peer can have seen it. A [`Connection`] says of a
+//! request that it was not sent, and this is what makes an invocation safe to send elsewhere.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use domain::Clock;
 use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::http2::SendRequest;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use http_body::Body as _;
 use parking_lot::Mutex;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -22,9 +21,11 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tonic::body::Body;
 
+use crate::connection::{Connection, Incoming, Unsent};
 use crate::failure::{Failure, chain};
 use crate::identity::Member;
-use crate::tls::Credentials;
+use crate::net::Dial;
+use crate::tls::{Credentials, ends};
 
 /// To look the name up, connect, and shake hands.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -44,16 +45,27 @@ pub struct Channels(Arc<Pool>);
 
 struct Pool {
     credentials: Option<Credentials>,
+    /// In the place of TCP.
+    dial: Option<Arc<dyn Dial>>,
     clock: Arc<dyn Clock>,
     /// By address.
-    links: Mutex<HashMap<Arc<str>, Arc<Link>>>,
+    links: Mutex<BTreeMap<Arc<str>, Arc<Link>>>,
 }
 
 impl Channels {
     /// Without `credentials`, only processes of this machine can be reached, in plain text. `clock` is the one of this process's
     /// timelines. Legal inside a tokio runtime only.
     pub fn new(credentials: Option<Credentials>, clock: Arc<dyn Clock>) -> Self {
-        let pool = Arc::new(Pool { credentials, clock, links: Mutex::default() });
+        Self::make(credentials, None, clock)
+    }
+
+    /// Over connections that `dial` makes, in plain text: for simulations. Legal inside a tokio runtime only.
+    pub fn over(dial: Arc<dyn Dial>, clock: Arc<dyn Clock>) -> Self {
+        Self::make(None, Some(dial), clock)
+    }
+
+    fn make(credentials: Option<Credentials>, dial: Option<Arc<dyn Dial>>, clock: Arc<dyn Clock>) -> Self {
+        let pool = Arc::new(Pool { credentials, dial, clock, links: Mutex::default() });
         let swept = Arc::downgrade(&pool);
         // Ends with the pool.
         tokio::spawn(async move {
@@ -76,8 +88,9 @@ impl Channels {
             address: address.into(),
             peer: peer.clone(),
             credentials: self.0.credentials.clone(),
+            dial: self.0.dial.clone(),
             clock: Arc::clone(&self.0.clock),
-            open: Mutex::new(Open { sender: None, used: Instant::now() }),
+            open: Mutex::new(Open { connection: None, until: None, used: Instant::now() }),
             dialing: tokio::sync::Mutex::new(None),
         });
         links.insert(Arc::clone(&link.address), Arc::clone(&link));
@@ -106,6 +119,7 @@ struct Link {
     address: Arc<str>,
     peer: Member,
     credentials: Option<Credentials>,
+    dial: Option<Arc<dyn Dial>>,
     clock: Arc<dyn Clock>,
     open: Mutex<Open>,
     /// The last attempt that failed: whoever waited for it does not try again, or a hundred would wait for one another.
@@ -113,13 +127,16 @@ struct Link {
 }
 
 struct Open {
-    sender: Option<SendRequest<Body>>,
+    connection: Option<Connection>,
+    /// The end of the certificate that the peer has shown.
+    until: Option<Instant>,
     used: Instant,
 }
 
 impl Open {
-    fn live(&self) -> Option<&SendRequest<Body>> {
-        self.sender.as_ref().filter(|sender| !sender.is_closed())
+    fn live(&self) -> Option<&Connection> {
+        let good = self.until.is_none_or(|until| Instant::now() < until);
+        self.connection.as_ref().filter(|connection| good && connection.is_live())
     }
 }
 
@@ -150,24 +167,19 @@ impl tower_service::Service<Request<Body>> for Channel {
 }
 
 impl Link {
-    async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>, Failure> {
+    async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, Failure> {
+        let (head, body) = request.into_parts();
+        let head = Request::from_parts(head, ());
+        let body = whole(body).await?;
         loop {
-            let (mut sender, fresh) = self.sender().await?;
-            let mut error = match sender.try_send_request(request).await {
-                Ok(response) => return Ok(response),
-                Err(error) => error,
-            };
-            match error.take_message() {
+            let (connection, fresh) = self.connection().await?;
+            match connection.send(head.clone(), body.clone()).await {
+                Ok(answer) => {
+                    return answer.map_err(|failure| Failure { cause: self.failed(&failure.cause), ..failure });
+                }
                 // A connection of before that the peer has closed, which nobody had noticed.
-                Some(unsent) if !fresh => {
-                    self.open.lock().sender = None;
-                    request = unsent;
-                }
-                Some(_) => return Err(Failure::unsent(self.failed(&chain(error.error())))),
-                None => {
-                    let failure = Failure::of_connection(error.error());
-                    return Err(Failure { cause: self.failed(&failure.cause), ..failure });
-                }
+                Err(_) if !fresh => self.open.lock().connection = None,
+                Err(Unsent(cause)) => return Err(Failure::unsent(self.failed(&cause))),
             }
         }
     }
@@ -177,19 +189,22 @@ impl Link {
     }
 
     /// A connection, and whether it was made for this call.
-    async fn sender(&self) -> Result<(SendRequest<Body>, bool), Failure> {
+    async fn connection(&self) -> Result<(Connection, bool), Failure> {
+        if self.is_denied() {
+            return Err(Failure::unsent(format!("{} was denied: it is no member of this fleet any more", self.peer)));
+        }
         let live = || {
             let mut open = self.open.lock();
             open.used = Instant::now();
             open.live().cloned()
         };
-        if let Some(sender) = live() {
-            return Ok((sender, false));
+        if let Some(connection) = live() {
+            return Ok((connection, false));
         }
         let asked = Instant::now();
         let mut last_failure = self.dialing.lock().await;
-        if let Some(sender) = live() {
-            return Ok((sender, false));
+        if let Some(connection) = live() {
+            return Ok((connection, false));
         }
         if let Some((at, cause)) = last_failure.as_ref()
             && *at >= asked
@@ -201,9 +216,10 @@ impl Link {
             Err(_) => Err(format!("no connection within {CONNECT_LIMIT:?}")),
         };
         match dialed {
-            Ok(sender) => {
-                self.open.lock().sender = Some(sender.clone());
-                Ok((sender, true))
+            Ok((connection, until)) => {
+                let mut open = self.open.lock();
+                (open.connection, open.until) = (Some(connection.clone()), until);
+                Ok((connection, true))
             }
             Err(cause) => {
                 let cause = format!("connect to {} at {}: {cause}", self.peer, self.address);
@@ -213,7 +229,16 @@ impl Link {
         }
     }
 
-    async fn dial(&self) -> Result<SendRequest<Body>, String> {
+    fn is_denied(&self) -> bool {
+        let denied = self.credentials.as_ref().map(Credentials::denied);
+        denied.is_some_and(|denied| denied.borrow().contains(&*self.peer.id))
+    }
+
+    async fn dial(&self) -> Result<(Connection, Option<Instant>), String> {
+        if let Some(dial) = &self.dial {
+            let io = dial.dial(&self.address).await.map_err(|error| error.to_string())?;
+            return Ok((self.handshake(io).await?, None));
+        }
         let addresses: Vec<_> =
             tokio::net::lookup_host(&*self.address).await.map_err(|error| error.to_string())?.collect();
         if self.credentials.is_none() && !addresses.iter().all(|address| address.ip().is_loopback()) {
@@ -225,37 +250,43 @@ impl Link {
         let tcp = TcpStream::connect(&*addresses).await.map_err(|error| error.to_string())?;
         // Requests are smaller than a segment, and waited for.
         tcp.set_nodelay(true).map_err(|error| error.to_string())?;
-        let Some(credentials) = &self.credentials else { return self.handshake(tcp).await };
+        let Some(credentials) = &self.credentials else { return Ok((self.handshake(tcp).await?, None)) };
         let config = credentials.client(&self.peer).map_err(|error| error.to_string())?;
         // Not looked at: see `tls`.
         let name = ServerName::try_from("fleet.emberbox").map_err(|error| error.to_string())?;
         let tls = TlsConnector::from(config).connect(name, tcp).await.map_err(|error| chain(&error))?;
-        self.handshake(tls).await
+        let until = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).map(ends);
+        Ok((self.handshake(tls).await?, until))
     }
 
-    async fn handshake<T>(&self, io: T) -> Result<SendRequest<Body>, String>
+    async fn handshake<T>(&self, io: T) -> Result<Connection, String>
     where
         T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
     {
-        let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(crate::STREAM_WINDOW)
-            .initial_connection_window_size(crate::CONNECTION_WINDOW)
-            .max_frame_size(crate::FRAME)
-            // While idle too: a peer that died is then known before the next call, which can go elsewhere.
-            .keep_alive_interval(crate::PING_EVERY)
-            .keep_alive_timeout(crate::PING_LIMIT)
-            .keep_alive_while_idle(true)
-            .handshake(TokioIo::new(io))
-            .await
-            .map_err(|error| chain(&error))?;
         let (peer, address) = (self.peer.clone(), Arc::clone(&self.address));
-        // Ends with the last sender, or the connection.
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%peer, %address, error = chain(&error), "connection ended");
+        let mut denied = self.credentials.as_ref().map(Credentials::denied);
+        let cut = async move {
+            if let Some(denied) = &mut denied
+                && denied.wait_for(|denied| denied.contains(&*peer.id)).await.is_ok()
+            {
+                tracing::warn!(%peer, %address, "cut off a connection: this member was denied");
+                return format!("{peer} was denied: it is no member of this fleet any more");
             }
-        });
-        Ok(sender)
+            std::future::pending().await
+        };
+        let (peer, address) = (self.peer.clone(), Arc::clone(&self.address));
+        let log = move |error| tracing::debug!(%peer, %address, error, "connection ended");
+        Connection::open(io, cut, log).await.map_err(|error| chain(&error))
     }
+}
+
+/// The body of a request, which is one message: no call has a stream of them.
+async fn whole(body: Body) -> Result<Vec<Bytes>, Failure> {
+    let mut body = std::pin::pin!(body);
+    let mut parts = Vec::with_capacity(1);
+    while let Some(frame) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+        let frame = frame.map_err(|status| Failure::unsent(status.message()))?;
+        parts.extend(frame.into_data().ok().filter(|data| !data.is_empty()));
+    }
+    Ok(parts)
 }

@@ -2,6 +2,7 @@
 
 mod assign;
 mod fault;
+mod place;
 mod words;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::pb;
 
 pub(crate) use assign::{assign_error, refusal};
 pub(crate) use fault::{fault, snapshot_answer, snapshot_error, worker_error};
+pub(crate) use place::{observed, observed_sandbox_message, place_message, place_request};
 pub(crate) use words::{phase, phase_word, reason, reason_word};
 
 /// A message that says something impossible.

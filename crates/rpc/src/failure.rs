@@ -24,7 +24,7 @@ impl Failure {
     }
 
     /// Of a request that was handed to the connection.
-    pub(crate) fn of_connection(error: &hyper::Error) -> Self {
+    pub(crate) fn of_connection(error: &h2::Error) -> Self {
         Self { cause: chain(error), unsent: refused(error) }
     }
 
@@ -48,16 +48,9 @@ impl Failure {
 /// `GOAWAY` names the last stream that was or may be processed (RFC 9113, section 6.8), and h2 gives the peer's GOAWAY as an error
 /// only to streams above that; one that is cut off while it is processed sees the connection's end. `REFUSED_STREAM` says the same of
 /// one stream (section 8.7).
-fn refused(error: &hyper::Error) -> bool {
-    let mut cause: Option<&(dyn Error + 'static)> = error.source();
-    while let Some(error) = cause {
-        if let Some(h2) = error.downcast_ref::<h2::Error>() {
-            let refused = h2.is_reset() && h2.reason() == Some(h2::Reason::REFUSED_STREAM);
-            return h2.is_remote() && (h2.is_go_away() || refused);
-        }
-        cause = error.source();
-    }
-    false
+fn refused(error: &h2::Error) -> bool {
+    let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    error.is_remote() && (error.is_go_away() || refused)
 }
 
 /// An error with all its causes, in one line.

@@ -15,7 +15,10 @@ use crate::pb::frontend_client::FrontendClient;
 #[async_trait]
 pub trait MetadataCopy: Send + Sync + 'static {
     /// Returns when it has the commits up to this revision.
-    async fn applied(&self, revision: u64);
+    ///
+    /// # Errors
+    /// In words: it cannot read one of them.
+    async fn applied(&self, revision: u64) -> Result<(), String>;
 }
 
 /// Serves what other frontends ask.
@@ -32,7 +35,7 @@ impl FrontendServer {
 #[async_trait]
 impl pb::frontend_server::Frontend for FrontendServer {
     async fn caught_up(&self, request: Request<pb::CaughtUpRequest>) -> Result<Response<pb::CaughtUpAnswer>, Status> {
-        self.0.applied(request.get_ref().revision).await;
+        self.0.applied(request.get_ref().revision).await.map_err(Status::failed_precondition)?;
         Ok(Response::new(pb::CaughtUpAnswer {}))
     }
 }
@@ -50,7 +53,7 @@ impl RemoteFrontend {
     /// Waits until its copy has the commits up to `revision`, for at most `limit`.
     ///
     /// # Errors
-    /// In words: it does not answer, or not in time.
+    /// In words: it does not answer, or not in time, or it cannot read one of them.
     pub async fn caught_up(&self, revision: u64, limit: Duration) -> Result<(), String> {
         let mut client = FrontendClient::with_origin(self.0.clone(), crate::channel::origin());
         match tokio::time::timeout(limit, client.caught_up(pb::CaughtUpRequest { revision })).await {

@@ -97,6 +97,14 @@ impl Peer {
         }
     }
 
+    /// Whether it has one of these ids, in any role.
+    pub(crate) fn is_among(&self, ids: impl Fn(&str) -> bool) -> bool {
+        match self {
+            Self::Local => false,
+            Self::Members(members) => members.iter().any(|member| ids(&member.id)),
+        }
+    }
+
     /// Whether it is this member.
     pub(crate) fn is(&self, role: Role, id: &str) -> bool {
         match self {

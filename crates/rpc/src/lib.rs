@@ -9,6 +9,8 @@
 //!     └──── RemoteWorker ──────────Invoke(payload)───────► WorkerServer ── dyn Worker
 //!                                                             │   ▲
 //!                          a manager's WorkerEvents ◄──Told───┘   └── SlotEvents
+//!
+//!  a manager ── RemotePlacement ──Place──► PlacementServer ── dyn Placement ◄── WorkerObserver ◄──Observed── WorkerServer
 //! ```
 //!
 //! - [`Server`] listens and says who may call what ([`Role`]); [`WorkerServer`] and [`ManagerServer`] are what it serves.
@@ -29,12 +31,15 @@
 
 mod access;
 mod channel;
+mod connection;
 mod convert;
 mod failure;
 mod frontend;
 mod identity;
 mod logs;
 mod manager;
+mod net;
+mod placement;
 mod quota;
 mod server;
 mod status;
@@ -55,6 +60,8 @@ pub use identity::{Member, Role};
 pub use logs::{LogsFault, LogsServer, RemoteLogs, WorkerLogs};
 pub use manager::client::RemoteManager;
 pub use manager::server::ManagerServer;
+pub use net::{Dial, Io, Listen};
+pub use placement::{PlacementServer, RemotePlacement};
 pub use quota::{QuotaServer, RemoteHome};
 pub use server::{ServeError, Server, Services};
 pub use status::{Cordon, RemoteStatus, Report, StatusServer};

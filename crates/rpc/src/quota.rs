@@ -35,16 +35,16 @@ fn account(text: &str) -> Result<AccountId, Status> {
 impl pb::quota_server::Quota for QuotaServer {
     async fn hello(&self, request: Request<pb::HelloRequest>) -> Result<Response<pb::HelloAnswer>, Status> {
         is_manager(&request, &request.get_ref().manager)?;
-        let pb::HelloRequest { manager, epoch, holds } = request.into_inner();
+        let pb::HelloRequest { manager, epoch, holds, number } = request.into_inner();
         let holds: Result<Vec<_>, _> = holds.iter().map(|hold| Ok((account(&hold.account)?, hold.hold))).collect();
-        let same_view = self.0.hello(&manager, epoch, &holds.map_err(|status: Status| status)?);
+        let same_view = self.0.hello(&manager, epoch, number, &holds.map_err(|status: Status| status)?);
         Ok(Response::new(pb::HelloAnswer { same_view }))
     }
 
     async fn ask(&self, request: Request<pb::AskRequest>) -> Result<Response<pb::AskAnswer>, Status> {
         is_manager(&request, &request.get_ref().manager)?;
-        let pb::AskRequest { manager, epoch, account: of, limit, hold, want } = request.into_inner();
-        let grant = self.0.answer(&manager, &Ask { epoch, account: account(&of)?, limit, hold, want });
+        let pb::AskRequest { manager, epoch, account: of, limit, hold, want, number } = request.into_inner();
+        let grant = self.0.answer(&manager, &Ask { epoch, number, account: account(&of)?, limit, hold, want });
         let answer = grant.map(|Grant { grant, scarce }| pb::AskAnswer { same_view: true, grant, scarce });
         Ok(Response::new(answer.unwrap_or_default()))
     }
@@ -65,20 +65,20 @@ impl RemoteHome {
     }
 
     /// As [`QuotaHome::hello`], in the name of the manager `from`; `false` also if there is no answer.
-    pub async fn hello(&self, from: &str, epoch: u64, holds: Vec<(AccountId, u32)>) -> bool {
+    pub async fn hello(&self, from: &str, epoch: u64, number: u64, holds: Vec<(AccountId, u32)>) -> bool {
         let hold = |(account, hold): (AccountId, u32)| pb::Hold { account: account.to_string(), hold };
         let holds = holds.into_iter().map(hold).collect();
         let mut client = self.client();
-        let answer = client.hello(pb::HelloRequest { manager: from.to_owned(), epoch, holds });
+        let answer = client.hello(pb::HelloRequest { manager: from.to_owned(), epoch, holds, number });
         matches!(tokio::time::timeout(LIMIT, answer).await, Ok(Ok(answer)) if answer.get_ref().same_view)
     }
 
     /// As [`QuotaHome::answer`], in the name of the manager `from`; `None` also if there is no answer.
     pub async fn ask(&self, from: &str, ask: Ask) -> Option<Grant> {
-        let Ask { epoch, account, limit, hold, want } = ask;
+        let Ask { epoch, number, account, limit, hold, want } = ask;
         let account = account.to_string();
         let mut client = self.client();
-        let answer = client.ask(pb::AskRequest { manager: from.to_owned(), epoch, account, limit, hold, want });
+        let answer = client.ask(pb::AskRequest { manager: from.to_owned(), epoch, account, limit, hold, want, number });
         let pb::AskAnswer { same_view, grant, scarce } =
             tokio::time::timeout(LIMIT, answer).await.ok()?.ok()?.into_inner();
         same_view.then_some(Grant { grant, scarce })

@@ -1,5 +1,6 @@
 //! Listens for the other members, and gives each request to its service.
 
+use std::collections::{BTreeSet, HashSet};
 use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -15,6 +16,8 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,21 +31,32 @@ use crate::frontend::FrontendServer;
 use crate::identity::Peer;
 use crate::logs::{self, LogsServer};
 use crate::manager::server::{ManagerServer, Undelivered};
+use crate::net::{Io, Listen};
 use crate::pb::frontend_server::FrontendServer as FrontendGrpc;
 use crate::pb::logs_server::LogsServer as LogsGrpc;
+use crate::pb::placement_server::PlacementServer as PlacementGrpc;
 use crate::pb::quota_server::QuotaServer as QuotaGrpc;
 use crate::pb::status_server::StatusServer as StatusGrpc;
 use crate::pb::worker_manager_server::WorkerManagerServer as ManagerGrpc;
 use crate::pb::worker_server::WorkerServer as WorkerGrpc;
+use crate::placement::PlacementServer;
 use crate::quota::QuotaServer;
 use crate::status::StatusServer;
-use crate::tls::{Credentials, members};
+use crate::tls::{Credentials, ends, members};
 use crate::worker::server::WorkerServer;
 
 /// For the handshake of TLS.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 /// After an accept that failed (mostly: no file descriptor is left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Handshakes at once: of strangers, who all of these may be. More are closed at once; a member that meets this tries again.
+const HANDSHAKES: usize = 256;
+/// Connections of members at once. Each member has one for each process, and operators come and go.
+const CONNECTIONS: usize = 8192;
+/// The head of one call, in bytes: a path, and a few lines of gRPC's.
+const HEAD: u32 = 16 << 10;
+/// How long calls may go on on a connection whose certificate has ended, or whose member has left: longer than the longest call.
+const LINGER: Duration = Duration::from_secs(16 * 60);
 /// Calls at once on one connection: sandboxes that one member can have in use at one other.
 const CALLS: u32 = 100_000;
 /// Calls that were cancelled before they were looked at; a member that goes down cancels all of its own at once.
@@ -80,15 +94,18 @@ pub struct Services {
     pub frontend: Option<FrontendServer>,
     /// It is a worker: what was written there.
     pub logs: Option<LogsServer>,
+    /// It decides where sandboxes go.
+    pub placement: Option<PlacementServer>,
     /// Every process says how it is.
     pub status: Option<StatusServer>,
 }
 
 /// A socket that listens.
 pub struct Server {
-    listener: TcpListener,
+    listener: Listener,
     address: SocketAddr,
     credentials: Option<Credentials>,
+    present: Option<watch::Receiver<Arc<HashSet<String>>>>,
 }
 
 impl Server {
@@ -100,7 +117,19 @@ impl Server {
         let failed = |cause| ServeError::Listen { address, cause };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, address, credentials })
+        Ok(Self { listener: Listener::Tcp(listener), address, credentials, present: None })
+    }
+
+    /// Takes the connections of `listener`, in plain text and of anybody: for simulations.
+    pub fn over(listener: Box<dyn Listen>, address: SocketAddr) -> Self {
+        Self { listener: Listener::Other(listener), address, credentials: None, present: None }
+    }
+
+    /// From the one who knows: the ids of the members that are in the fleet. A connection of one that was, and is no more, takes no new
+    /// calls. One that is not yet known may have joined a moment ago.
+    #[must_use]
+    pub fn with_members(self, present: watch::Receiver<Arc<HashSet<String>>>) -> Self {
+        Self { present: Some(present), ..self }
     }
 
     /// Where it listens.
@@ -110,9 +139,11 @@ impl Server {
 
     /// Serves until `stop`. Then takes no more calls, ends the streams of [`WorkerServer`], and returns when the last call has its
     /// answer, or after `limit`; what still runs then is cut off.
-    pub async fn serve(self, services: Services, stop: CancellationToken, limit: Duration) {
+    pub async fn serve(mut self, services: Services, stop: CancellationToken, limit: Duration) {
         let connections = TaskTracker::new();
         let cut = CancellationToken::new();
+        let rooms = Rooms { handshakes: Semaphore::new(HANDSHAKES), connections: Semaphore::new(CONNECTIONS) };
+        let rooms = Arc::new(rooms);
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -120,8 +151,10 @@ impl Server {
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((tcp, from)) => {
-                    let serving = serve_peer(tcp, from, self.credentials.clone(), services.clone(), stop.clone());
+                Ok((connection, from)) => {
+                    let life = Life { present: self.present.clone(), stop: stop.clone() };
+                    let (credentials, rooms) = (self.credentials.clone(), Arc::clone(&rooms));
+                    let serving = serve_peer(connection, from, credentials, services.clone(), life, rooms);
                     connections.spawn(cut.clone().run_until_cancelled_owned(serving));
                 }
                 Err(error) => {
@@ -146,18 +179,72 @@ impl Server {
     }
 }
 
+/// How many may be there at once.
+struct Rooms {
+    handshakes: Semaphore,
+    connections: Semaphore,
+}
+
+/// What ends a connection, besides its peer.
+struct Life {
+    present: Option<watch::Receiver<Arc<HashSet<String>>>>,
+    stop: CancellationToken,
+}
+
+impl Life {
+    /// Waits until the peer, which was among the members at some time, is not any more.
+    async fn left(&mut self, peer: &Peer) {
+        let Some(present) = &mut self.present else { return std::future::pending().await };
+        let there = |members: &Arc<HashSet<String>>| peer.is_among(|id| members.contains(id));
+        if present.wait_for(there).await.is_err() || present.wait_for(|members| !there(members)).await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Other(Box<dyn Listen>),
+}
+
+enum Connection {
+    Tcp(TcpStream),
+    Other(Box<dyn Io>),
+}
+
+impl Listener {
+    async fn accept(&mut self) -> std::io::Result<(Connection, SocketAddr)> {
+        match self {
+            Self::Tcp(listener) => listener.accept().await.map(|(tcp, from)| (Connection::Tcp(tcp), from)),
+            Self::Other(listener) => listener.accept().await.map(|(io, from)| (Connection::Other(io), from)),
+        }
+    }
+}
+
 async fn serve_peer(
-    tcp: TcpStream,
+    connection: Connection,
     from: SocketAddr,
     credentials: Option<Credentials>,
     services: Services,
-    stop: CancellationToken,
+    life: Life,
+    rooms: Arc<Rooms>,
 ) {
+    let tcp = match connection {
+        Connection::Tcp(tcp) => tcp,
+        Connection::Other(io) => return serve_http(io, Peer::Local, from, services, life, None).await,
+    };
+    let Ok(handshaking) = rooms.handshakes.try_acquire() else {
+        tracing::debug!(%from, "closed a connection: {HANDSHAKES} others have not shown yet whose they are");
+        return;
+    };
     if let Err(error) = tcp.set_nodelay(true) {
         tracing::debug!(%from, %error, "connection ended before it began");
         return;
     }
-    let Some(credentials) = credentials else { return serve_http(tcp, Peer::Local, from, services, stop).await };
+    let Some(credentials) = credentials else {
+        let Some(_room) = room(&rooms, handshaking, from) else { return };
+        return serve_http(tcp, Peer::Local, from, services, life, None).await;
+    };
     let handshake = TlsAcceptor::from(credentials.server()).accept(tcp);
     let tls = match tokio::time::timeout(HANDSHAKE_LIMIT, handshake).await {
         Ok(Ok(tls)) => tls,
@@ -177,10 +264,34 @@ async fn serve_peer(
     };
     let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let members = certificate.map(members).unwrap_or_default();
-    serve_http(tls, Peer::Members(members.into()), from, services, stop).await;
+    let ends = certificate.map(ends);
+    let peer = Peer::Members(members.into());
+    let mut denied = credentials.denied();
+    let is_denied = |denied: &BTreeSet<String>| peer.is_among(|id| denied.contains(id));
+    if is_denied(&denied.borrow_and_update()) {
+        tracing::warn!(%peer, %from, "refused a connection: this member was denied");
+        return;
+    }
+    let Some(_room) = room(&rooms, handshaking, from) else { return };
+    tokio::select! {
+        () = serve_http(tls, peer.clone(), from, services, life, ends) => {}
+        Ok(_) = denied.wait_for(is_denied) => {
+            tracing::warn!(%peer, %from, "cut off a connection: this member was denied");
+        }
+    }
 }
 
-async fn serve_http<T>(io: T, peer: Peer, from: SocketAddr, services: Services, stop: CancellationToken)
+/// Room for a connection whose peer is known, in the place of that of its handshake.
+fn room<'a>(rooms: &'a Rooms, handshaking: SemaphorePermit<'_>, from: SocketAddr) -> Option<SemaphorePermit<'a>> {
+    drop(handshaking);
+    let room = rooms.connections.try_acquire().ok();
+    if room.is_none() {
+        tracing::warn!(%from, "closed a connection of another role: there are {CONNECTIONS} already");
+    }
+    room
+}
+
+async fn serve_http<T>(io: T, peer: Peer, from: SocketAddr, services: Services, mut life: Life, ends: Option<Instant>)
 where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
 {
@@ -200,17 +311,40 @@ where
         .initial_connection_window_size(crate::CONNECTION_WINDOW)
         .max_frame_size(crate::FRAME)
         .max_concurrent_streams(CALLS)
+        .max_header_list_size(HEAD)
         .max_pending_accept_reset_streams(CANCELLED_CALLS)
         .keep_alive_interval(crate::PING_EVERY)
         .keep_alive_timeout(crate::PING_LIMIT)
+        // Nobody reads it.
+        .auto_date_header(false)
         .serve_connection(TokioIo::new(io), service);
     let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
+    let stop = life.stop.clone();
+    let over = async {
+        match ends {
+            Some(ends) => tokio::time::sleep_until(ends).await,
+            None => std::future::pending().await,
+        }
+    };
+    let why = tokio::select! {
         biased;
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
+        ended = connection.as_mut() => Err(ended),
+        () = stop.cancelled() => Ok(None),
+        () = over => Ok(Some("its certificate has ended")),
+        () = life.left(&caller) => Ok(Some("it has left the fleet")),
+    };
+    let ended = match why {
+        Err(ended) => ended,
+        Ok(why) => {
+            if let Some(why) = why {
+                tracing::info!(%caller, %from, why, "a connection takes no new calls");
+            }
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::select! {
+                ended = connection => ended,
+                // What is left are streams, which have no end.
+                () = tokio::time::sleep(LINGER) => Ok(()),
+            }
         }
     };
     if let Err(error) = ended {
@@ -224,6 +358,7 @@ struct Dispatch {
     frontend: Option<FrontendGrpc<FrontendServer>>,
     quota: Option<QuotaGrpc<QuotaServer>>,
     logs: Option<LogsGrpc<LogsServer>>,
+    placement: Option<PlacementGrpc<PlacementServer>>,
     status: Option<StatusGrpc<StatusServer>>,
 }
 
@@ -238,7 +373,8 @@ impl Dispatch {
             .map(|manager| ManagerGrpc::new(manager).max_decoding_message_size(limit).max_encoding_message_size(limit));
         let logs = services.logs.map(|logs| LogsGrpc::new(logs).max_encoding_message_size(logs::MAX_ANSWER));
         let (frontend, quota) = (services.frontend.map(FrontendGrpc::new), services.quota.map(QuotaGrpc::new));
-        Self { worker, manager, frontend, quota, logs, status: services.status.map(StatusGrpc::new) }
+        let (placement, status) = (services.placement.map(PlacementGrpc::new), services.status.map(StatusGrpc::new));
+        Self { worker, manager, frontend, quota, logs, placement, status }
     }
 
     async fn call(&self, target: Result<Target, Refusal>, request: Request<Incoming>) -> Response<Body> {
@@ -262,6 +398,10 @@ impl Dispatch {
             Ok(Target::Logs) => match &self.logs {
                 Some(service) => service.clone().call(request).await,
                 None => return Status::unimplemented("this process has no worker's logs").into_http(),
+            },
+            Ok(Target::Placement) => match &self.placement {
+                Some(service) => service.clone().call(request).await,
+                None => return Status::unimplemented("this process does not place").into_http(),
             },
             Ok(Target::Status) => match &self.status {
                 Some(service) => service.clone().call(request).await,

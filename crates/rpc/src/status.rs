@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tonic::{Request, Response, Status};
 
+use crate::access::may_count_events;
 use crate::channel::Channel;
 use crate::failure::Failure;
 use crate::pb;
@@ -61,7 +62,14 @@ impl StatusServer {
 #[async_trait]
 impl pb::status_server::Status for StatusServer {
     async fn report(&self, request: Request<pb::ReportRequest>) -> Result<Response<pb::ReportAnswer>, Status> {
-        Ok(Response::new(pb::ReportAnswer { json: self.0.report(request.get_ref().events).await }))
+        // Every queue is counted for it, which is not for anybody's asking; and how much waits for whom is not for workers.
+        let events = request.get_ref().events;
+        if events && !may_count_events(&request) {
+            return Err(Status::permission_denied(
+                "what waits in the event queue is told to frontends and pollers only",
+            ));
+        }
+        Ok(Response::new(pb::ReportAnswer { json: self.0.report(events).await }))
     }
 
     async fn cordon(&self, request: Request<pb::CordonRequest>) -> Result<Response<pb::CordonAnswer>, Status> {

@@ -4,7 +4,9 @@
 //! [`Member::uri`]). A client accepts of a server only the certificate of the member that it meant to reach; a server accepts any member
 //! of the fleet, and `access` looks at the roles.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::RwLock;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -13,6 +15,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme, version};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::identity::Member;
 
@@ -40,9 +45,16 @@ pub enum TlsError {
     },
 }
 
-/// [`Tls`], read. Shared by all connections of a process; a renewed certificate is used by the next one on.
+/// [`Tls`], read, and who is none of the fleet's any more. Shared by all connections of a process; a renewed certificate is used by the
+/// next one on.
 #[derive(Clone)]
-pub struct Credentials(Arc<RwLock<Arc<Keys>>>);
+pub struct Credentials(Arc<Own>);
+
+struct Own {
+    keys: RwLock<Arc<Keys>>,
+    /// Ids.
+    denied: watch::Sender<BTreeSet<String>>,
+}
 
 struct Keys {
     roots: Arc<RootCertStore>,
@@ -55,23 +67,40 @@ struct Keys {
 impl Credentials {
     /// Reads the texts. Fails on any that cannot be used, here rather than with the first connection.
     pub fn new(tls: &Tls) -> Result<Self, TlsError> {
-        Ok(Self(Arc::new(RwLock::new(Arc::new(Keys::new(tls)?)))))
+        let keys = RwLock::new(Arc::new(Keys::new(tls)?));
+        Ok(Self(Arc::new(Own { keys, denied: watch::Sender::default() })))
     }
 
-    /// Takes a renewed certificate. Connections that there are stay.
+    /// These members are none of the fleet's any more, and no others: from now on nobody connects to them, nor they to this process, and
+    /// what connections with them there are is cut off.
+    pub fn deny(&self, members: impl IntoIterator<Item = String>) {
+        let members = members.into_iter().collect();
+        self.0.denied.send_if_modified(|denied| {
+            let other = *denied != members;
+            *denied = members;
+            other
+        });
+    }
+
+    /// Who was denied, and each change of that.
+    pub(crate) fn denied(&self) -> watch::Receiver<BTreeSet<String>> {
+        self.0.denied.subscribe()
+    }
+
+    /// Takes a renewed certificate. Connections that there are stay, at most until the end of the one before.
     pub fn renew(&self, tls: &Tls) -> Result<(), TlsError> {
         let keys = Arc::new(Keys::new(tls)?);
-        *self.0.write() = keys;
+        *self.0.keys.write() = keys;
         Ok(())
     }
 
     pub(crate) fn server(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.0.read().server)
+        Arc::clone(&self.0.keys.read().server)
     }
 
     /// For a connection to `peer`, and to nobody else.
     pub(crate) fn client(&self, peer: &Member) -> Result<Arc<ClientConfig>, TlsError> {
-        let keys = Arc::clone(&self.0.read());
+        let keys = Arc::clone(&self.0.keys.read());
         let algorithms = keys.provider.signature_verification_algorithms;
         let verifier = IsMember { roots: Arc::clone(&keys.roots), algorithms, uri: peer.uri() };
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&keys.provider))
@@ -130,6 +159,15 @@ pub(crate) fn members(certificate: &CertificateDer<'_>) -> Vec<Member> {
     webpki::EndEntityCert::try_from(certificate)
         .map(|certificate| certificate.valid_uri_names().filter_map(Member::parse).collect())
         .unwrap_or_default()
+}
+
+/// When a certificate ends, by this process' clock; now, if that cannot be read.
+pub(crate) fn ends(certificate: &CertificateDer<'_>) -> Instant {
+    let not_after = X509Certificate::from_der(certificate).map(|(_, read)| read.validity().not_after.timestamp());
+    let not_after = Duration::from_secs(not_after.ok().and_then(|at| u64::try_from(at).ok()).unwrap_or(0));
+    let left = (SystemTime::UNIX_EPOCH + not_after).duration_since(SystemTime::now()).unwrap_or_default();
+    // A time that is centuries away is one that never comes.
+    Instant::now() + left.min(Duration::from_secs(10 * 365 * 24 * 3600))
 }
 
 /// Accepts the certificate of one member.

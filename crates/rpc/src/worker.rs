@@ -2,6 +2,7 @@
 
 pub(crate) mod client;
 mod hub;
+mod observe;
 pub(crate) mod server;
 mod stream;
 mod watch;

@@ -51,7 +51,12 @@ pub(crate) fn text(content: &str, at: &Path) -> Result<(), RuntimeError> {
         directory(parent)?;
     }
     fs::write(at, content).map_err(RuntimeError::io("write", at))?;
-    fs::set_permissions(at, Permissions::from_mode(0o644)).map_err(RuntimeError::io("set mode of", at))
+    readable(at)
+}
+
+/// By all, whatever the umask.
+pub(crate) fn readable(file: &Path) -> Result<(), RuntimeError> {
+    fs::set_permissions(file, Permissions::from_mode(0o644)).map_err(RuntimeError::io("set mode of", file))
 }
 
 /// The regular files below `from`, by their path relative to it and sorted, without those whose relative path or any

@@ -33,7 +33,8 @@ impl Place {
     /// Where `recipe` with `interpreter` belongs.
     pub(crate) fn new(dir: &Path, recipe: &Recipe, interpreter: Option<&Path>) -> Self {
         let install = toml::to_string(&recipe.install).unwrap_or_default();
-        let own = short_hash(&format!("{FORMAT}\n{install}\n{}\n{}", python::BOOTSTRAP, recipe.installation));
+        let scripts = [python::BOOTSTRAP, python::START, python::ARCHIVE].join("\n");
+        let own = short_hash(&format!("{FORMAT}\n{install}\n{scripts}\n{}", recipe.installation));
         let interpreter = interpreter.and_then(|path| {
             let meta = path.metadata().ok()?;
             Some(short_hash(&format!("{}\n{}\n{}.{}", path.display(), meta.size(), meta.mtime(), meta.mtime_nsec())))

@@ -209,6 +209,54 @@ async fn every_python_of_this_host_runs_in_its_root() {
     }
 }
 
+/// What the client's import leaves behind, with or without the archive of its modules.
+const IMPORTED: &str = "\
+import os, sys
+sys.path.insert(0, '/var/runtime')
+import emberbox_start
+emberbox_start.ARCHIVE += os.environ.get('BUT', '')
+emberbox_start.begin()
+if os.environ.get('WHERE'):
+    print(sys.modules[os.environ['WHERE']].__file__)
+    sys.exit()
+for name, module in sorted(sys.modules.items()):
+    spec = module.__spec__
+    print(name, sorted(vars(module)), [getattr(module, a, None) for a in ('__file__', '__cached__', '__path__', '__package__')])
+    if spec:
+        print(type(spec.loader), vars(spec.loader) if hasattr(spec.loader, 'path') else '', module.__loader__ is spec.loader)
+        print(spec.origin, spec.cached, spec.submodule_search_locations, spec.has_location, sorted(vars(spec)))
+print(emberbox_start.hides.__code__.co_filename, sys.meta_path, sorted(os.listdir('/proc/self/fd')))
+";
+
+#[tokio::test]
+async fn modules_from_the_archive_are_as_without_it() {
+    let dir = tempdir().unwrap();
+    let runtimes = open(&dir);
+    if !can_mount("modules_from_the_archive_are_as_without_it") {
+        return;
+    }
+    for name in installable(&runtimes, "python") {
+        let image = runtimes.ensure(&name, &Print).await.unwrap();
+        let python = format!("/var/lang/bin/{name}");
+        let task = tempdir().unwrap();
+        std::fs::set_permissions(task.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let said = |env| expect(&run(&image, Some(task.path()), &[&python, "-c", IMPORTED], env));
+        let (with, without) = (said(&[]), said(&[("BUT", "-missing")]));
+        assert!(with.contains("/var/runtime/awslambdaric/bootstrap.py"), "{with}");
+        assert_eq!(with, without);
+        // It was read: nothing else says where the module is.
+        let traced = ["/var/lang/bin/python3", "-v", "-c", IMPORTED];
+        let traced = run(&image, Some(task.path()), &traced, &[]);
+        let searched = String::from_utf8_lossy(&traced.stderr).contains("awslambdaric/__pycache__/bootstrap.");
+        assert!(!searched, "{}", String::from_utf8_lossy(&traced.stderr));
+
+        let place = [("WHERE", "decimal")];
+        assert!(said(&place).starts_with("/var/lang/lib/"));
+        std::fs::write(task.path().join("decimal.py"), "class Decimal: pass\n").unwrap();
+        assert_eq!(said(&place), "/var/task/decimal.py\n", "the function's own comes first");
+    }
+}
+
 #[tokio::test]
 async fn wrappers_are_called_as_on_aws() {
     let dir = tempdir().unwrap();

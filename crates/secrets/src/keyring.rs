@@ -105,6 +105,11 @@ impl Keyring {
         &self.keys[0].id
     }
 
+    /// Names of all keys, that of the one that encrypts first.
+    pub fn ids(&self) -> impl Iterator<Item = &str> {
+        self.keys.iter().map(|key| key.id.as_str())
+    }
+
     /// Encrypts a value. The same one never comes out the same twice.
     pub fn seal(&self, plain: &[u8], context: Context<'_>) -> String {
         let Key { id, key } = &self.keys[0];
@@ -120,7 +125,7 @@ impl Keyring {
         let (id, body) = parse(sealed).ok_or(OpenError::Form)?;
         let body = BASE64.decode(body).map_err(|_| OpenError::Form)?;
         let Some(position) = self.keys.iter().position(|key| key.id == id) else {
-            let known: Vec<_> = self.keys.iter().map(|key| key.id.as_str()).collect();
+            let known: Vec<_> = self.ids().collect();
             return Err(OpenError::UnknownKey {
                 id: id.to_owned(),
                 source_name: self.source.clone(),

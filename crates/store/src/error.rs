@@ -99,6 +99,12 @@ pub enum StoreError {
         /// What to do.
         remedy: &'static str,
     },
+    /// This process' copy of the metadata lacks a commit that it cannot read, so it changes nothing.
+    #[error("this server cannot read a part of the metadata, and changes nothing until it can: {reason}")]
+    Unreadable {
+        /// Which record, and why.
+        reason: String,
+    },
     /// The store was closed.
     #[error("the metadata store is closed")]
     Closed,

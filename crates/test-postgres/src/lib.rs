@@ -90,6 +90,17 @@ impl Server {
         String::from_utf8(output.stdout).expect("psql prints UTF-8").trim().to_owned()
     }
 
+    /// Runs a script of psql's, with these variables of the environment.
+    ///
+    /// # Panics
+    /// With PostgreSQL's message if it fails.
+    pub fn script(&self, url: &str, script: &Path, variables: &[(&str, &str)]) {
+        let mut command = Command::new(self.bin.join("psql"));
+        command.args(["-XAtq", "-v", "ON_ERROR_STOP=1", url, "-f"]).arg(script).envs(variables.iter().copied());
+        let output = command.output().expect("run psql");
+        assert!(output.status.success(), "{}: {}", script.display(), String::from_utf8_lossy(&output.stderr));
+    }
+
     /// Stops the server as a crash does: nothing is finished, connections break. What was committed is found again.
     ///
     /// # Panics

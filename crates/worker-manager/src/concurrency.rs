@@ -20,8 +20,8 @@ pub struct AccountUse {
     limit: AtomicU32,
     /// How often a request found the grant too small since that was asked about.
     short: AtomicU32,
-    /// The account's home does not answer, or does not know enough yet: what it would grant is not known.
-    unanswered: AtomicBool,
+    /// The account's home, when it was asked last, gave less than was asked for.
+    refused: AtomicBool,
     /// Told when more is wanted.
     more: Arc<Notify>,
 }
@@ -45,7 +45,7 @@ impl AccountUse {
     /// With a grant of the limit; `more` is told when more is wanted.
     pub fn new(grant: u32, more: Arc<Notify>) -> Self {
         let (limit, short) = (AtomicU32::new(0), AtomicU32::new(0));
-        Self { state: AtomicU64::new(pack(0, grant)), limit, short, unanswered: AtomicBool::new(false), more }
+        Self { state: AtomicU64::new(pack(0, grant)), limit, short, refused: AtomicBool::new(false), more }
     }
 
     /// Counts one more, unless `limit` or the grant is reached.
@@ -95,14 +95,16 @@ impl AccountUse {
         in_use <= limit.min(grant)
     }
 
-    /// Whether the account's home said nothing when it was asked last.
-    pub fn is_unanswered(&self) -> bool {
-        self.unanswered.load(Ordering::Relaxed)
+    /// Whether the limit may have room that this manager has asked for and not heard of: its home has not answered yet, does not answer,
+    /// or gave all that was asked for before.
+    pub fn is_unanswered(&self, limit: u32) -> bool {
+        let (in_use, grant) = unpack(self.state.load(Ordering::Acquire));
+        in_use < limit && grant < limit && !self.refused.load(Ordering::Relaxed)
     }
 
     /// It says nothing. `missing` is what was asked for beyond what is held: still wanted.
     pub fn no_answer(&self, missing: u32) {
-        self.unanswered.store(true, Ordering::Relaxed);
+        self.refused.store(false, Ordering::Relaxed);
         self.short.fetch_max(missing, Ordering::Relaxed);
     }
 
@@ -148,12 +150,13 @@ impl AccountUse {
         asked
     }
 
-    /// The answer. `true` if more can run than before.
-    pub fn granted(&self, grant: u32) -> bool {
-        self.unanswered.store(false, Ordering::Relaxed);
+    /// The answer to a question for `want`. `true` if who waits has to look again: more can run than before, or there is no more.
+    pub fn granted(&self, want: u32, grant: u32) -> bool {
+        let refused = grant < want;
+        self.refused.store(refused, Ordering::Relaxed);
         let set = |state| Some(pack(unpack(state).0, grant));
         let before = self.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, set);
-        before.is_ok_and(|before| unpack(before).1 < grant)
+        refused || before.is_ok_and(|before| unpack(before).1 < grant)
     }
 }
 
@@ -220,11 +223,13 @@ mod tests {
         let account = AccountUse::new(0, Arc::default());
         assert!(!account.acquire(32) && account.is_full(32) && account.may_grow(32));
         assert_eq!(account.ask(false), Some((32, 0, 1)));
-        assert!(account.granted(1) && account.acquire(32) && !account.acquire(32));
+        assert!(account.is_unanswered(32) && account.granted(1, 1) && account.acquire(32) && !account.acquire(32));
         // What runs has some room around it.
         assert_eq!(account.ask(false), Some((32, 1, 3)));
-        assert!(account.granted(3) && account.acquire(32));
+        assert!(account.granted(3, 3) && account.acquire(32));
         assert_eq!(account.ask(false), Some((32, 3, 4)));
+        // All that there is.
+        assert!(account.is_unanswered(32) && account.granted(4, 3) && !account.is_unanswered(32));
         account.release();
         account.release();
         // And is given up when it is not used.
@@ -234,7 +239,7 @@ mod tests {
         account.count();
         assert_eq!((account.held(), account.ask(true)), (1, Some((32, 1, 1))));
         let alone = AccountUse::default();
-        assert!(alone.acquire(1) && !alone.may_grow(1) && alone.held() == u32::MAX);
+        assert!(alone.acquire(1) && !alone.may_grow(1) && !alone.is_unanswered(1) && alone.held() == u32::MAX);
         alone.share();
         assert_eq!(alone.held(), 1);
     }

@@ -1,14 +1,17 @@
 //! The workers, and what this manager has placed on each.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use domain::{FunctionArn, FunctionVersion, SandboxId, Worker, WorkerId};
+use domain::{FunctionVersion, PackageChanges, SandboxId, Worker, WorkerId, WorkerReport};
 use parking_lot::Mutex;
-use placement::{Decision, IdleSandbox, NoCapacity, PlaceRequest, Reason, WorkerView};
+use placement::{NoCapacity, Reason, Standing, Wanted};
 use tokio::sync::Notify;
 
 /// Every sandbox from the decision to start it until its worker says that nothing is left of it. Used on the cold path only.
+///
+/// Where sandboxes go is decided by an index of what the workers have told: a worker elsewhere tells again and again
+/// ([`Fleet::reported`]), one in this process is asked.
 pub struct Fleet {
     books: Mutex<Books>,
     gone: Notify,
@@ -16,32 +19,20 @@ pub struct Fleet {
 
 #[derive(Default)]
 struct Books {
-    members: BTreeMap<WorkerId, Member>,
-    /// `None` until it has a place.
-    sandboxes: HashMap<SandboxId, Option<Placed>>,
+    index: placement::Fleet,
+    workers: HashMap<WorkerId, Member>,
+    /// Those of them that this process has itself: it is one at most, but in tests.
+    own: Vec<WorkerId>,
+    /// They will start, and have no place yet.
+    coming: HashSet<SandboxId>,
+    /// Those that are to have no sandboxes.
+    draining: HashSet<WorkerId>,
 }
 
-/// A worker's report lags behind what was just placed on it, so the manager keeps count too.
 struct Member {
     worker: Arc<dyn Worker>,
-    memory_mb: u64,
-    slots: u32,
-    starting: u32,
-    functions: HashMap<FunctionArn, u32>,
-}
-
-struct Placed {
-    worker: WorkerId,
-    memory_mb: u32,
-    function: FunctionArn,
-    starting: bool,
-}
-
-/// An idle sandbox that could make room.
-#[derive(Clone, Debug)]
-pub struct Candidate {
-    pub sandbox: SandboxId,
-    pub memory_mb: u32,
+    /// It has told how it is since [`Fleet::refresh`] looked.
+    told: bool,
 }
 
 impl Fleet {
@@ -54,15 +45,15 @@ impl Fleet {
     /// One more worker, or a new way to one that is known.
     pub fn add(&self, worker: Arc<dyn Worker>) {
         let mut books = self.books.lock();
-        match books.members.get_mut(worker.id()) {
-            Some(member) => member.worker = worker,
-            None => {
-                let id = worker.id().clone();
-                let mut member = Member { worker, memory_mb: 0, slots: 0, starting: 0, functions: HashMap::new() };
-                // It was here before, and starts of that time are not over.
-                let there = books.sandboxes.values().flatten().filter(|placed| placed.worker == id);
-                there.for_each(|placed| member.count(placed));
-                books.members.insert(id, member);
+        let id = worker.id().clone();
+        let report = report(&worker);
+        let own = worker.route().is_none();
+        if books.workers.insert(id.clone(), Member { worker, told: true }).is_none() {
+            // If it was here before, starts of that time are not over, and count.
+            books.index.report(report);
+            books.stand(&id);
+            if own {
+                books.own.push(id);
             }
         }
     }
@@ -71,13 +62,15 @@ impl Fleet {
     /// end is heard.
     pub fn remove(&self, worker: &WorkerId) -> Vec<SandboxId> {
         let mut books = self.books.lock();
-        books.members.remove(worker);
+        books.workers.remove(worker);
+        books.own.retain(|own| own != worker);
+        books.index.remove(worker);
         books.placed_on(worker)
     }
 
     /// Whether sandboxes are placed on it.
     pub fn has(&self, worker: &WorkerId) -> bool {
-        self.books.lock().members.contains_key(worker)
+        self.books.lock().workers.contains_key(worker)
     }
 
     /// Its sandboxes, without those whose `Init` is under way.
@@ -85,24 +78,80 @@ impl Fleet {
         self.books.lock().placed_on(worker)
     }
 
+    /// How a worker is. Of one that is not here nobody needs to know.
+    pub fn reported(&self, report: WorkerReport, packages: &PackageChanges) {
+        let mut books = self.books.lock();
+        let Books { index, workers, .. } = &mut *books;
+        let Some(member) = workers.get_mut(&report.worker) else { return };
+        member.told = true;
+        packages.added.iter().for_each(|package| index.holds(&report.worker, package));
+        packages.removed.iter().for_each(|package| index.drops(&report.worker, package));
+        index.report(report);
+    }
+
+    /// Asks those that have not told anything since this was called last.
+    pub fn refresh(&self) {
+        let mut books = self.books.lock();
+        let Books { index, workers, .. } = &mut *books;
+        for member in workers.values_mut() {
+            if !std::mem::take(&mut member.told) {
+                index.report(report(&member.worker));
+            }
+        }
+    }
+
+    /// On these workers, and no others, nothing is placed.
+    pub fn drain(&self, workers: &HashSet<WorkerId>) {
+        let mut books = self.books.lock();
+        let before = std::mem::replace(&mut books.draining, workers.clone());
+        before.iter().chain(workers).for_each(|worker| books.stand(worker));
+    }
+
     /// A sandbox that another manager has placed.
     pub fn adopt(&self, sandbox: SandboxId, worker: &WorkerId, version: &FunctionVersion) {
         let mut books = self.books.lock();
-        if !books.sandboxes.contains_key(&sandbox) {
-            books.book(sandbox, worker, version, false);
+        let Books { index, workers, coming, .. } = &mut *books;
+        if index.worker_of(sandbox).is_some() || coming.contains(&sandbox) {
+            return;
+        }
+        let lost = !workers.contains_key(worker);
+        if lost {
+            // It is heard of again when the worker is claimed, and until then it is there.
+            index.report(WorkerReport {
+                worker: worker.clone(),
+                memory_mb: 0,
+                memory_used_mb: 0,
+                slots: 0,
+                slots_used: 0,
+                starting: 0,
+                draining: true,
+            });
+        }
+        index.adopt(sandbox, worker, &wanted(version));
+        index.init_over(sandbox);
+        if lost {
+            index.remove(worker);
         }
     }
 
     /// It was placed, but not there: it needs another place.
     pub fn displaced(&self, sandbox: SandboxId) {
         let mut books = self.books.lock();
-        books.strike(sandbox);
-        books.sandboxes.insert(sandbox, None);
+        books.index.gone(sandbox);
+        books.coming.insert(sandbox);
+    }
+
+    /// What was placed under the name `old` is not this manager's any more, or is found anew; `new` needs a place.
+    pub fn renamed(&self, old: SandboxId, new: SandboxId) {
+        let mut books = self.books.lock();
+        books.index.gone(old);
+        books.coming.remove(&old);
+        books.coming.insert(new);
     }
 
     /// A sandbox will start: from here on [`Self::empty`] waits for its end.
     pub fn announce(&self, sandbox: SandboxId) {
-        self.books.lock().sandboxes.insert(sandbox, None);
+        self.books.lock().coming.insert(sandbox);
     }
 
     /// Finds a place for a new sandbox and books it; not on one of `except`.
@@ -113,60 +162,46 @@ impl Fleet {
         except: &HashSet<WorkerId>,
     ) -> Result<(Arc<dyn Worker>, Reason), NoCapacity> {
         let mut books = self.books.lock();
-        let request = PlaceRequest { memory_mb: version.memory_mb };
-        let mut views = books.views(version);
-        views.retain(|view| !except.contains(&view.report.worker));
-        match placement::place(&views, &request) {
-            Decision::NoCapacity(why) => Err(why),
-            Decision::Place { worker: at, reason } => {
-                let id = &views[at].report.worker;
-                books.book(sandbox, id, version, true);
-                Ok((Arc::clone(&books.members[id].worker), reason))
+        books.ask_own();
+        loop {
+            let (id, reason) = books.index.place(&wanted(version), except)?;
+            if let Some(worker) = books.book(sandbox, version, &id) {
+                return Ok((worker, reason));
             }
         }
     }
 
+    /// Books a place that was found elsewhere. `None` if this manager cannot place there: it does not have the worker, or knows
+    /// that it takes nothing.
+    pub fn book(&self, sandbox: SandboxId, version: &FunctionVersion, worker: &WorkerId) -> Option<Arc<dyn Worker>> {
+        let mut books = self.books.lock();
+        books.index.is_open(worker).then(|| books.book(sandbox, version, worker)).flatten()
+    }
+
     /// Which of `idle` (least recently used first) have to go so that `version` has a place; empty if that cannot be.
-    pub fn make_room(&self, version: &FunctionVersion, idle: &[Candidate]) -> Vec<SandboxId> {
-        let books = self.books.lock();
-        let views = books.views(version);
-        let known: Vec<(SandboxId, IdleSandbox)> = idle
-            .iter()
-            .filter_map(|c| {
-                let on = &books.sandboxes.get(&c.sandbox)?.as_ref()?.worker;
-                let worker = views.binary_search_by(|view| view.report.worker.cmp(on)).ok()?;
-                Some((c.sandbox, IdleSandbox { worker, memory_mb: c.memory_mb }))
-            })
-            .collect();
-        let sandboxes: Vec<IdleSandbox> = known.iter().map(|(_, s)| *s).collect();
-        let request = PlaceRequest { memory_mb: version.memory_mb };
-        let chosen = placement::make_room(&views, &request, &sandboxes).unwrap_or_default();
-        chosen.into_iter().map(|at| known[at].0).collect()
+    pub fn make_room(&self, version: &FunctionVersion, idle: impl IntoIterator<Item = SandboxId>) -> Vec<SandboxId> {
+        self.books.lock().index.make_room(version.memory_mb, idle).unwrap_or_default()
     }
 
     /// `Init` is over.
     pub fn init_over(&self, sandbox: SandboxId) {
-        let mut books = self.books.lock();
-        let Books { members, sandboxes } = &mut *books;
-        if let Some(placed) = sandboxes.get_mut(&sandbox).and_then(Option::as_mut).filter(|p| p.starting) {
-            placed.starting = false;
-            if let Some(member) = members.get_mut(&placed.worker) {
-                member.starting -= 1;
-            }
-        }
+        self.books.lock().index.init_over(sandbox);
     }
 
     /// Nothing is left of the sandbox, or it is not this manager's any more.
     pub fn gone(&self, sandbox: SandboxId) {
-        self.books.lock().strike(sandbox);
+        let mut books = self.books.lock();
+        books.coming.remove(&sandbox);
+        books.index.gone(sandbox);
+        drop(books);
         self.gone.notify_waiters();
     }
 
     /// The worker that has the sandbox.
     pub fn worker_of(&self, sandbox: SandboxId) -> Option<Arc<dyn Worker>> {
         let books = self.books.lock();
-        let placed = books.sandboxes.get(&sandbox)?.as_ref()?;
-        books.members.get(&placed.worker).map(|member| Arc::clone(&member.worker))
+        let worker = books.index.worker_of(sandbox)?;
+        books.workers.get(worker).map(|member| Arc::clone(&member.worker))
     }
 
     /// Waits until no sandbox is left anywhere.
@@ -176,8 +211,11 @@ impl Fleet {
             tokio::pin!(gone);
             // Registered before the look, so that no end in between is missed.
             gone.as_mut().enable();
-            if self.books.lock().sandboxes.is_empty() {
-                return;
+            {
+                let books = self.books.lock();
+                if books.coming.is_empty() && books.index.sandboxes() == 0 {
+                    return;
+                }
             }
             gone.await;
         }
@@ -185,55 +223,45 @@ impl Fleet {
 }
 
 impl Books {
-    /// In the order of the workers' ids.
-    fn views(&self, version: &FunctionVersion) -> Vec<WorkerView> {
-        let view = |(id, member): (&WorkerId, &Member)| {
-            let mut report = member.worker.report();
-            report.worker = id.clone();
-            report.memory_used_mb = report.memory_used_mb.max(member.memory_mb);
-            report.slots_used = report.slots_used.max(member.slots);
-            report.starting = report.starting.max(member.starting);
-            let has_package = member.worker.has_package(&version.code.sha256);
-            let same_function = member.functions.get(&version.arn).copied().unwrap_or(0);
-            WorkerView { report, has_package, same_function }
-        };
-        self.members.iter().map(view).collect()
-    }
-
     fn placed_on(&self, worker: &WorkerId) -> Vec<SandboxId> {
-        let there = |placed: &Placed| placed.worker == *worker && !placed.starting;
-        self.sandboxes.iter().filter(|(_, placed)| placed.as_ref().is_some_and(there)).map(|(id, _)| *id).collect()
+        let there = self.index.sandboxes_on(worker).filter(|(_, starting)| !starting);
+        let mut placed: Vec<_> = there.map(|(sandbox, _)| sandbox).collect();
+        placed.sort_unstable();
+        placed
     }
 
-    fn book(&mut self, sandbox: SandboxId, worker: &WorkerId, version: &FunctionVersion, starting: bool) {
-        let (memory_mb, function) = (version.memory_mb, version.arn.clone());
-        let placed = Placed { worker: worker.clone(), memory_mb, function, starting };
-        if let Some(member) = self.members.get_mut(worker) {
-            member.count(&placed);
-        }
-        self.sandboxes.insert(sandbox, Some(placed));
+    fn stand(&mut self, worker: &WorkerId) {
+        let draining = self.draining.contains(worker);
+        self.index.set_standing(worker, if draining { Standing::Draining } else { Standing::Open });
     }
 
-    fn strike(&mut self, sandbox: SandboxId) {
-        let Some(placed) = self.sandboxes.remove(&sandbox).flatten() else { return };
-        let Some(member) = self.members.get_mut(&placed.worker) else { return };
-        member.memory_mb -= u64::from(placed.memory_mb);
-        member.slots -= 1;
-        member.starting -= u32::from(placed.starting);
-        if let Some(count) = member.functions.get_mut(&placed.function) {
-            *count -= 1;
-            if *count == 0 {
-                member.functions.remove(&placed.function);
-            }
+    fn ask_own(&mut self) {
+        let Self { index, workers, own, .. } = self;
+        own.iter().filter_map(|id| workers.get(id)).for_each(|member| index.report(report(&member.worker)));
+    }
+
+    /// `None` if the worker takes nothing after all; from here on that is known.
+    fn book(&mut self, sandbox: SandboxId, version: &FunctionVersion, id: &WorkerId) -> Option<Arc<dyn Worker>> {
+        let Some(member) = self.workers.get(id) else {
+            self.index.remove(id);
+            return None;
+        };
+        let worker = Arc::clone(&member.worker);
+        // The report as a whole would hide what was booked since it was made. That it drains does not age.
+        let report = report(&worker);
+        if report.draining {
+            self.index.report(report);
+            return None;
         }
+        self.coming.remove(&sandbox);
+        self.index.book(sandbox, id, &wanted(version)).then_some(worker)
     }
 }
 
-impl Member {
-    fn count(&mut self, placed: &Placed) {
-        self.memory_mb += u64::from(placed.memory_mb);
-        self.slots += 1;
-        self.starting += u32::from(placed.starting);
-        *self.functions.entry(placed.function.clone()).or_default() += 1;
-    }
+fn report(worker: &Arc<dyn Worker>) -> WorkerReport {
+    WorkerReport { worker: worker.id().clone(), ..worker.report() }
+}
+
+fn wanted(version: &FunctionVersion) -> Wanted<'_> {
+    Wanted { memory_mb: version.memory_mb, function: &version.arn, package: &version.code.sha256 }
 }

@@ -5,16 +5,16 @@ mod quota;
 mod takeover;
 mod upkeep;
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use domain::{
-    AccountId, AssignError, AssignRequest, Clock, FunctionArn, FunctionVersion, Lease, RetireReason, SandboxId,
-    SlotEvents, Step, Timeline, VersionKey, Worker, WorkerError, WorkerId, WorkerManager,
+    AccountId, AssignError, AssignRequest, Clock, FunctionArn, FunctionVersion, Lease, Placement, RetireReason,
+    SandboxId, SlotEvents, Step, Timeline, VersionKey, Worker, WorkerError, WorkerId, WorkerManager,
 };
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -58,17 +58,19 @@ struct Inner {
     clock: Arc<dyn Clock>,
     config: Config,
     fleet: Fleet,
+    /// Who is asked first where a sandbox goes; the manager's own `fleet` knows as well.
+    placement: OnceLock<Arc<dyn Placement>>,
     /// `Init` and `Shutdown` run here, whoever waits for them or not.
     runtime: Handle,
     stopping: AtomicBool,
     /// The warm path's way to a function, and that of the workers' events. Both change under the function's lock only.
     versions: ReadMap<VersionKey, Function>,
     sandboxes: ReadMap<SandboxId, Function>,
-    functions: Mutex<HashMap<FunctionArn, Arc<Function>>>,
+    functions: Mutex<BTreeMap<FunctionArn, Arc<Function>>>,
     /// `None` of the only manager. Changes under the lock of `functions` only.
     partition: ArcSwapOption<Partition>,
     /// The epoch in which each worker was claimed last.
-    claims: Mutex<HashMap<WorkerId, u64>>,
+    claims: Mutex<BTreeMap<WorkerId, u64>>,
     /// Held while a view or a worker's list is taken in: one after the other. Taken before all other locks.
     claiming: Mutex<()>,
     /// Those that are to have no sandboxes.
@@ -77,13 +79,15 @@ struct Inner {
     settled: watch::Sender<u64>,
     /// Workers that a caller could not reach.
     suspects: broadcast::Sender<WorkerId>,
-    accounts: Mutex<HashMap<AccountId, Arc<AccountUse>>>,
+    accounts: Mutex<BTreeMap<AccountId, Arc<AccountUse>>>,
     /// Told when an account wants more than this manager was granted.
     more: Arc<Notify>,
     /// Told of each partition.
     views: watch::Sender<u64>,
     /// Of the accounts that this manager counts for all.
     home: Mutex<Home>,
+    /// How many questions it has asked homes.
+    questions: AtomicU64,
 }
 
 struct Function {
@@ -105,6 +109,7 @@ impl Manager {
             clock,
             config,
             fleet: Fleet::new(workers),
+            placement: OnceLock::new(),
             runtime: Handle::current(),
             stopping: AtomicBool::new(false),
             versions: ReadMap::new(),
@@ -120,12 +125,19 @@ impl Manager {
             more: Arc::default(),
             views: watch::Sender::new(0),
             home: Mutex::default(),
+            questions: AtomicU64::new(0),
         }))
     }
 
     /// One more worker: workers need the manager's [`SlotEvents`] to be built, so they may come after it.
     pub fn add_worker(&self, worker: Arc<dyn Worker>) {
         self.0.fleet.add(worker);
+    }
+
+    /// Asks `placement` first where sandboxes go. When that does not answer, or knows no place, the manager decides itself, as it does
+    /// without. Only the first call counts.
+    pub fn place_by(&self, placement: Arc<dyn Placement>) {
+        let _ = self.0.placement.set(placement);
     }
 
     /// What there is now.
@@ -245,6 +257,11 @@ impl Inner {
     async fn shut_down(self: Arc<Self>, sandbox: SandboxId) {
         if let Some(worker) = self.fleet.worker_of(sandbox) {
             worker.shutdown(sandbox, RetireReason::Spindown).await;
+        }
+        let _one = self.claiming.lock();
+        // A worker that was claimed for a newer view meanwhile has refused, and has named it as one that lives: then it was taken over
+        // again. Also where its worker has gone meanwhile: if that comes again with it, it is named, and taken over.
+        if self.sandboxes.get(&sandbox).is_none() {
             self.fleet.gone(sandbox);
         }
     }
@@ -284,7 +301,8 @@ impl Waiting {
         if !grant.cold {
             timeline.note(Step::Assigned, self.manager.now(), "warm");
         }
-        Ok(Lease { sandbox: grant.sandbox, worker: grant.worker, cold: grant.cold, timeline })
+        let Grant { sandbox, worker, cold } = grant;
+        Ok(Lease { sandbox, worker, cold, waited: !cold, manager: None, timeline })
     }
 }
 
@@ -340,7 +358,7 @@ impl WorkerManager for Manager {
                 Answer::Lease(Grant { sandbox, worker, cold }) => {
                     let mut timeline = Timeline::default();
                     timeline.note(Step::Assigned, now, "warm");
-                    return Ok(Lease { sandbox, worker, cold, timeline });
+                    return Ok(Lease { sandbox, worker, cold, waited: false, manager: None, timeline });
                 }
                 Answer::Wait(ticket) => ticket,
                 Answer::Throttled(reason) => return Err(AssignError::Throttled(reason)),

@@ -38,7 +38,7 @@ use crate::config::Config;
 
 pub use takeover::Seen;
 
-/// How long a request waits while the home of its account does not answer: until a dead one is replaced, and has learnt.
+/// How long a request waits while the home of its account has not answered: until a dead one is replaced, and has learnt.
 const HOME_GRACE: Duration = Duration::from_secs(5);
 
 /// `C` is how the shell reaches a waiting caller, `W` how it reaches a worker.
@@ -74,7 +74,6 @@ enum Phase {
 
 struct Sandbox<W> {
     version: VersionKey,
-    memory_mb: u32,
     born: Duration,
     /// Known from the end of `Init` on.
     worker: Option<W>,
@@ -317,8 +316,8 @@ impl<C, W: Clone> FunctionPool<C, W> {
             ThrottleReason::Reserved => any_unclaimed,
         };
         let never = limits.reserved == Some(0);
-        // Whether the account has room is not known while its home is being replaced.
-        let unknown = reason == ThrottleReason::Account && self.account.is_unanswered();
+        // Whether the account has room is not known until its home has said so, which may be slow, or being replaced.
+        let unknown = reason == ThrottleReason::Account && self.account.is_unanswered(limits.unreserved);
         let grace = if unknown { HOME_GRACE } else { self.config.limit_grace };
         if hope && !never && waited < grace { Choice::Wait } else { Choice::Throttle(reason) }
     }
@@ -378,7 +377,6 @@ impl<C, W: Clone> FunctionPool<C, W> {
             id,
             Sandbox {
                 version: version.key.clone(),
-                memory_mb: version.memory_mb,
                 born: now,
                 worker: None,
                 doomed: false,

@@ -8,7 +8,8 @@
 //!
 //! A holder lets requests run only within its grant, and asks before that is used up; what it does not use it gives up by the
 //! same question, as it lowers its own `hold` before it asks. So the home's books are never below what holders take for theirs, whatever is
-//! lost or late on the way: an answer counts only for the question that it answers, and a holder has one question at a time.
+//! lost or late on the way: an answer counts only for the question that it answers, a holder has one question at a time, and each has
+//! a number, so that one that was given up and arrives after a later one changes nothing.
 //!
 //! The home is found by rendezvous hashing in each view of the fleet. With each view every manager first tells every home what it holds
 //! ([`Home::hello`]), and asks only then. Where the managers are others than before, a home grants nothing beyond what holders have until
@@ -51,6 +52,8 @@ pub struct Home {
     managers: BTreeSet<Arc<str>>,
     /// Which of them have not said yet what they hold.
     silent: BTreeSet<Arc<str>>,
+    /// The number of each one's last word in this view.
+    heard: HashMap<Arc<str>, u64>,
     accounts: HashMap<AccountId, Account>,
 }
 
@@ -72,14 +75,29 @@ impl Home {
         }
         let managers: BTreeSet<_> = managers.into_iter().collect();
         self.epoch = epoch;
+        // A manager that came again counts from the beginning. What it said in an earlier view is refused for that.
+        self.heard.clear();
         if managers != self.managers {
-            *self = Self { epoch, since: now, silent: managers.clone(), managers, accounts: HashMap::new() };
+            *self = Self { epoch, since: now, silent: managers.clone(), managers, ..Self::default() };
         }
     }
 
-    /// What a manager holds of accounts whose home this is, all of it; `false` if it has another view.
-    pub fn hello(&mut self, from: &Arc<str>, epoch: u64, holds: &[(AccountId, u32)]) -> bool {
+    /// Whether something that `from` says is of this view, and not older than what it has said since.
+    fn listens(&mut self, from: &Arc<str>, epoch: u64, number: u64) -> bool {
         if epoch != self.epoch || !self.managers.contains(from) {
+            return false;
+        }
+        let last = self.heard.entry(Arc::clone(from)).or_default();
+        if number != 0 && number <= *last {
+            return false;
+        }
+        *last = number.max(*last);
+        true
+    }
+
+    /// What a manager holds of accounts whose home this is, all of it; `false` if it has another view, or has said something since.
+    pub fn hello(&mut self, from: &Arc<str>, epoch: u64, number: u64, holds: &[(AccountId, u32)]) -> bool {
+        if !self.listens(from, epoch, number) {
             return false;
         }
         self.accounts.values_mut().for_each(|account| _ = account.holds.remove(from));
@@ -90,9 +108,9 @@ impl Home {
         true
     }
 
-    /// Answers a holder; `None` if it has another view, or if what it could have is not known yet.
+    /// Answers a holder; `None` if it has another view or has asked again since, or if what it could have is not known yet.
     pub fn answer(&mut self, now: Duration, from: &Arc<str>, ask: &Ask) -> Option<Grant> {
-        if ask.epoch != self.epoch || !self.managers.contains(from) {
+        if !self.listens(from, ask.epoch, ask.number) {
             return None;
         }
         let complete = self.silent.is_empty() || now.saturating_sub(self.since) >= LEARNING;
@@ -146,8 +164,12 @@ mod tests {
         Arrive(usize),
         /// The answer arrives.
         Answer(usize),
-        /// Question or answer is lost.
+        /// The holder does not wait any longer: the answer is lost, or the question is late.
         Lose(usize),
+        /// It says what it holds, and hears nothing: that is late as well.
+        Greet(usize),
+        /// The one at this place of what is late arrives after all. Nobody waits for its answer.
+        Late(prop::sample::Index),
         Pass(u64),
         /// This one dies, and the next takes over what ran there.
         Die(usize),
@@ -161,7 +183,9 @@ mod tests {
             8 => holder.clone().prop_map(Op::Ask),
             8 => holder.clone().prop_map(Op::Arrive),
             8 => holder.clone().prop_map(Op::Answer),
-            1 => holder.clone().prop_map(Op::Lose),
+            4 => holder.clone().prop_map(Op::Lose),
+            1 => holder.clone().prop_map(Op::Greet),
+            4 => any::<prop::sample::Index>().prop_map(Op::Late),
             2 => (0u64..1500).prop_map(Op::Pass),
             1 => holder.prop_map(Op::Die),
         ]
@@ -179,10 +203,19 @@ mod tests {
         back: Option<Grant>,
     }
 
+    /// What a holder said and has given up.
+    enum Word {
+        Hello { epoch: u64, number: u64, hold: u32 },
+        Ask(Ask),
+    }
+
     struct World {
         now: Duration,
         epoch: u64,
         home: Home,
+        /// Of the last word of any holder.
+        number: u64,
+        late: Vec<(usize, Word)>,
         holders: [Holder; HOLDERS],
         /// What was adopted beyond what its new holder had been granted.
         excess: u32,
@@ -190,8 +223,15 @@ mod tests {
 
     impl World {
         fn new() -> Self {
-            let mut world =
-                Self { now: secs(10), epoch: 0, home: Home::default(), holders: Default::default(), excess: 0 };
+            let mut world = Self {
+                now: secs(10),
+                epoch: 0,
+                home: Home::default(),
+                number: 0,
+                late: Vec::new(),
+                holders: Default::default(),
+                excess: 0,
+            };
             world.view();
             world
         }
@@ -208,6 +248,8 @@ mod tests {
 
         fn step(&mut self, op: &Op) {
             let (now, epoch) = (self.now, self.epoch);
+            self.number += 1;
+            let number = self.number;
             match *op {
                 Op::Begin(n) => {
                     let holder = &mut self.holders[n];
@@ -225,7 +267,7 @@ mod tests {
                     let holder = &mut self.holders[n];
                     if !holder.dead && !holder.greeted {
                         let holds = [(AccountId::local(), holder.grant)];
-                        holder.greeted = self.home.hello(&id(n), epoch, &holds);
+                        holder.greeted = self.home.hello(&id(n), epoch, number, &holds);
                     } else if !holder.dead && holder.out.is_none() && holder.back.is_none() {
                         let (hold, want) = plan(
                             holder.in_use,
@@ -235,7 +277,7 @@ mod tests {
                             holder.scarce,
                         );
                         holder.grant = hold;
-                        holder.out = Some(Ask { epoch, account: AccountId::local(), limit: LIMIT, hold, want });
+                        holder.out = Some(Ask { epoch, number, account: AccountId::local(), limit: LIMIT, hold, want });
                     }
                 }
                 Op::Arrive(n) => {
@@ -249,7 +291,29 @@ mod tests {
                         (self.holders[n].grant, self.holders[n].scarce) = (grant, scarce);
                     }
                 }
-                Op::Lose(n) => (self.holders[n].out, self.holders[n].back) = (None, None),
+                Op::Lose(n) => {
+                    self.holders[n].back = None;
+                    self.late.extend(self.holders[n].out.take().map(|ask| (n, Word::Ask(ask))));
+                }
+                Op::Greet(n) => {
+                    let holder = &self.holders[n];
+                    // It says so before it asks, and only then.
+                    if !holder.dead && !holder.greeted {
+                        self.late.push((n, Word::Hello { epoch, number, hold: holder.grant }));
+                    }
+                }
+                Op::Late(at) => {
+                    if self.late.is_empty() {
+                        return;
+                    }
+                    let (n, word) = self.late.swap_remove(at.index(self.late.len()));
+                    match word {
+                        Word::Hello { epoch, number, hold } => {
+                            self.home.hello(&id(n), epoch, number, &[(AccountId::local(), hold)]);
+                        }
+                        Word::Ask(ask) => _ = self.home.answer(now, &id(n), &ask),
+                    }
+                }
                 Op::Pass(ms) => self.now += Duration::from_millis(ms),
                 Op::Die(n) => {
                     let others = self.holders.iter().filter(|holder| !holder.dead).count();
@@ -310,17 +374,36 @@ mod tests {
     }
 
     #[test]
+    fn a_question_that_comes_after_a_later_one_changes_nothing() {
+        let mut home = Home::default();
+        home.view(secs(0), 1, [id(0), id(1)]);
+        let ask = |number, hold, want| Ask { epoch: 1, number, account: AccountId::local(), limit: 10, hold, want };
+        for n in 0..2 {
+            assert!(home.hello(&id(n), 1, 1, &[]));
+        }
+        // The first one is on its way still when its asker asks again.
+        assert!(home.answer(secs(0), &id(0), &ask(3, 0, 8)).is_some());
+        assert_eq!(home.answer(secs(0), &id(0), &ask(2, 0, 1)), None);
+        assert!(!home.hello(&id(0), 1, 3, &[]), "nor what it held before");
+        let grant = home.answer(secs(0), &id(1), &ask(2, 0, 8)).unwrap().grant;
+        assert_eq!(grant, 2, "the other one has 8");
+        // The next view counts anew: who came again begins at 1.
+        home.view(secs(1), 2, [id(0), id(1)]);
+        assert!(home.hello(&id(0), 2, 1, &[(AccountId::local(), 8)]));
+    }
+
+    #[test]
     fn a_home_of_another_view_says_nothing() {
         let mut home = Home::default();
         home.view(secs(0), 5, [id(0), id(1)]);
-        let ask = |epoch| Ask { epoch, account: AccountId::local(), limit: 10, hold: 0, want: 4 };
+        let ask = |epoch| Ask { epoch, number: 0, account: AccountId::local(), limit: 10, hold: 0, want: 4 };
         assert_eq!(home.answer(secs(0), &id(0), &ask(4)), None);
         assert_eq!(home.answer(secs(0), &id(7), &ask(5)), None);
         // It learns first.
-        assert!(home.hello(&id(0), 5, &[(AccountId::local(), 2)]) && !home.hello(&id(1), 4, &[]));
+        assert!(home.hello(&id(0), 5, 0, &[(AccountId::local(), 2)]) && !home.hello(&id(1), 4, 0, &[]));
         let held = Ask { hold: 2, ..ask(5) };
         assert_eq!(home.answer(secs(0), &id(0), &held), None);
-        assert!(home.hello(&id(1), 5, &[]));
+        assert!(home.hello(&id(1), 5, 0, &[]));
         assert_eq!(home.answer(secs(0), &id(0), &held), Some(Grant { grant: 4, scarce: false }));
         // An older view changes nothing, and one with the same managers only its number.
         home.view(secs(1), 4, [id(0)]);

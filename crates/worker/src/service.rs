@@ -519,7 +519,12 @@ impl Worker for Service {
 
     fn report(&self) -> WorkerReport {
         let config = &self.0.host.config;
-        let (slots_used, memory_used_mb) = self.0.used();
+        let (slots_used, memory_used_mb) = {
+            // What is admitted counts, or others are placed where its slot will be.
+            let coming = self.0.coming.lock();
+            let (there, used) = self.0.used();
+            (there + coming.0, used + coming.1)
+        };
         WorkerReport {
             worker: config.id.clone(),
             memory_mb: config.memory_mb,

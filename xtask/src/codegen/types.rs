@@ -81,14 +81,51 @@ fn structure(model: &Model, name: &str) -> anyhow::Result<String> {
     if shape.members.is_empty() {
         return Ok(format!("empty_structure! {{\n{doc}pub struct {name};\n}}\n\n"));
     }
+    let hidden = shape.members.iter().map(|(_, member)| is_sensitive(model, &member.shape));
+    let hidden: Vec<bool> = hidden.collect::<anyhow::Result<_>>()?;
+    // What customers keep secret gets into no log, whoever logs the structure.
+    let debug = if hidden.contains(&true) { "" } else { "Debug, " };
     let mut out = format!(
-        "{doc}#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]\n#[serde(default)]\npub struct {name} {{\n"
+        "{doc}#[derive({debug}Clone, PartialEq, Default, Serialize, Deserialize)]\n#[serde(default)]\npub struct {name} {{\n"
     );
     for (member_name, member) in &shape.members {
         out += &field(model, shape, member_name, member).with_context(|| format!("member {name}.{member_name}"))?;
     }
     out += "}\n\n";
+    if debug.is_empty() {
+        out += &debug_without(name, shape, &hidden);
+    }
     Ok(out)
+}
+
+/// Whether the model marks what a member holds, or its elements, as sensitive.
+fn is_sensitive(model: &Model, name: &str) -> anyhow::Result<bool> {
+    let shape = model.shape(name)?;
+    for part in [&shape.member, &shape.key, &shape.value].into_iter().flatten() {
+        if model.shape(&part.shape)?.sensitive {
+            return Ok(true);
+        }
+    }
+    Ok(shape.sensitive)
+}
+
+/// In the place of the derived one: the members that are `hidden` are shown to be there, and no more.
+fn debug_without(name: &str, shape: &Shape, hidden: &[bool]) -> String {
+    let mut out = format!(
+        "impl std::fmt::Debug for {name} {{\nfn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {{\n\
+         f.debug_struct({name:?})\n"
+    );
+    for ((member, _), hidden) in shape.members.iter().zip(hidden) {
+        let field = names::field(member);
+        let value = match (hidden, shape.is_required(member)) {
+            (false, _) => format!("&self.{field}"),
+            (true, true) => "&crate::wire::Hidden".to_owned(),
+            (true, false) => format!("&self.{field}.as_ref().map(|_| crate::wire::Hidden)"),
+        };
+        out += &format!(".field({:?}, {value})\n", field.trim_start_matches("r#"));
+    }
+    out += ".finish()\n}\n}\n\n";
+    out
 }
 
 fn empty_structure(name: &str, doc: &str) -> String {
@@ -159,4 +196,42 @@ fn used_imports_only(code: String) -> anyhow::Result<String> {
         (false, false) => "",
     };
     Ok(code.replace("use crate::wire::{Timestamp, empty_structure};\n", import))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MODEL: &str = r#"{
+        "metadata": {},
+        "operations": {"Put": {"http": {"method": "POST", "requestUri": "/"}, "input": {"shape": "PutRequest"}}},
+        "shapes": {
+            "PutRequest": {"type": "structure", "required": ["Name", "Key"], "members": {
+                "Name": {"shape": "Text"}, "Key": {"shape": "Secret"}, "Variables": {"shape": "Map"}, "Lines": {"shape": "List"},
+                "Inner": {"shape": "Inner"}
+            }},
+            "Inner": {"type": "structure", "members": {"Name": {"shape": "Text"}}},
+            "Text": {"type": "string"},
+            "Secret": {"type": "string", "sensitive": true},
+            "List": {"type": "list", "member": {"shape": "Secret"}},
+            "Map": {"type": "map", "key": {"shape": "Text"}, "value": {"shape": "Secret"}}
+        }
+    }"#;
+
+    #[test]
+    fn what_the_model_calls_sensitive_is_not_shown() {
+        let model = Model::parse(MODEL.as_bytes(), &[]).unwrap();
+        let code = inputs(&model).unwrap();
+        assert!(code.contains("#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]"), "{code}");
+        for line in [
+            ".field(\"name\", &self.name)",
+            ".field(\"key\", &crate::wire::Hidden)",
+            ".field(\"variables\", &self.variables.as_ref().map(|_| crate::wire::Hidden))",
+            ".field(\"lines\", &self.lines.as_ref().map(|_| crate::wire::Hidden))",
+            ".field(\"inner\", &self.inner)",
+        ] {
+            assert!(code.contains(line), "{line} in {code}");
+        }
+        assert!(structures(&model).unwrap().contains("#[derive(Debug, Clone,"), "the others are as before");
+    }
 }

@@ -7,7 +7,7 @@ use lambda_api::{ApiError, ErrorCode};
 
 use crate::function::{Function, Stamp, check_revision};
 use crate::name::{not_found, version_number};
-use crate::record::{Alias, LATEST};
+use crate::record::{Alias, LATEST, Unknown};
 use crate::rules::invalid;
 
 pub(crate) fn create(
@@ -27,6 +27,7 @@ pub(crate) fn create(
         additional: routing(function, &request.function_version, request.routing_config.as_ref())?,
         description: request.description.clone().unwrap_or_default(),
         revision_id: stamp.id(),
+        unknown: Unknown::new(),
     };
     let view = configuration(function, &request.name, &alias);
     function.record.aliases.insert(request.name.clone(), alias);

@@ -20,6 +20,7 @@ use lambda_api::types::{
 use lambda_api::{ApiError, ErrorCode};
 use serde::{Deserialize, Serialize};
 
+use crate::record::Unknown;
 use crate::rules::unsupported::refuse;
 use crate::rules::{invalid, tags};
 
@@ -47,6 +48,8 @@ pub(crate) struct EventSourceRecord {
     pub filters: Vec<String>,
     pub report_batch_item_failures: bool,
     pub tags: BTreeMap<String, String>,
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// A kind of source, with the settings that only it has.
@@ -99,6 +102,7 @@ impl EventSourceRecord {
             filters: Vec::new(),
             report_batch_item_failures: false,
             tags,
+            unknown: Unknown::new(),
         };
         record.set(&Given {
             batch_size: request.batch_size,

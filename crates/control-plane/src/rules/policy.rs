@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::function::{Function, Stamp};
 use crate::name::Caller;
-use crate::record::{LATEST, Policy};
+use crate::record::{LATEST, Policy, Unknown};
 use crate::rules::invalid;
 
 /// Size of a policy in bytes.
@@ -26,10 +26,11 @@ pub(crate) fn add(
     function.check_qualifier(qualifier)?;
     check_revision(function, qualifier, request.revision_id.as_deref(), "GetPolicy")?;
     let statement = statement(&qualified(function, qualifier), request)?;
-    let mut policy = function
-        .policy(qualifier)
-        .cloned()
-        .unwrap_or_else(|| Policy { revision_id: String::new(), statements: Vec::new() });
+    let mut policy = function.policy(qualifier).cloned().unwrap_or_else(|| Policy {
+        revision_id: String::new(),
+        statements: Vec::new(),
+        unknown: Unknown::new(),
+    });
     if policy.statements.iter().any(|s| s["Sid"] == request.statement_id.as_str()) {
         return Err(ApiError::new(
             ErrorCode::ResourceConflictException,

@@ -7,7 +7,7 @@ use lambda_api::types::{
     LoggingConfig, PackageType, SnapStart, SnapStartApplyOn, TracingMode, UpdateFunctionConfigurationRequest,
 };
 
-use crate::record::Settings;
+use crate::record::{Settings, Unknown};
 use crate::rules::{environment, event_invoke, invalid, unsupported};
 use crate::sealed::Variables;
 
@@ -54,6 +54,7 @@ pub(crate) fn of_create(request: &CreateFunctionRequest, name: &str, region: &st
         dead_letter: event_invoke::dead_letter(request.dead_letter_config.as_ref())?,
         image_config,
         snap_start: snap_start(request.snap_start.as_ref()).unwrap_or_default(),
+        unknown: Unknown::new(),
     };
     check_snap_start(&settings, is_image)?;
     Ok(settings)

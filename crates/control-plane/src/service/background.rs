@@ -8,7 +8,7 @@ use store::{Changes, Feed, Op, Precondition, StoreError};
 use tokio::sync::watch;
 
 use super::event_source::EVENT_SOURCE;
-use super::{ControlPlane, Error, Inner, Task};
+use super::{ControlPlane, Error, Inner, Task, followed};
 use crate::catalog::{Effects, Entry};
 use crate::name::not_found;
 use crate::record::{ACCOUNT, FUNCTION, Failure, FailureCode, IMAGE, PACKAGE, SNAPSHOT, Stored, VERSION, function_key};
@@ -24,6 +24,9 @@ const IMAGE_GRACE: Duration = Duration::from_secs(20 * 60);
 
 /// How long another process may take from a package that it found stored to the record of it.
 const STORING: Duration = Duration::from_secs(10);
+
+/// How often all metadata are read again while a part of them cannot be read.
+const READ_AGAIN: Duration = Duration::from_secs(5);
 
 /// How often unused packages are looked for.
 const COLLECT_EVERY: Duration = Duration::from_secs(30);
@@ -61,28 +64,40 @@ pub(super) async fn start(inner: &Arc<Inner>) -> Result<(), Error> {
 }
 
 async fn follow(inner: Weak<Inner>, mut changes: Changes) {
+    // However it ends, nobody waits for it any more, and nothing takes its silence for quiet.
+    let _ended = followed::Ended(Weak::clone(&inner));
     loop {
-        let feed = changes.next().await;
+        let trouble = {
+            let Some(inner) = inner.upgrade() else { return };
+            inner.trouble().is_some()
+        };
+        let feed = tokio::select! {
+            feed = changes.next() => feed,
+            // Somebody may have written the record anew, or deleted it.
+            () = tokio::time::sleep(READ_AGAIN), if trouble => {
+                let Some(inner) = inner.upgrade() else { return };
+                inner.load_again().await;
+                continue;
+            }
+        };
         let Some(inner) = inner.upgrade() else { return };
         match feed {
             // A scan has seen it.
-            Feed::Commit(commit) if commit.revision <= *inner.applied.borrow() => {}
+            Feed::Commit(commit) if commit.revision <= inner.followed.borrow().applied => {}
             Feed::Commit(commit) => {
                 match inner.catalog.apply(&commit) {
                     Ok(effects) => inner.follow_up(effects),
-                    Err(error) => tracing::error!(%error, "follow the metadata"),
+                    Err(error) => inner.cannot_read(&error),
                 }
                 let settling = inner.event_sources.apply(&commit);
                 inner.start_settling_mappings(settling);
                 inner.applied_up_to(commit.revision);
             }
-            Feed::Missed => {
-                while let Err(error) = inner.load().await {
-                    tracing::error!(%error, "read the metadata again");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
+            Feed::Missed => inner.load_at_last().await,
+            Feed::Closed => {
+                inner.closed();
+                return;
             }
-            Feed::Closed => return,
         }
     }
 }
@@ -112,7 +127,7 @@ impl ControlPlane {
 }
 
 impl Inner {
-    async fn load(self: &Arc<Self>) -> Result<(), Error> {
+    pub(super) async fn load(self: &Arc<Self>) -> Result<(), Error> {
         let functions = self.store.scan(FUNCTION, "").await?;
         let versions = self.store.scan(VERSION, "").await?;
         let accounts = self.store.scan(ACCOUNT, "").await?;
@@ -121,7 +136,7 @@ impl Inner {
         let settling = self.event_sources.load(&event_sources);
         self.start_settling_mappings(settling);
         self.follow_up(effects);
-        self.applied_up_to(functions.revision);
+        self.has_read_all(functions.revision);
         Ok(())
     }
 
@@ -137,14 +152,6 @@ impl Inner {
                  first; each is encrypted anew with the next change of its function, and until then old keys are needed"
             );
         }
-    }
-
-    fn applied_up_to(&self, revision: u64) {
-        self.applied.send_if_modified(|applied| {
-            let ahead = revision > *applied;
-            *applied = revision.max(*applied);
-            ahead
-        });
     }
 
     fn follow_up(self: &Arc<Self>, effects: Effects) {
@@ -278,8 +285,7 @@ impl Inner {
     async fn remove_shared(&self, stored: &Stored) -> Result<(), String> {
         let (kind, key) = stored.record();
         let Some(record) = self.store.get(kind, key).await.map_err(|error| error.to_string())? else { return Ok(()) };
-        let mut applied = self.applied.subscribe();
-        applied.wait_for(|applied| *applied >= record.version).await.map_err(|error| error.to_string())?;
+        self.has_followed(record.version).await.map_err(|error| error.to_string())?;
         if self.catalog.uses(stored) {
             return Ok(());
         }

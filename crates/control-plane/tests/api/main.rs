@@ -16,4 +16,5 @@ mod snap_start;
 mod support;
 mod tags;
 mod updates;
+mod upgrades;
 mod versions;

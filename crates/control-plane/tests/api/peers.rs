@@ -3,16 +3,18 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use control_plane::{ControlPlane, Peers};
+use control_plane::{Behind, ControlPlane, Peers};
+use lambda_api::types::{CreateFunctionRequest, Environment};
+use store::Store as _;
 
-use crate::support::{World, me};
+use crate::support::{World, function, me};
 
 struct Other(ControlPlane);
 
 #[async_trait]
 impl Peers for Other {
     async fn caught_up(&self, revision: u64) {
-        self.0.applied(revision).await;
+        self.0.applied(revision).await.unwrap();
     }
 }
 
@@ -47,4 +49,49 @@ async fn a_process_that_starts_removes_nothing_that_another_one_stores() {
     assert!(other.has_package(&created));
     one.create("f").await;
     assert!(one.has_package(&created));
+}
+
+/// Of a process whose file of keys is another one.
+#[tokio::test]
+async fn who_cannot_read_a_function_says_so_until_it_can() {
+    let one = World::new().await;
+    one.create("plain").await;
+    let other = one.beside_with("other.key").await;
+    assert_eq!(other.plane.trouble(), None, "nothing is encrypted yet");
+
+    let variables = [("PASSWORD".to_owned(), "hunter2".to_owned())];
+    let environment = Some(Environment { variables: Some(variables.into()) });
+    one.plane.create_function(&me(), CreateFunctionRequest { environment, ..function("f") }).await.unwrap();
+    one.plane.wait_idle().await;
+    let revision = one.store.scan("function", "").await.unwrap().revision;
+    let Err(Behind::Unreadable(reason)) = other.plane.applied(revision).await else {
+        panic!("it has not followed that commit")
+    };
+    for words in ["function 111111111111/us-east-1/f", "other.key", "is encrypted with the key"] {
+        assert!(reason.contains(words), "{reason} should say {words}");
+    }
+    assert_eq!(other.plane.trouble(), Some(reason.clone()));
+    assert!(!reason.contains("hunter2"), "{reason}");
+
+    // It follows what it can read, and changes nothing.
+    one.describe("plain", "new").await;
+    let seen = async || other.get("plain", None).await.unwrap().description.as_deref() == Some("new");
+    while !seen().await {
+        tokio::task::yield_now().await;
+    }
+    let later = one.store.scan("function", "").await.unwrap().revision;
+    assert!(other.plane.applied(later).await.is_err(), "one that is missing counts for all after it");
+    let before = one.store.scan("function", "").await.unwrap().records;
+    let error = other.plane.create_function(&me(), function("mine")).await.unwrap_err();
+    assert!(error.message.contains("cannot read a part of the metadata"), "{}", error.message);
+    assert_eq!(one.store.scan("function", "").await.unwrap().records, before);
+
+    // The record goes, and with it the trouble.
+    one.delete("f", None).await.unwrap();
+    while other.plane.trouble().is_some() {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let now = one.store.scan("function", "").await.unwrap().revision;
+    other.plane.applied(now).await.unwrap();
+    other.create("mine").await;
 }

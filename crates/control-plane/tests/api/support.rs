@@ -150,26 +150,32 @@ impl World {
         snapshots: Arc<Snapshots>,
     ) -> Result<Self, control_plane::Error> {
         let store = Arc::new(SqliteStore::open(dir.join("metadata.db")).await.unwrap());
-        Self::of(dir, config, store, pulled, snapshots).await
+        Self::of(dir, &dir.join(KEY_FILE), config, store, pulled, snapshots).await
     }
 
     /// Another process with the same metadata.
     pub async fn beside(&self) -> Self {
+        self.beside_with(KEY_FILE).await
+    }
+
+    /// The same with another file of keys.
+    pub async fn beside_with(&self, keys: &str) -> Self {
         let config = Config { shared: true, ..Config::default() };
-        Self::of(&self.dir, config, self.store.clone(), BTreeSet::new(), Arc::default()).await.unwrap()
+        let keys = self.dir.join(keys);
+        Self::of(&self.dir, &keys, config, self.store.clone(), BTreeSet::new(), Arc::default()).await.unwrap()
     }
 
     async fn of(
         dir: &Path,
+        key_file: &Path,
         config: Config,
         store: Arc<SqliteStore>,
         pulled: BTreeSet<String>,
         snapshots: Arc<Snapshots>,
     ) -> Result<Self, control_plane::Error> {
-        let key_file = dir.join(KEY_FILE);
-        let keys = match secrets::read(&key_file).unwrap() {
+        let keys = match secrets::read(key_file).unwrap() {
             Some(keys) => keys,
-            None => secrets::create(&key_file).unwrap(),
+            None => secrets::create(key_file).unwrap(),
         };
         let packages = Packages::open(packages::Config {
             dir: dir.join("packages"),

@@ -8,6 +8,7 @@ use ::event_sources::{InvokeError, QueueSource, SqsQueues};
 use async_trait::async_trait;
 use bytes::Bytes;
 use control_plane::ControlPlane;
+use domain::trace::{Origin, Trigger};
 use domain::{
     AccountId, AssignRequest, EventSource, EventSourceMapping, InvokeRequest, LogType, QueueArn, RequestId, Step,
     Timeline, lineage,
@@ -82,8 +83,9 @@ impl ::event_sources::Invoker for SourceInvoker {
             _ => InvokeError::Throttled(error.to_string()),
         })?;
         let sampled = target.version.tracing_active;
-        let trace = frontend::new_trace(trace_header.as_deref(), self.0.clock.wall(), sampled);
-        let (trace_id, times) = lineage::hop(&trace, &function);
+        let traces = self.0.sync_path.traces();
+        let trace = frontend::new_trace(trace_header.as_deref(), self.0.clock.wall(), sampled, traces);
+        let (trace_id, times) = lineage::hop(&trace.header, &function);
         if lineage::is_loop(times) && !target.recursion_allowed {
             return Err(InvokeError::Refused(format!("{function} was invoked in a loop, and is not invoked again")));
         }
@@ -99,7 +101,8 @@ impl ::event_sources::Invoker for SourceInvoker {
             log_type: LogType::None,
         };
         let assign = AssignRequest { version: target.version, limits: target.limits };
-        let invocation = Invocation { request, assign, begun, before, show_timeline: false };
+        let origin = trace.origin.map(|origin| Box::new(Origin { trigger: Trigger::Batch, ..origin }));
+        let invocation = Invocation { request, assign, begun, before, show_timeline: false, origin };
         let done = self.0.sync_path.run(invocation).await;
         let done = done.map_err(|failure| InvokeError::Throttled(failure.to_api_error().to_string()))?;
         match done.outcome.function_error {

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use control_plane::ControlPlane;
 use delivery::Failure;
+use domain::trace::{Accepted, Traced, Traces};
 use domain::{AccountId, AssignRequest, Clock, FunctionArn, InvokeRequest, LogType, RequestId, Step, Timeline};
 use event_queue::QueueError;
 use frontend::ports;
@@ -19,6 +20,7 @@ use pollers::{AsyncEvent, Attempt, EventConfig, Outcome, Settings, Target};
 use uuid::Uuid;
 
 use super::Direct;
+use super::traces::{self, moment};
 
 /// Timelines that are kept; the oldest go first.
 const TIMELINES: usize = 1000;
@@ -33,22 +35,40 @@ pub struct Events {
     pub timelines: Arc<Timelines>,
     /// That of the timelines.
     pub clock: Arc<dyn Clock>,
+    /// What takes traces, if anything does.
+    pub traces: Option<Arc<dyn Traces>>,
 }
 
 #[async_trait]
 impl ports::Events for Events {
     async fn accept(&self, event: ports::Event) -> Result<(), ports::NotAccepted> {
-        let ports::Event { function, qualifier, request_id, payload, trace_id, timeline } = event;
+        let ports::Event { function, qualifier, request_id, payload, trace_id, received, timeline, origin } = event;
         let key = (function.clone(), request_id);
-        if let Some(received) = timeline {
+        let begun = self.clock.monotonic();
+        let traced = self.traces.as_ref().zip(origin).map(|(traces, origin)| (traces, origin, qualifier.clone()));
+        if timeline {
             // Before anybody can take it from the queue.
             self.timelines.begin(key.clone(), received);
         }
         let trace_header = Some(trace_id);
         let event = AsyncEvent::new(function, request_id, payload, self.clock.wall());
         let accepted = self.pollers.accept(AsyncEvent { qualifier, trace_header, ..event }).await;
-        if timeline.is_some() {
+        if timeline {
             self.timelines.queued(&key, self.clock.monotonic());
+        }
+        if let Some((traces, origin, qualifier)) = traced {
+            let now = moment(&*self.clock);
+            traces.take(Traced::Accepted(Box::new(Accepted {
+                origin: *origin,
+                function: key.0,
+                qualifier,
+                request_id,
+                received,
+                enqueued: begun,
+                ended: now.monotonic,
+                error: accepted.as_ref().err().map(ToString::to_string),
+                now,
+            })));
         }
         accepted.map_err(|error| match error {
             QueueError::TooLarge { limit, .. } => ports::NotAccepted::TooLarge(limit),
@@ -98,6 +118,8 @@ impl pollers::Invoker for Attempts {
             Err(error) => return refused(&error),
         };
         let version = Arc::clone(&target.version);
+        let traced = self.direct.sync_path.traces().is_some();
+        let origin = traced.then(|| traces::attempt(event, self.direct.clock.wall())).flatten().map(Box::new);
         let invocation = Invocation {
             request: InvokeRequest {
                 request_id: event.request_id,
@@ -111,6 +133,7 @@ impl pollers::Invoker for Attempts {
             begun,
             before: before.clone(),
             show_timeline,
+            origin,
         };
         match self.direct.sync_path.run(invocation).await {
             Ok(done) => {
@@ -237,13 +260,32 @@ impl delivery::EnqueueEvent for Records {
             cause: error.to_string(),
         })?;
         let now = self.direct.clock.wall();
+        let traces = self.direct.sync_path.traces();
+        let trace = frontend::new_trace(trace_header, now, found.version.tracing_active, traces);
+        let request_id = RequestId(Uuid::new_v4());
         let event = AsyncEvent {
             qualifier: qualifier.clone(),
-            trace_header: Some(frontend::new_trace(trace_header, now, found.version.tracing_active)),
-            ..AsyncEvent::new(arn, RequestId(Uuid::new_v4()), record, now)
+            trace_header: Some(trace.header),
+            ..AsyncEvent::new(arn.clone(), request_id, record, now)
         };
         let pollers = self.pollers.get().ok_or_else(|| Failure::temporary("Emberbox is starting"))?;
-        pollers.accept(event).await.map_err(|error| Failure::temporary(error.to_string()))
+        let begun = self.direct.clock.monotonic();
+        let accepted = pollers.accept(event).await;
+        if let Some((traces, origin)) = traces.zip(trace.origin) {
+            let now = moment(&*self.direct.clock);
+            traces.take(Traced::Accepted(Box::new(Accepted {
+                origin,
+                function: arn,
+                qualifier: qualifier.clone(),
+                request_id,
+                received: begun,
+                enqueued: begun,
+                ended: now.monotonic,
+                error: accepted.as_ref().err().map(ToString::to_string),
+                now,
+            })));
+        }
+        accepted.map_err(|error| Failure::temporary(error.to_string()))
     }
 }
 

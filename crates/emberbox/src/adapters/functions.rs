@@ -32,6 +32,10 @@ impl ports::Functions for Functions {
         })
     }
 
+    fn is_current(&self) -> bool {
+        self.0.trouble().is_none()
+    }
+
     async fn manage(&self, call: Call<'_>) -> Option<Result<Response<Bytes>, ApiError>> {
         let (plane, who) = (&self.0, &caller(call.caller));
         let answer = match call.routed.operation {

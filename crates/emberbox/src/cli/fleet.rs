@@ -145,13 +145,21 @@ gets no other.")]
         #[arg(long)]
         json: bool,
     },
-    /// Let a member have no other certificate, where the certificate authority is; the one that it has goes on until its end
+    /// Shut a member out, where the certificate authority is: it gets no other certificate, and the others refuse the one that it has
     Deny {
         /// Its name
         id: MemberId,
         /// Where the certificate authority is [default: fleet-ca in the data directory]
         #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
         dir: Option<PathBuf>,
+    },
+    /// Not in this build, nor `cordon`, `uncordon` and `drain`
+    #[cfg(not(feature = "cluster"))]
+    #[command(hide = true, aliases = ["cordon", "uncordon", "drain"])]
+    Status {
+        /// Whatever a build with fleets takes
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        _rest: Vec<String>,
     },
     /// Show who is in the fleet, and how it is: members, sandboxes, load, events that wait
     #[cfg(feature = "cluster")]
@@ -161,8 +169,8 @@ Examples:
   emberbox fleet status --config emberbox.toml --watch
   emberbox fleet status --database postgres://emberbox@db/emberbox --tls /var/lib/emberbox/fleet --json
 
-The members are those in the database; each is then asked how it is, with the certificate that this machine has, whatever its role.
-Who does not answer is shown as such. Sandboxes are as the workers see them.")]
+The members are those in the database; each is then asked how it is, with the certificate that this machine has, whatever its role;
+what waits in the event queue is told to frontends and pollers only. Who does not answer is shown as such. Sandboxes are as the workers see them.")]
     Status {
         #[command(flatten)]
         place: FleetPlace,

@@ -1,7 +1,7 @@
 //! `emberbox dev-fleet`: a whole fleet as processes on this machine, to try, and for tests.
 //!
 //! ```text
-//!  PostgreSQL ◄── metadata, members, events ── frontend-1 … worker-manager-1 … pollers-1 … worker-1 …
+//!  PostgreSQL ◄── metadata, members, events ── frontend-1 … worker-manager-1 … placement-1 … pollers-1 … worker-1 …
 //!  DIR/packages ◄───────────── code ───────────┘
 //! ```
 //!
@@ -9,6 +9,7 @@
 //! people want to see. All of them end with this one, however it ends.
 
 mod authority;
+mod configuration;
 mod postgres;
 mod process;
 
@@ -21,24 +22,20 @@ use anyhow::{Context, Result, bail};
 use futures::future::{join_all, select_all};
 use membership::Role;
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::cli::DevFleet;
-use crate::data_dir;
+use crate::data_dir::{self, DataDir};
 use crate::ui;
 use authority::Authority;
 use postgres::Postgres;
-use process::{Line, Process};
+use process::{Hurry, Line, Process, Ready};
 
 /// How long the processes may take to be ready.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// Lines of the log that wait for the terminal.
 const LINES: usize = 1024;
-/// What each process says on its standard output once it is ready.
-const READY: &str = "is ready";
-/// And where its metrics are.
-const METRICS: &str = "its metrics are on ";
 
 /// `emberbox dev-fleet`
 pub fn run(args: DevFleet) -> Result<ExitCode> {
@@ -85,11 +82,13 @@ async fn fleet(args: DevFleet) -> Result<ExitCode> {
             temporary.path().to_owned()
         }
     };
+    // Two fleets in one would write each other's files.
+    let _locked = DataDir::open(&dir)?;
     let postgres = match &args.database {
         Some(_) => None,
         None => Some(Postgres::start(&dir.join("postgres"))?),
     };
-    let database = match (&args.database, &postgres) {
+    let url = match (&args.database, &postgres) {
         (Some(url), _) => url.clone(),
         (None, Some(postgres)) => postgres.url(),
         (None, None) => unreachable!("one of them is there"),
@@ -99,17 +98,13 @@ async fn fleet(args: DevFleet) -> Result<ExitCode> {
         Some(_) => dir.clone(),
         None => data_dir::default_dir()?,
     };
-    let base = match &args.config {
-        Some(path) => std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?,
-        None => String::new(),
-    };
-    let mut base: toml::Table = base.parse().context("read the configuration")?;
+    let mut base = configuration::read(args.config.as_deref())?;
     if !base.contains_key("secrets_file") {
         let file = dir.join("secrets.key");
         if secrets::read(&file)?.is_none() {
             secrets::create(&file)?;
         }
-        base.insert("secrets_file".into(), file.to_str().context("the data directory is not UTF-8")?.into());
+        base.insert("secrets_file".into(), configuration::text(&file)?.into());
     }
     let authority = Authority::start(&dir.join("ca")).await?;
     let (sender, mut lines) = mpsc::channel(LINES);
@@ -117,6 +112,7 @@ async fn fleet(args: DevFleet) -> Result<ExitCode> {
     let mut listen = args.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 4566)));
     let counts = [
         (Role::Worker, args.workers),
+        (Role::Placement, args.placements),
         (Role::WorkerManager, args.managers),
         (Role::Pollers, args.pollers),
         (Role::Frontend, args.frontends),
@@ -127,7 +123,11 @@ async fn fleet(args: DevFleet) -> Result<ExitCode> {
             let own = dir.join(&name);
             data_dir::share_runtimes(&runtimes, &own.join("data"))?;
             let certificate = authority.certify(&name, role, own.join("certificate")).await?;
-            let config = configure(&base, &name, role, &dir, &database, listen, &certificate)?;
+            // A worker needs little of the database, and has no right to the rest.
+            let database = postgres.as_ref().filter(|_| role == Role::Worker).map(Postgres::worker_url);
+            let database = database.unwrap_or_else(|| url.clone());
+            let place = configuration::Place { name: &name, role, dir: &dir, database: &database, listen };
+            let config = place.configure(&base, &certificate)?;
             processes.push(Process::start(&name, &own, &config, &sender)?);
             if role == Role::Frontend && listen.port() != 0 {
                 listen.set_port(listen.port().saturating_add(1));
@@ -135,7 +135,7 @@ async fn fleet(args: DevFleet) -> Result<ExitCode> {
         }
     }
     let result = tokio::select! {
-        result = live(&args, &dir, &database, &mut processes, &mut lines) => result,
+        result = live(&args, &dir, &url, &mut processes, &mut lines) => result,
         () = signals.next() => Ok(()),
     };
     eprintln!("Stopping the fleet.");
@@ -145,6 +145,15 @@ async fn fleet(args: DevFleet) -> Result<ExitCode> {
             print_line(&line);
         }
     };
+    let (hurry, hurried) = watch::channel(Hurry::No);
+    let hurrying = async {
+        signals.next().await;
+        eprintln!("Stopping at once: running invocations are cut off. Another Ctrl-C kills what is left.");
+        hurry.send_replace(Hurry::Ask);
+        signals.next().await;
+        hurry.send_replace(Hurry::Kill);
+        std::future::pending::<()>().await
+    };
     let stopping = async {
         let mut failed = Vec::new();
         while !processes.is_empty() {
@@ -152,7 +161,12 @@ async fn fleet(args: DevFleet) -> Result<ExitCode> {
             let last = processes.last().and_then(role);
             let (now, rest): (Vec<_>, Vec<_>) = processes.drain(..).partition(|process| role(process) == last);
             processes = rest;
-            failed.extend(join_all(now.into_iter().map(Process::stop)).await.into_iter().filter_map(Result::err));
+            failed.extend(
+                join_all(now.into_iter().map(|process| process.stop(hurried.clone())))
+                    .await
+                    .into_iter()
+                    .filter_map(Result::err),
+            );
         }
         failed
     };
@@ -160,6 +174,7 @@ async fn fleet(args: DevFleet) -> Result<ExitCode> {
     let failed = tokio::select! {
         failed = stopping => failed,
         () = async { printing.await; std::future::pending().await } => unreachable!("it waits for ever"),
+        () = hurrying => unreachable!("it waits for ever"),
     };
     for error in &failed {
         eprintln!("{} {}", ui::error_label(), ui::explain(error));
@@ -215,12 +230,10 @@ async fn live(
     let mut alive: Vec<&mut Process> = processes.iter_mut().collect();
     loop {
         match next(&mut alive, lines, (!missing.is_empty()).then_some(deadline)).await? {
-            Event::Wrote(line) if line.text.contains(READY) && missing.contains(&line.name) => {
-                missing.retain(|name| *name != line.name);
-                let endpoint = line.text.split_whitespace().find(|word| word.starts_with("http"));
-                endpoints.extend(endpoint.map(|url| (line.name.clone(), url.trim_end_matches(':').to_owned())));
-                let admin = line.text.rsplit_once(METRICS);
-                admins.extend(admin.map(|(_, address)| (line.name.clone(), address.trim_end_matches('.').to_owned())));
+            Event::Wrote(Line { name, ready: Some(Ready { endpoint, admin }), .. }) if missing.contains(&name) => {
+                missing.retain(|other| *other != name);
+                endpoints.extend(endpoint.map(|endpoint| (name.clone(), endpoint)));
+                admins.extend(admin.map(|admin| (name.clone(), admin)));
                 if missing.is_empty() {
                     endpoints.sort();
                     let endpoints: Vec<String> = endpoints.iter().map(|(_, endpoint)| endpoint.clone()).collect();
@@ -266,33 +279,4 @@ fn announce(args: &DevFleet, shown: &Shown<'_>) -> Result<()> {
 
 fn print_line(line: &Line) {
     eprintln!("{} {}", ui::dim(&format!("{:<18}", line.name)), line.text);
-}
-
-/// The user's configuration, with what makes it that of one process.
-fn configure(
-    base: &toml::Table,
-    name: &str,
-    role: Role,
-    dir: &Path,
-    database: &str,
-    listen: SocketAddr,
-    certificate: &Path,
-) -> Result<toml::Table> {
-    let text = |path: &Path| path.to_str().map(ToOwned::to_owned).context("the data directory is not UTF-8");
-    let mut config = base.clone();
-    config.insert("listen".into(), listen.to_string().into());
-    config.insert("data_dir".into(), text(&dir.join(name).join("data"))?.into());
-    let mut cluster = match config.remove("cluster") {
-        Some(toml::Value::Table(cluster)) => cluster,
-        _ => toml::Table::new(),
-    };
-    cluster.insert("id".into(), name.into());
-    cluster.insert("roles".into(), vec![role.to_string()].into());
-    cluster.insert("database".into(), database.into());
-    cluster.insert("bind".into(), "127.0.0.1:0".into());
-    cluster.insert("tls".into(), text(certificate)?.into());
-    cluster.entry("admin").or_insert("127.0.0.1:0".into());
-    cluster.insert("packages".into(), text(&dir.join("packages"))?.into());
-    config.insert("cluster".into(), cluster.into());
-    Ok(config)
 }

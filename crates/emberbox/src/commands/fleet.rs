@@ -41,6 +41,8 @@ pub fn run(command: Fleet) -> Result<ExitCode> {
         }
         Fleet::Renew { force, dir, json } => return client_side(renew(dir, force, json)),
         Fleet::Deny { id, dir } => return client_side(deny(dir, id)),
+        #[cfg(not(feature = "cluster"))]
+        Fleet::Status { .. } => bail!(crate::commands::WITHOUT_FLEETS),
         #[cfg(feature = "cluster")]
         Fleet::Status { place, watch, json } => return client_side(status::run(place, watch, json)),
         #[cfg(feature = "cluster")]
@@ -191,7 +193,8 @@ async fn deny(dir: Option<PathBuf>, id: MemberId) -> Result<ExitCode> {
     Ca::load(&dir)?;
     FileLedger::new(&dir).deny(id.clone()).await?;
     eprintln!(
-        "{id} gets no other certificate. The one that it may have goes on until its end: shut it out in the network until then."
+        "{id} gets no other certificate. The other members refuse the one that it may have within a minute, as they ask the join server; \
+         a machine that was broken into should be shut out in the network as well."
     );
     Ok(ExitCode::SUCCESS)
 }

@@ -126,17 +126,24 @@ impl Running {
         )
     }
 
-    /// Returns when another process has taken this one's place.
+    /// Returns when this process has to end: another one has taken its place, or it is not whole any more.
     async fn superseded(&self) -> anyhow::Error {
+        let broken = |failed: String| {
+            anyhow::anyhow!(
+                "{failed}; this process stops, for it would not do all of its work. Start it again, and please report this"
+            )
+        };
         match self {
-            Self::Whole(_) => std::future::pending().await,
+            Self::Whole(server) => broken(server.failed().await),
             #[cfg(feature = "cluster")]
             Self::Part(fleet) => {
-                fleet.replaced().await;
-                anyhow::anyhow!(
-                    "another process has joined the fleet as {}, and this one stops. Give each process a name of its own (cluster.id)",
-                    fleet.id()
-                )
+                tokio::select! {
+                    () = fleet.replaced() => anyhow::anyhow!(
+                        "another process has joined the fleet as {}, and this one stops. Give each process a name of its own (cluster.id)",
+                        fleet.id()
+                    ),
+                    failed = fleet.failed() => broken(failed),
+                }
             }
         }
     }

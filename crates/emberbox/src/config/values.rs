@@ -30,6 +30,12 @@ pub enum Network {
     None,
 }
 
+/// `[cluster]` of an Emberbox for one machine.
+#[cfg(not(feature = "cluster"))]
+pub fn no_fleet<'de, D: Deserializer<'de>>(_: D) -> Result<(), D::Error> {
+    Err(D::Error::custom(crate::commands::WITHOUT_FLEETS))
+}
+
 /// `engine` of `[events]`.
 #[derive(Deserialize, Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[serde(rename_all = "lowercase")]

@@ -8,6 +8,7 @@ use control_plane::ControlPlane;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
 
+use super::tasks::Tasks;
 use crate::adapters::{Direct, Mappings, Queues, SourceInvoker};
 
 /// The pollers of event sources, running.
@@ -18,7 +19,13 @@ pub struct EventSources {
 
 impl EventSources {
     /// Serves the mappings that there are, and follows their changes.
-    pub fn start(queues: SqsConfig, control_plane: &ControlPlane, direct: Direct, registry: &mut Registry) -> Self {
+    pub fn start(
+        queues: SqsConfig,
+        control_plane: &ControlPlane,
+        direct: Direct,
+        registry: &mut Registry,
+        tasks: &Tasks,
+    ) -> Self {
         let own = queues.http_client.is_some();
         let queues = Arc::new(SqsQueues::new(queues));
         control_plane.check_event_sources_with(Arc::new(Queues { queues: Arc::clone(&queues), own }));
@@ -31,7 +38,7 @@ impl EventSources {
             clock,
             Metrics::register(registry),
         ));
-        let running = tokio::spawn({
+        let running = tasks.spawn("poll event sources", {
             let service = Arc::clone(&service);
             async move { service.run().await }
         });

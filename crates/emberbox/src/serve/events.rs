@@ -15,13 +15,16 @@ use anyhow::Result;
 use control_plane::ControlPlane;
 use delivery::{Delivery, DeliveryConfig};
 use domain::Clock;
+use domain::trace::Traces;
 use event_queue::EventQueue;
 use event_queue::sqlite::SqliteQueue;
+use pollers::Deliver;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
 
 use super::settings;
-use crate::adapters::{Attempts, Direct, EventSettings, Events, Records, Timelines};
+use super::tasks::Tasks;
+use crate::adapters::{Attempts, Direct, EventSettings, Events, Records, Timelines, TracedDelivery};
 use crate::config::{Config, EventEngine};
 
 /// The queue and its pollers, running.
@@ -32,6 +35,7 @@ pub struct Asynchronous {
     running: Option<JoinHandle<()>>,
     timelines: Arc<Timelines>,
     clock: Arc<dyn Clock>,
+    traces: Option<Arc<dyn Traces>>,
 }
 
 impl Asynchronous {
@@ -42,14 +46,19 @@ impl Asynchronous {
         control_plane: &ControlPlane,
         direct: Direct,
         delivery: DeliveryConfig,
-        polls: bool,
+        polling: Option<&Tasks>,
         registry: &mut Registry,
     ) -> Result<Self> {
         let clock = Arc::clone(&direct.clock);
         let queue = open(config, dir, &clock).await?;
         let timelines = Arc::new(Timelines::default());
         let attempts = Attempts { direct: direct.clone(), timelines: Arc::clone(&timelines) };
+        let traces = direct.sync_path.traces().cloned();
         let records = Arc::new(Records::new(direct));
+        let mut deliver: Arc<dyn Deliver> = Arc::new(Delivery::new(delivery, Arc::clone(&records) as _));
+        if let Some(traces) = &traces {
+            deliver = Arc::new(TracedDelivery { deliver, traces: Arc::clone(traces), clock: Arc::clone(&clock) });
+        }
         let metrics = pollers::Metrics::default();
         metrics.register(registry);
         let pollers = pollers::Service::new(
@@ -57,13 +66,13 @@ impl Asynchronous {
             Arc::clone(&queue),
             Arc::new(attempts),
             Arc::new(EventSettings(control_plane.clone())),
-            Arc::new(Delivery::new(delivery, Arc::clone(&records) as _)),
+            deliver,
             Arc::clone(&clock),
             metrics,
         );
         records.connect(pollers.clone());
-        let running = polls.then(|| tokio::spawn(pollers.clone().run()));
-        Ok(Self { queue, pollers, running, timelines, clock })
+        let running = polling.map(|tasks| tasks.spawn("run events", pollers.clone().run()));
+        Ok(Self { queue, pollers, running, timelines, clock, traces })
     }
 
     /// Where the events wait.
@@ -74,7 +83,12 @@ impl Asynchronous {
 
     /// For the Frontend.
     pub fn port(&self) -> Events {
-        Events { pollers: self.pollers.clone(), timelines: Arc::clone(&self.timelines), clock: Arc::clone(&self.clock) }
+        Events {
+            pollers: self.pollers.clone(),
+            timelines: Arc::clone(&self.timelines),
+            clock: Arc::clone(&self.clock),
+            traces: self.traces.clone(),
+        }
     }
 
     /// Takes no more events from the queue, and waits `limit` for those that run. New ones can still be put in.

@@ -6,7 +6,8 @@
 //!  2 address for the other roles                       6 calls of other roles finish
 //!  3 metadata, members (as one that joins)             1 draining: nothing new comes; 8 the fleet is left, metadata closed
 //!  4 worker: engine, sandboxes                         5 worker: sandboxes end; 7 engine
-//!  5 worker manager: follows the view, claims workers  4 worker manager: its functions are another's, as they are
+//!  5 placement: observes workers; worker manager:      4 worker manager: its functions are another's, as they are
+//!    follows the view, claims workers
 //!  6 frontend and pollers: copy of the metadata,       2 frontend: running requests finish
 //!    router, event queue                               3 pollers: running events and batches finish
 //!  7 active: from here on the others send work
@@ -20,6 +21,7 @@ mod homes;
 mod logs;
 mod managers;
 mod peers;
+mod placement;
 pub mod renewal;
 mod roles;
 pub mod status;
@@ -36,13 +38,16 @@ use membership::postgres::{Options, PostgresRegistry};
 use membership::{Member, MemberId, MemberState, Membership, Role, Standing};
 use prometheus_client::registry::Registry;
 use rpc::{
-    Channels, Credentials, FrontendServer, LogsServer, ManagerServer, QuotaServer, Server, Services, StatusServer,
+    Channels, Credentials, FrontendServer, LogsServer, ManagerServer, PlacementServer, QuotaServer, Server, Services,
+    StatusServer,
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::otlp::Process;
 use super::parts::Content;
 use super::refuse_open_house;
+use super::tasks::Tasks;
 use crate::adapters;
 use crate::config::{Cluster, Config};
 use crate::data_dir::{self, DataDir};
@@ -68,6 +73,7 @@ pub struct Fleet {
     api: Option<Api>,
     manager: Option<worker_manager::Manager>,
     host: Option<Host>,
+    tasks: Tasks,
     followers: Vec<JoinHandle<()>>,
     membership: Membership,
     stop_rpc: CancellationToken,
@@ -88,8 +94,9 @@ impl Fleet {
         let dir = data.path();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let mut registry = Registry::with_prefix("emberbox");
+        let tasks = Tasks::new();
         let admin = match cluster.admin {
-            Some(address) => Some(Admin::start(address).await?),
+            Some(address) => Some(Admin::start(address, &tasks).await?),
             None => None,
         };
         let id: Arc<str> = match (&cluster.tls, &cluster.id) {
@@ -104,15 +111,19 @@ impl Fleet {
         let address = server.address();
         let mut followers = Vec::new();
         if let (Some(dir), Some(credentials)) = (&cluster.tls, &credentials) {
-            followers.push(tokio::spawn(renewal::run(dir.clone(), credentials.clone())));
+            followers.push(tasks.spawn("renew the certificate", renewal::run(dir.clone(), credentials.clone())));
+            followers.push(tasks.spawn("ask who was denied", renewal::deny(dir.clone(), credentials.clone())));
         }
         let channels = Channels::new(credentials, Arc::clone(&clock));
         let membership = join(&cluster, &id, address).await?;
+        let (present, members) = tokio::sync::watch::channel(Arc::default());
+        followers.push(tasks.spawn("follow who is there", peers::follow(membership.changes(), present)));
+        let server = server.with_members(members);
 
         let content = Content::open(&config, dir)?;
         let mut services = Services::default();
         let host = if cluster.is(Role::Worker) {
-            let host = Host::start(&config, dir, &id, &content, &clock, &mut registry).await?;
+            let host = Host::start(&config, dir, &id, &content, &clock, &mut registry, &tasks).await?;
             services.worker = Some(host.server.clone());
             let own = logs::Own(Arc::new(adapters::Logs(host.logs.clone())));
             services.logs = Some(LogsServer::new(Arc::new(own)));
@@ -120,23 +131,32 @@ impl Fleet {
         } else {
             None
         };
+        let deciding = cluster.is(Role::Placement).then(|| {
+            let deciding = placement::Deciding::new(Arc::clone(&clock));
+            services.placement = Some(PlacementServer::new(Arc::new(deciding.clone())));
+            let follow = deciding.clone().follow(membership.changes(), channels.clone(), Arc::clone(&id));
+            followers.push(tasks.spawn("follow the workers", follow));
+            deciding
+        });
         let manager = cluster.is(Role::WorkerManager).then(|| {
             let manager = worker_manager::Manager::new(Arc::clone(&clock), super::settings::manager(&config), vec![]);
             services.quota = Some(QuotaServer::new(Arc::new(manager.clone())));
             services.manager = Some(ManagerServer::new(Arc::new(manager.clone()), Arc::clone(&clock)));
-            let workers = workers::Workers::new(Arc::clone(&id), manager.clone(), channels.clone());
-            followers.push(tokio::spawn(workers.run(membership.changes())));
-            followers.push(tokio::spawn(manager.clone().run()));
+            let who = placement::WhoDecides::new(membership.clone(), channels.clone(), deciding.clone());
+            manager.place_by(Arc::new(who));
+            let workers = workers::Workers::new(Arc::clone(&id), manager.clone(), channels.clone(), tasks.clone());
+            followers.push(tasks.spawn("claim workers", workers.run(membership.changes())));
+            followers.push(tasks.spawn("look after sandboxes", manager.clone().run()));
             let homes = homes::OtherManagers {
                 me: Arc::clone(&id),
                 own: manager.clone(),
                 membership: membership.clone(),
                 channels: channels.clone(),
             };
-            followers.push(tokio::spawn(manager.clone().share_accounts(Arc::new(homes))));
+            followers.push(tasks.spawn("share accounts", manager.clone().share_accounts(Arc::new(homes))));
             manager
         });
-        admin::register(&mut registry, membership.clone(), manager.clone());
+        admin::register(&mut registry, membership.clone(), manager.clone(), deciding.clone());
         let has_copy = cluster.is(Role::Frontend) || cluster.is(Role::Pollers);
         let (own, others) = tokio::sync::watch::channel(None);
         if has_copy {
@@ -144,23 +164,37 @@ impl Fleet {
         }
         let queue = Arc::new(OnceLock::new());
         services.status = Some(StatusServer::new(Arc::new(status::Own::new(status::Parts {
+            tasks: tasks.clone(),
             membership: membership.clone(),
             worker: host.as_ref().map(Host::worker),
             manager: manager.clone(),
+            deciding: deciding.clone(),
             queue: Arc::clone(&queue),
         }))));
         let stop_rpc = CancellationToken::new();
-        let rpc = tokio::spawn(server.serve(services, stop_rpc.clone(), config.stop_limit));
+        let rpc = tasks.spawn("serve the other roles", server.serve(services, stop_rpc.clone(), config.stop_limit));
         let (api, registry) = if has_copy {
             let peers = Arc::new(peers::Peers::new(membership.clone(), channels.clone()));
             let barrier = peers::Barrier { peers, own };
             let own = manager.clone().map(|manager| (Arc::clone(&id), Arc::new(manager) as _));
             let (sender, receiver) = tokio::sync::watch::channel(Default::default());
-            followers.push(tokio::spawn(managers::follow(membership.changes(), own, channels.clone(), sender)));
+            let following = managers::follow(membership.changes(), own, channels.clone(), sender);
+            followers.push(tasks.spawn("follow the managers", following));
             let router = frontend::router::Router::new(receiver);
             let logs = Arc::new(logs::Workers::new(membership.clone(), channels.clone()));
-            let shared =
-                roles::Shared { config: &config, cluster: &cluster, dir, content, clock, router, logs, barrier };
+            let process = process(&id, &cluster, membership.clone());
+            let shared = roles::Shared {
+                config: &config,
+                cluster: &cluster,
+                dir,
+                content,
+                clock,
+                router,
+                logs,
+                barrier,
+                process,
+                tasks: &tasks,
+            };
             let (api, registry) = Api::start(shared, registry).await?;
             // Set once, here.
             let _ = queue.set(api.queue());
@@ -169,7 +203,7 @@ impl Fleet {
             (None, Arc::new(registry))
         };
         if let Some(admin) = &admin {
-            admin.running(membership.clone(), registry);
+            admin.running(membership.clone(), api.as_ref().map(Api::control_plane), registry);
         }
         if let Some(api) = &api {
             // Changes of before did not wait for this process.
@@ -202,6 +236,7 @@ impl Fleet {
             api,
             manager,
             host,
+            tasks,
             followers,
             membership,
             stop_rpc,
@@ -242,6 +277,11 @@ impl Fleet {
         if self.membership.standing().wait_for(|standing| *standing == Standing::Replaced).await.is_err() {
             std::future::pending().await
         }
+    }
+
+    /// Returns why the process has to end, when one of its tasks has panicked.
+    pub async fn failed(&self) -> String {
+        self.tasks.failed().await
     }
 
     /// Stops in the order above. Running invocations may finish, until `hurry` is ready or [`Config::stop_limit`] is over.
@@ -285,6 +325,22 @@ impl Fleet {
         }
         // What it managed is another manager's, with the sandboxes as they are.
         drop(self.manager);
+    }
+}
+
+/// This process and its members, as traces name them.
+fn process(id: &Arc<str>, cluster: &Cluster, membership: Membership) -> Process {
+    let text = |roles: &mut dyn Iterator<Item = Role>| {
+        let roles: Vec<&str> = roles.map(Role::as_str).collect();
+        Arc::<str>::from(roles.join(","))
+    };
+    Process {
+        id: Arc::clone(id),
+        roles: text(&mut cluster.roles.iter().copied()),
+        roles_of: Arc::new(move |id| {
+            let view = membership.view();
+            view.member(&MemberId::new(id)).map(|member| text(&mut member.roles.iter().copied()))
+        }),
     }
 }
 

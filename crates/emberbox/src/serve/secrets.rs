@@ -6,6 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use secrets::Keyring;
 use store::Store;
+#[cfg(feature = "cluster")]
+use store::{Op, Precondition};
 
 use crate::config::Config;
 
@@ -22,15 +24,59 @@ pub async fn own_keys(config: &Config, dir: &Path, store: &dyn Store) -> Result<
     }
 }
 
-/// For a server of a fleet: reads the keys, which all of its servers must have, so none makes them.
+/// Where the metadata say which key encrypts.
+#[cfg(feature = "cluster")]
+const KEY_RECORD: (&str, &str) = ("fleet", "secrets-key");
+
+/// For a server of a fleet: reads the keys, which all of its servers must have, so none makes them. Servers with different
+/// files would write what the others cannot read, so the metadata have the name of the key that encrypts, and who has it not does not start.
 #[cfg(feature = "cluster")]
 pub async fn fleet_keys(config: &Config, store: &dyn Store) -> Result<Keyring> {
     match &config.secrets_file {
-        Some(path) => given(path, store).await,
+        Some(path) => {
+            let keys = given(path, store).await?;
+            agree(&keys, path, store).await?;
+            Ok(keys)
+        }
         None => bail!(
             "a fleet needs a file of keys that is the same on all of its servers, for the functions' environment variables: \
              set `secrets_file` in the configuration. The first file is made by: openssl rand -base64 32 > secrets.key"
         ),
+    }
+}
+
+/// Looks whether the fleet encrypts with a key that is here, and says so if this server begins another one: the first line of
+/// its file, while all others have that as well ("add it last everywhere, then move it first").
+#[cfg(feature = "cluster")]
+async fn agree(keys: &Keyring, path: &Path, store: &dyn Store) -> Result<()> {
+    let (kind, name) = KEY_RECORD;
+    loop {
+        let record = store.get(kind, name).await.context("read which key the fleet encrypts with")?;
+        let fleet = match &record {
+            Some(record) => Some(String::from_utf8_lossy(&record.value).into_owned()),
+            // Of a fleet of before there was such a record, or a new one.
+            None => control_plane::encrypted_with(store).await.context("look for encrypted metadata")?,
+        };
+        if let Some(fleet) = fleet.filter(|fleet| !keys.ids().any(|id| id == fleet)) {
+            bail!(
+                "the fleet encrypts the functions' environment variables with the key {fleet}, and {}, which `secrets_file` in the \
+                 configuration names, has {}: this server could not read what others write, nor they what it writes. Copy the file \
+                 from another server of the fleet; nothing was changed",
+                path.display(),
+                keys.ids().collect::<Vec<_>>().join(", ")
+            );
+        }
+        let precondition = match record {
+            Some(record) if record.value == keys.current().as_bytes() => return Ok(()),
+            Some(record) => Precondition::Version(record.version),
+            None => Precondition::DoesNotExist,
+        };
+        match store.commit(vec![Op::put(kind, name, keys.current().to_owned()).when(precondition)]).await {
+            Ok(_) => return Ok(()),
+            // Another one was first.
+            Err(error) if error.retryable() => {}
+            Err(error) => return Err(error).context("write which key the fleet encrypts with"),
+        }
     }
 }
 
@@ -131,6 +177,48 @@ mod tests {
         assert!(fleet_keys(&config, &store).await.is_err(), "it is not made");
         let made = secrets::create(&dir.path().join("fleet.key")).unwrap();
         assert_eq!(fleet_keys(&config, &store).await.unwrap().current(), made.current());
+        store.close().await;
+    }
+
+    #[cfg(feature = "cluster")]
+    #[tokio::test]
+    async fn members_of_a_fleet_have_the_key_that_the_others_have() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path()).await;
+        let file = |name: &str| dir.path().join(name);
+        let with = |name: &str| Config { secrets_file: Some(file(name)), ..Config::default() };
+        let (first, second) = (secrets::create(&file("a")).unwrap(), secrets::create(&file("b")).unwrap());
+        fleet_keys(&with("a"), &store).await.unwrap();
+        let error = fleet_keys(&with("b"), &store).await.unwrap_err().to_string();
+        for words in [first.current(), second.current(), &file("b").display().to_string(), "nothing was changed"] {
+            assert!(error.contains(words), "{error} should say {words}");
+        }
+        fleet_keys(&with("a"), &store).await.unwrap();
+
+        // As keys are changed: last everywhere, then first everywhere.
+        let (a, b) = (fs::read_to_string(file("a")).unwrap(), fs::read_to_string(file("b")).unwrap());
+        fs::write(file("a-b"), format!("{a}{b}")).unwrap();
+        fs::write(file("b-a"), format!("{b}{a}")).unwrap();
+        fleet_keys(&with("a-b"), &store).await.unwrap();
+        fleet_keys(&with("b-a"), &store).await.unwrap();
+        let error = fleet_keys(&with("a"), &store).await.unwrap_err().to_string();
+        assert!(error.contains(second.current()), "{error}");
+        fleet_keys(&with("a-b"), &store).await.unwrap();
+        store.close().await;
+    }
+
+    #[cfg(feature = "cluster")]
+    #[tokio::test]
+    async fn what_a_fleet_encrypted_before_there_was_a_record_is_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path()).await;
+        let config = Config { secrets_file: Some(dir.path().join("fleet.key")), ..Config::default() };
+        secrets::create(&dir.path().join("fleet.key")).unwrap();
+        let record = br#"{"latest":{"settings":{"environment":"v1:0123456789ab:AAAA"}}}"#;
+        store.commit(vec![Op::put("function", "000000000000/us-east-1/f", &record[..])]).await.unwrap();
+        let error = fleet_keys(&config, &store).await.unwrap_err().to_string();
+        assert!(error.contains("the key 0123456789ab"), "{error}");
+        assert!(store.get("fleet", "secrets-key").await.unwrap().is_none(), "the wrong key is not the fleet's");
         store.close().await;
     }
 }

@@ -17,7 +17,9 @@ use crate::ca::Subject;
 use crate::csr::Csr;
 use crate::identity::{Identity, identity_of, show_roles};
 use crate::ledger::{Admission, RedeemError, Refusal};
-use crate::protocol::{Issued, JOIN, JoinRequest, MAX_BODY, MAX_HOSTS, RENEW, Refused, RenewRequest};
+use crate::protocol::{
+    DENIED, Denied, DeniedRequest, Issued, JOIN, JoinRequest, MAX_BODY, MAX_HOSTS, RENEW, Refused, RenewRequest,
+};
 
 /// A request that is not fulfilled.
 struct No {
@@ -96,12 +98,12 @@ impl Shared {
             }
         };
         let (status, body, retry_after) = match result {
-            Ok(issued) => (StatusCode::OK, serde_json::to_vec(&issued), None),
+            Ok(answer) => (StatusCode::OK, answer, None),
             Err(No { status, code, message, retry_after }) => {
-                (status, serde_json::to_vec(&Refused { code: code.to_owned(), message }), retry_after)
+                (status, plain(&Refused { code: code.to_owned(), message }), retry_after)
             }
         };
-        let body = Full::new(Bytes::from(body.expect("an answer is plain data")));
+        let body = Full::new(Bytes::from(body));
         let mut response = Response::builder().status(status).header(header::CONTENT_TYPE, "application/json");
         if let Some(seconds) = retry_after {
             response = response.header(header::RETRY_AFTER, seconds);
@@ -114,25 +116,29 @@ impl Shared {
         request: Request<Incoming>,
         peer: IpAddr,
         certificate: Option<CertificateDer<'static>>,
-    ) -> Result<Issued, No> {
+    ) -> Result<Vec<u8>, No> {
         let path = request.uri().path();
-        if path != JOIN && path != RENEW {
+        if ![JOIN, RENEW, DENIED].contains(&path) {
             return Err(No::new(
                 StatusCode::NOT_FOUND,
                 "NotFound",
-                format!("this server has {JOIN} and {RENEW} alone"),
+                format!("this server has {JOIN}, {RENEW} and {DENIED} alone"),
             ));
         }
         if request.method() != Method::POST {
             return Err(No::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "use POST"));
         }
         if path == JOIN {
-            self.join(read(request.into_body()).await?, peer).await
-        } else {
-            // Who may not renew is not read.
-            let identity = self.member(certificate).await?;
-            self.renew(identity, read(request.into_body()).await?, peer)
+            return Ok(plain(&self.join(read(request.into_body()).await?, peer).await?));
         }
+        // Who may not renew is not read.
+        let identity = self.member(certificate).await?;
+        if path == DENIED {
+            let DeniedRequest {} = read(request.into_body()).await?;
+            let denied = self.ledger.all_denied().await.map_err(No::internal)?;
+            return Ok(plain(&Denied { denied }));
+        }
+        Ok(plain(&self.renew(identity, read(request.into_body()).await?, peer)?))
     }
 
     async fn join(&self, request: JoinRequest, peer: IpAddr) -> Result<Issued, No> {
@@ -187,6 +193,10 @@ impl Done {
         tracing::info!(%peer, member = %self.identity.id, roles = show_roles(&self.identity.roles), "a member {what}");
         self.issued
     }
+}
+
+fn plain(answer: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(answer).expect("an answer is plain data")
 }
 
 fn checked(csr: &str, hosts: &[Host]) -> Result<Csr, No> {

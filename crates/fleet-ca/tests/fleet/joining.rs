@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use fleet_ca::{
     CA_FILE, CERTIFICATE_FILE, ClientError, FLEET_FILE, KEY_FILE, Ledger, MemberError, Secret, Settings, join,
-    keep_renewed, parse_roles, renew,
+    keep_denied, keep_renewed, parse_roles, renew,
 };
 
-use crate::support::{Fleet, HOUR, assert_refused, connect, der, http, identity, issue, log, mode, now, options, say};
+use crate::support::{
+    Fleet, HOUR, assert_refused, connect, der, http, identity, issue, log, mode, now, options, post, say,
+};
 
 fn refused(error: &ClientError) -> &str {
     match error {
@@ -207,5 +209,42 @@ async fn no_secret_is_logged() {
     for hidden in [secret, &token.to_line(), key.lines().nth(1).unwrap()] {
         assert!(!said.contains(hidden), "{said}");
     }
+    fleet.stop().await;
+}
+
+#[tokio::test]
+async fn members_hear_who_was_denied() {
+    let fleet = Fleet::start().await;
+    let token = fleet.token("worker", 2).await;
+    let (dir, other) = (fleet.member_dir("w"), fleet.member_dir("other"));
+    join(&token, options("w"), &dir).await.unwrap();
+    join(&token, options("other"), &other).await.unwrap();
+    // Nobody else hears of it.
+    assert_refused(&post(fleet.address, "/v1/denied", "{}").await, 403, "NoCertificate");
+
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let follow = |told: tokio::sync::mpsc::UnboundedSender<_>| {
+        keep_denied(dir.clone(), Duration::from_millis(10), move |denied| told.send(denied.clone()).unwrap())
+    };
+    let following = follow(told);
+    let listening = async {
+        assert!(heard.recv().await.unwrap().is_empty());
+        fleet.ledger.deny("other".parse().unwrap()).await.unwrap();
+        heard.recv().await.unwrap()
+    };
+    let denied = tokio::select! {
+        never = following => match never {},
+        denied = listening => denied,
+    };
+    assert_eq!(denied, ["other".parse().unwrap()].into());
+    assert_eq!(refused(&fleet_ca::denied(&other).await.unwrap_err()), "MemberDenied");
+
+    // What was known last comes first, before anybody was asked.
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let known = tokio::select! {
+        never = follow(told) => match never {},
+        known = heard.recv() => known.unwrap(),
+    };
+    assert_eq!(known, denied);
     fleet.stop().await;
 }

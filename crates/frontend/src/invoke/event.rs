@@ -9,7 +9,7 @@ use http::{HeaderMap, Response, StatusCode};
 use lambda_api::types::InvokeAsyncResponse;
 use lambda_api::{ApiError, ErrorCode, decode, encode, operations};
 
-use super::{Random, TRACE_ID, empty, header_value, payload as event_payload, trace_id};
+use super::{Random, TRACE_ID, begin_trace, empty, header_value, payload as event_payload};
 use crate::auth::Identity;
 use crate::ports::{Call, Event, NotAccepted};
 use crate::service::Service;
@@ -28,11 +28,19 @@ struct Incoming<'a> {
     name: Name<'a>,
     payload: Bytes,
     request_id: RequestId,
-    timeline: Option<Duration>,
+    came: Came,
 }
 
-/// Serves Invoke with `InvocationType=Event`: 202 without a body, as recorded. `timeline`: when the request was read, if
-/// its caller will ask for the timeline.
+/// How it came.
+#[derive(Clone, Copy)]
+pub struct Came {
+    /// When the request was read.
+    pub received: Duration,
+    /// Whether its caller will ask for the timeline.
+    pub show_timeline: bool,
+}
+
+/// Serves Invoke with `InvocationType=Event`: 202 without a body, as recorded.
 pub async fn accept(
     service: &Arc<Service>,
     caller: &Identity,
@@ -40,14 +48,14 @@ pub async fn accept(
     name: Name<'_>,
     payload: Bytes,
     request_id: RequestId,
-    timeline: Option<Duration>,
+    came: Came,
 ) -> Result<Response<Bytes>, ApiError> {
     let size = payload.len();
     // AWS's words; its limit was 256 KB when they were last seen.
     let too_large =
         |limit| format!("{size} byte payload is too large for the Event invocation type (limit {limit} bytes)");
     let payload = bounded(payload, too_large)?;
-    let incoming = Incoming { name, payload, request_id, timeline };
+    let incoming = Incoming { name, payload, request_id, came };
     let trace_id = enqueue(service, caller, headers, incoming, too_large).await?;
     let mut response = empty(StatusCode::ACCEPTED);
     response.headers_mut().insert(TRACE_ID, header_value(&trace_id));
@@ -59,12 +67,14 @@ pub async fn invoke_async(
     service: &Arc<Service>,
     call: Call<'_>,
     request_id: RequestId,
+    received: Duration,
 ) -> Result<Response<Bytes>, ApiError> {
     let input = decode::<operations::InvokeAsync>(call.routed, call.query, call.headers, call.body)?;
     let too_large = |limit| format!("Request must be smaller than {limit} bytes for the InvokeAsync operation");
     let payload = bounded(input.invoke_args, too_large)?;
     let name = Name { function: &input.function_name, qualifier: None };
-    let incoming = Incoming { name, payload, request_id, timeline: None };
+    let came = Came { received, show_timeline: false };
+    let incoming = Incoming { name, payload, request_id, came };
     enqueue(service, call.caller, call.headers, incoming, too_large).await?;
     let mut response = encode::<operations::InvokeAsync>(&InvokeAsyncResponse { status: Some(202) });
     *response.status_mut() = StatusCode::ACCEPTED;
@@ -87,18 +97,21 @@ async fn enqueue(
     incoming: Incoming<'_>,
     too_large: impl Fn(usize) -> String,
 ) -> Result<String, ApiError> {
-    let Incoming { name, payload, request_id, timeline } = incoming;
+    let Incoming { name, payload, request_id, came } = incoming;
     let random = Random::draw();
     // Which version of a weighted alias runs is decided when the event is taken from the queue.
     let target = service.functions.resolve(caller, name.function, name.qualifier, random.fraction())?;
-    let trace_id = trace_id(service, headers, &random, target.version.tracing_active);
+    let trace = begin_trace(service, headers, &random, target.version.tracing_active);
+    let trace_id = trace.header;
     let event = Event {
         function: target.version.arn.clone(),
         qualifier: target.qualifier().map(str::to_owned),
         request_id,
         payload,
         trace_id: trace_id.clone(),
-        timeline,
+        received: came.received,
+        timeline: came.show_timeline,
+        origin: trace.origin.map(Box::new),
     };
     service.events.accept(event).await.map_err(|refused| match refused {
         // An engine may take less than AWS does (SQS, whose messages need room for more than the payload).

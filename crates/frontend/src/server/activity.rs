@@ -9,6 +9,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+/// Up to so many bytes are sent in one piece, of which the kernel makes less ado than of a head and a body apart.
+const TOGETHER: usize = 1 << 10;
+
 /// What moves on one connection.
 #[derive(Clone, Default)]
 pub(super) struct Activity(Arc<Counters>);
@@ -90,6 +93,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let length: usize = bufs.iter().map(|buf| buf.len()).sum();
+        if length <= TOGETHER {
+            let mut room = [0; TOGETHER];
+            let mut free = &mut room[..];
+            for buf in bufs {
+                let (taken, rest) = free.split_at_mut(buf.len());
+                taken.copy_from_slice(buf);
+                free = rest;
+            }
+            return self.poll_write(cx, &room[..length]);
+        }
         let count = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
         self.counters.moved();
         Poll::Ready(Ok(count))
@@ -105,5 +119,33 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn parts_arrive_in_their_order_whatever_their_size() {
+        let (mut client, server) = tokio::io::duplex(1 << 16);
+        let mut server = Activity::default().watch(server);
+        let mut sent = Vec::new();
+        for size in [0, 1, TOGETHER - 10, TOGETHER - 9, 3 * TOGETHER] {
+            let (head, body) = (vec![b'h'; 10], vec![b'b'; size]);
+            let mut parts = [io::IoSlice::new(&head), io::IoSlice::new(&body)];
+            let mut parts = &mut parts[..];
+            while !parts.is_empty() {
+                let count = server.write_vectored(parts).await.unwrap();
+                io::IoSlice::advance_slices(&mut parts, count);
+            }
+            sent.extend([head, body].concat());
+        }
+        drop(server);
+        let mut received = Vec::new();
+        client.read_to_end(&mut received).await.unwrap();
+        assert_eq!(received, sent);
     }
 }

@@ -190,6 +190,8 @@ impl WorkerManager for Parts {
             sandbox: SandboxId(Uuid::new_v4()),
             worker: Arc::new(FakeWorker { state: Arc::clone(&self.state), id: self.id.clone(), function }),
             cold: false,
+            waited: false,
+            manager: None,
             timeline,
         })
     }
@@ -267,7 +269,7 @@ impl Events for Parts {
     fn timeline(&self, function: &FunctionArn, request_id: RequestId) -> Option<EventTimeline> {
         let events = self.state.events.lock().unwrap();
         let event = events.iter().find(|event| event.function == *function && event.request_id == request_id)?;
-        event.timeline.map(|_| EventTimeline { json: "[]".into(), attempts: 1, settled: true })
+        event.timeline.then(|| EventTimeline { json: "[]".into(), attempts: 1, settled: true })
     }
 }
 

@@ -1,6 +1,9 @@
 //! The tables, and how they come about.
 
+use std::time::Duration;
+
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use tokio::time::{Instant, sleep};
 
 use super::session::{Session, Sessions};
 use crate::registry::RegistryError;
@@ -34,6 +37,10 @@ const MIGRATIONS: &[Migration] = &[Migration {
 }];
 const KNOWN: i64 = MIGRATIONS.len() as i64;
 
+/// How long a process whose role may make no tables waits for another one to make them, and how often it looks.
+const OTHERS: Duration = Duration::from_secs(30);
+const AGAIN: Duration = Duration::from_millis(250);
+
 /// What all processes lock while one migrates.
 const LOCK: i32 = 0x454d_4246;
 
@@ -46,13 +53,36 @@ pub(super) async fn run(session: &mut Session, sessions: &Sessions) -> Result<()
         advice: "look whether the role may make a schema there, or have the database's owner make it for the role",
     };
     let connection = &mut session.connection;
-    if found(connection).await.map_err(failed)?.0 < KNOWN {
-        apply(connection, sessions.schema()).await.map_err(failed)?;
+    let until = Instant::now() + OTHERS;
+    while found(connection).await.map_err(failed)?.0 < KNOWN {
+        if may_make(connection, sessions.schema()).await.map_err(failed)? {
+            apply(connection, sessions.schema()).await.map_err(failed)?;
+            break;
+        }
+        if Instant::now() >= until {
+            return Err(RegistryError::Unavailable {
+                operation: "find the tables".to_owned(),
+                place: sessions.place().to_owned(),
+                cause: format!(
+                    "they are not there, or of an older version, and this role may not make them; waited {OTHERS:?}"
+                ),
+                advice: "start a member first whose role may: a frontend, a manager or a poller (deploy/postgres/roles.sql)",
+            });
+        }
+        sleep(AGAIN).await;
     }
     match found(connection).await.map_err(failed)? {
         (_, oldest) if oldest <= KNOWN => Ok(()),
         (_, oldest) => Err(RegistryError::Newer { place: sessions.place().to_owned(), found: oldest, known: KNOWN }),
     }
+}
+
+/// Whether this role could bring the tables about. That of workers may only use them.
+async fn may_make(connection: &mut PgConnection, schema: &str) -> Result<bool, sqlx::Error> {
+    let sql = "SELECT coalesce(
+        (SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = $1),
+        has_database_privilege(current_database(), 'CREATE'))";
+    sqlx::query_scalar(sql).bind(schema).fetch_one(connection).await
 }
 
 async fn apply(connection: &mut PgConnection, schema: &str) -> Result<(), sqlx::Error> {

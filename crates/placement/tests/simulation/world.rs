@@ -49,7 +49,8 @@ pub struct World {
 pub struct Worker {
     pub now: WorkerReport,
     changed: bool,
-    packages: VecDeque<usize>,
+    /// By the numbers of their functions.
+    pub packages: VecDeque<usize>,
 }
 
 pub struct Function {

@@ -98,6 +98,7 @@ impl Inner {
         let (condition, count) = match verdict {
             Verdict::Retry { delay, attempts, throttle_attempts } => {
                 (event.attempts, event.throttle_attempts) = (attempts, throttle_attempts);
+                event.retried_at = Some(self.clock.wall());
                 self.invoker.settled(&event, &format!("again in {} s", delay.as_secs_f64().ceil()));
                 return self.leases.release(lease.id, delay, Some(self.encode(&event))).await;
             }

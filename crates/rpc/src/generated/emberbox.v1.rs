@@ -649,6 +649,297 @@ pub mod logs_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// One step of an invocation.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Mark {
+    /// As in `domain::Step`, in snake case. A reader leaves out marks whose step it does not know.
+    #[prost(string, tag = "1")]
+    pub step: ::prost::alloc::string::String,
+    /// How long before this answer it was made, in nanoseconds: clocks of two processes have nothing in common.
+    #[prost(uint64, tag = "2")]
+    pub age_ns: u64,
+    #[prost(string, tag = "3")]
+    pub note: ::prost::alloc::string::String,
+}
+/// A `domain::WorkerError`.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Fault {
+    /// Its variant in snake case. A reader takes one that it does not know for `sandbox`: not to be tried again.
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub text: ::prost::alloc::string::String,
+    /// 16 bytes, of the kinds `gone` and `busy`.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub sandbox: ::prost::bytes::Bytes,
+    /// Of the kind `unreachable`.
+    #[prost(string, tag = "4")]
+    pub worker: ::prost::alloc::string::String,
+    /// Of the kind `unreachable`.
+    #[prost(bool, tag = "5")]
+    pub unsent: bool,
+}
+/// A `domain::FunctionArn`.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Function {
+    #[prost(string, tag = "1")]
+    pub region: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub account: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlaceRequest {
+    /// 16 bytes: the id that it will have. Asked again, only the second answer counts.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub sandbox: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "2")]
+    pub memory_mb: u32,
+    #[prost(message, optional, tag = "3")]
+    pub function: ::core::option::Option<Function>,
+    /// As in Report.
+    #[prost(string, tag = "4")]
+    pub package: ::prost::alloc::string::String,
+    /// Workers that it does not go to.
+    #[prost(string, repeated, tag = "5")]
+    pub except: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlaceAnswer {
+    /// Empty: there is no place, and `text` says why.
+    #[prost(string, tag = "1")]
+    pub worker: ::prost::alloc::string::String,
+    /// Why there, or why not, in words.
+    #[prost(string, tag = "2")]
+    pub text: ::prost::alloc::string::String,
+}
+/// Generated client implementations.
+pub mod placement_client {
+    #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
+    use tonic::codegen::http::Uri;
+    use tonic::codegen::*;
+    /// `domain::Placement`.
+    #[derive(Debug, Clone)]
+    pub struct PlacementClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> PlacementClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(inner: T, interceptor: F) -> PlacementClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                    http::Request<tonic::body::Body>,
+                    Response = http::Response<<T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody>,
+                >,
+            <T as tonic::codegen::Service<http::Request<tonic::body::Body>>>::Error:
+                Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            PlacementClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Where a new sandbox goes. It is counted there until the worker's reports have it, for 5 s at most.
+        pub async fn place(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PlaceRequest>,
+        ) -> std::result::Result<tonic::Response<super::PlaceAnswer>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/emberbox.v1.Placement/Place");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("emberbox.v1.Placement", "Place"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod placement_server {
+    #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with PlacementServer.
+    #[async_trait]
+    pub trait Placement: std::marker::Send + std::marker::Sync + 'static {
+        /// Where a new sandbox goes. It is counted there until the worker's reports have it, for 5 s at most.
+        async fn place(
+            &self,
+            request: tonic::Request<super::PlaceRequest>,
+        ) -> std::result::Result<tonic::Response<super::PlaceAnswer>, tonic::Status>;
+    }
+    /// `domain::Placement`.
+    #[derive(Debug)]
+    pub struct PlacementServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> PlacementServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(inner: T, interceptor: F) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for PlacementServer<T>
+    where
+        T: Placement,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/emberbox.v1.Placement/Place" => {
+                    #[allow(non_camel_case_types)]
+                    struct PlaceSvc<T: Placement>(pub Arc<T>);
+                    impl<T: Placement> tonic::server::UnaryService<super::PlaceRequest> for PlaceSvc<T> {
+                        type Response = super::PlaceAnswer;
+                        type Future = BoxFuture<tonic::Response<Self::Response>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::PlaceRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Placement>::place(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PlaceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => Box::pin(async move {
+                    let mut response = http::Response::new(tonic::body::Body::default());
+                    let headers = response.headers_mut();
+                    headers.insert(tonic::Status::GRPC_STATUS, (tonic::Code::Unimplemented as i32).into());
+                    headers.insert(http::header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
+                    Ok(response)
+                }),
+            }
+        }
+    }
+    impl<T> Clone for PlacementServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "emberbox.v1.Placement";
+    impl<T> tonic::server::NamedService for PlacementServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HelloRequest {
     #[prost(string, tag = "1")]
@@ -657,6 +948,9 @@ pub struct HelloRequest {
     pub epoch: u64,
     #[prost(message, repeated, tag = "3")]
     pub holds: ::prost::alloc::vec::Vec<Hold>,
+    /// As in AskRequest, of which this is one.
+    #[prost(uint64, tag = "4")]
+    pub number: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Hold {
@@ -685,6 +979,9 @@ pub struct AskRequest {
     pub hold: u32,
     #[prost(uint32, tag = "6")]
     pub want: u32,
+    /// Higher than those of all that this manager has asked the callee before in this view: what comes after a later one is refused. 0: none.
+    #[prost(uint64, tag = "7")]
+    pub number: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AskAnswer {
@@ -1059,7 +1356,7 @@ pub mod status_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Any member may ask any other.
+        /// Any member may ask any other; for the events, frontends and pollers only.
         pub async fn report(
             &mut self,
             request: impl tonic::IntoRequest<super::ReportRequest>,
@@ -1098,7 +1395,7 @@ pub mod status_server {
     /// Generated trait containing gRPC methods that should be implemented for use with StatusServer.
     #[async_trait]
     pub trait Status: std::marker::Send + std::marker::Sync + 'static {
-        /// Any member may ask any other.
+        /// Any member may ask any other; for the events, frontends and pollers only.
         async fn report(
             &self,
             request: tonic::Request<super::ReportRequest>,
@@ -1263,36 +1560,6 @@ pub mod status_server {
     impl<T> tonic::server::NamedService for StatusServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
-}
-/// One step of an invocation.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Mark {
-    /// As in `domain::Step`, in snake case. A reader leaves out marks whose step it does not know.
-    #[prost(string, tag = "1")]
-    pub step: ::prost::alloc::string::String,
-    /// How long before this answer it was made, in nanoseconds: clocks of two processes have nothing in common.
-    #[prost(uint64, tag = "2")]
-    pub age_ns: u64,
-    #[prost(string, tag = "3")]
-    pub note: ::prost::alloc::string::String,
-}
-/// A `domain::WorkerError`.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Fault {
-    /// Its variant in snake case. A reader takes one that it does not know for `sandbox`: not to be tried again.
-    #[prost(string, tag = "1")]
-    pub kind: ::prost::alloc::string::String,
-    #[prost(string, tag = "2")]
-    pub text: ::prost::alloc::string::String,
-    /// 16 bytes, of the kinds `gone` and `busy`.
-    #[prost(bytes = "bytes", tag = "3")]
-    pub sandbox: ::prost::bytes::Bytes,
-    /// Of the kind `unreachable`.
-    #[prost(string, tag = "4")]
-    pub worker: ::prost::alloc::string::String,
-    /// Of the kind `unreachable`.
-    #[prost(bool, tag = "5")]
-    pub unsent: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct InitRequest {
@@ -1505,6 +1772,40 @@ pub struct Report {
     #[prost(string, repeated, tag = "8")]
     pub packages_removed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ObserveRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Observed {
+    #[prost(message, optional, tag = "1")]
+    pub report: ::core::option::Option<Report>,
+    /// Of the first message: `added` has every sandbox that there is.
+    #[prost(bool, tag = "2")]
+    pub whole: bool,
+    #[prost(message, repeated, tag = "3")]
+    pub added: ::prost::alloc::vec::Vec<ObservedSandbox>,
+    /// 16 bytes each: their Init is over.
+    #[prost(bytes = "bytes", repeated, tag = "4")]
+    pub initialised: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// 16 bytes each: nothing is left of them.
+    #[prost(bytes = "bytes", repeated, tag = "5")]
+    pub gone: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ObservedSandbox {
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub sandbox: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "2")]
+    pub memory_mb: u32,
+    #[prost(message, optional, tag = "3")]
+    pub function: ::core::option::Option<Function>,
+    /// As in Report.
+    #[prost(string, tag = "4")]
+    pub package: ::prost::alloc::string::String,
+    /// Its Init is not over.
+    #[prost(bool, tag = "5")]
+    pub starting: bool,
+}
 /// Generated client implementations.
 pub mod worker_client {
     #![allow(unused_variables, dead_code, missing_docs, clippy::wildcard_imports, clippy::let_unit_value)]
@@ -1694,6 +1995,21 @@ pub mod worker_client {
             req.extensions_mut().insert(GrpcMethod::new("emberbox.v1.Worker", "Watch"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Tells Placement how the worker is and which sandboxes it has: all of it first, then what has changed; at least every second.
+        pub async fn observe(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ObserveRequest>,
+        ) -> std::result::Result<tonic::Response<tonic::codec::Streaming<super::Observed>>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| tonic::Status::unknown(format!("Service was not ready: {}", e.into())))?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/emberbox.v1.Worker/Observe");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("emberbox.v1.Worker", "Observe"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1747,6 +2063,15 @@ pub mod worker_server {
             &self,
             request: tonic::Request<super::Claim>,
         ) -> std::result::Result<tonic::Response<Self::WatchStream>, tonic::Status>;
+        /// Server streaming response type for the Observe method.
+        type ObserveStream: tonic::codegen::tokio_stream::Stream<Item = std::result::Result<super::Observed, tonic::Status>>
+            + std::marker::Send
+            + 'static;
+        /// Tells Placement how the worker is and which sandboxes it has: all of it first, then what has changed; at least every second.
+        async fn observe(
+            &self,
+            request: tonic::Request<super::ObserveRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ObserveStream>, tonic::Status>;
     }
     /// One host's sandboxes: `domain::Worker`, and the events of `domain::SlotEvents` as a stream.
     #[derive(Debug)]
@@ -2044,6 +2369,35 @@ pub mod worker_server {
                     };
                     Box::pin(fut)
                 }
+                "/emberbox.v1.Worker/Observe" => {
+                    #[allow(non_camel_case_types)]
+                    struct ObserveSvc<T: Worker>(pub Arc<T>);
+                    impl<T: Worker> tonic::server::ServerStreamingService<super::ObserveRequest> for ObserveSvc<T> {
+                        type Response = super::Observed;
+                        type ResponseStream = T::ObserveStream;
+                        type Future = BoxFuture<tonic::Response<Self::ResponseStream>, tonic::Status>;
+                        fn call(&mut self, request: tonic::Request<super::ObserveRequest>) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move { <T as Worker>::observe(&inner, request).await };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ObserveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(accept_compression_encodings, send_compression_encodings)
+                            .apply_max_message_size_config(max_decoding_message_size, max_encoding_message_size);
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => Box::pin(async move {
                     let mut response = http::Response::new(tonic::body::Body::default());
                     let headers = response.headers_mut();
@@ -2122,6 +2476,9 @@ pub struct Lease {
     pub cold: bool,
     #[prost(message, repeated, tag = "6")]
     pub timeline: ::prost::alloc::vec::Vec<Mark>,
+    /// The sandbox was waited for until an invocation in it had ended.
+    #[prost(bool, tag = "7")]
+    pub waited: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReleaseRequest {

@@ -90,6 +90,8 @@ impl Inner {
             sandbox,
             worker: Arc::new(RemoteWorker::leased(worker, channel, lease.epoch, version.timeout)),
             cold: lease.cold,
+            waited: lease.waited,
+            manager: Some(Arc::clone(&self.id)),
             timeline: convert::timeline(lease.timeline, self.channel.clock().monotonic()),
         })
     }

@@ -36,6 +36,7 @@ impl ManagerServer {
             address: route.address.to_string(),
             epoch: route.epoch,
             cold: lease.cold,
+            waited: lease.waited,
             timeline: convert::marks(&lease.timeline, self.0.clock.monotonic()),
         })
     }

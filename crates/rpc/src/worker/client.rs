@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use domain::{
-    FunctionVersion, InitDone, InitRequest, InvokeOutcome, InvokeRequest, RetireReason, SandboxId, SnapshotError,
-    VersionKey, Worker, WorkerError, WorkerEvents, WorkerId, WorkerReport, WorkerRoute,
+    FunctionVersion, InitDone, InitRequest, InvokeOutcome, InvokeRequest, PackageChanges, RetireReason, SandboxId,
+    SnapshotError, VersionKey, Worker, WorkerError, WorkerEvents, WorkerId, WorkerObserver, WorkerReport, WorkerRoute,
 };
 use parking_lot::RwLock;
 use tonic::{Response, Status};
 
-use super::{Claim, watch};
+use super::{Claim, observe, watch};
 use crate::channel::Channel;
 use crate::convert;
 use crate::failure::Failure;
@@ -47,11 +47,35 @@ pub(super) struct Shared {
     pub(super) seen: RwLock<Seen>,
 }
 
-/// What the watch stream last said.
+/// What the stream last said.
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) report: Option<WorkerReport>,
     pub(super) packages: HashSet<String>,
+}
+
+impl Seen {
+    /// Takes a report in, and says what it has changed. A stream's `first` report names all packages; what an earlier stream said
+    /// may be gone since.
+    pub(super) fn reported(
+        &mut self,
+        id: &WorkerId,
+        message: pb::Report,
+        first: bool,
+    ) -> (WorkerReport, PackageChanges) {
+        let report = convert::report(id, &message);
+        self.report = Some(report.clone());
+        let (added, mut removed) = (message.packages_added, message.packages_removed);
+        if first {
+            let named: HashSet<&String> = added.iter().collect();
+            removed.extend(self.packages.iter().filter(|package| !named.contains(package)).cloned());
+        }
+        removed.iter().for_each(|package| {
+            self.packages.remove(package);
+        });
+        self.packages.extend(added.iter().cloned());
+        (report, PackageChanges { added, removed })
+    }
 }
 
 impl RemoteWorker {
@@ -79,6 +103,12 @@ impl RemoteWorker {
     /// Until the worker was heard, [`Worker::report`] says that it drains.
     pub async fn watch(&self, claim: Claim, events: Arc<dyn WorkerEvents>) {
         watch::run(self, &claim, events.as_ref()).await;
+    }
+
+    /// Tells `observer` of the worker and its sandboxes. Never ends: the stream is made again whenever it breaks, as that of [`Self::watch`].
+    /// Drop the future to end it; nothing is told of that.
+    pub async fn observe(&self, observer: Arc<dyn WorkerObserver>) {
+        observe::run(self, observer.as_ref()).await;
     }
 
     pub(super) fn shared(&self) -> &Shared {

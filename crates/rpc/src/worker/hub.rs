@@ -13,7 +13,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use domain::{RetireReason, SandboxId, SandboxState};
+use domain::{FunctionVersion, RetireReason, SandboxId, SandboxState};
 use tokio::sync::mpsc;
 
 use super::Claim;
@@ -43,10 +43,18 @@ pub(super) struct Hub {
 }
 
 struct Known {
+    /// ARN of its function.
     function: Arc<str>,
+    version: Arc<FunctionVersion>,
     fence: u64,
     /// Its Init runs: the worker may not have it among its own yet.
     starting: bool,
+}
+
+impl Known {
+    fn new(version: &Arc<FunctionVersion>, fence: u64, starting: bool) -> Self {
+        Self { function: version.arn.text().into(), version: Arc::clone(version), fence, starting }
+    }
 }
 
 struct Stream {
@@ -72,9 +80,7 @@ impl Hub {
             return Err(newer.epoch);
         }
         for state in there {
-            let function = || state.version.arn.text().into();
-            let new = || Known { function: function(), fence: 0, starting: false };
-            self.sandboxes.entry(state.sandbox).or_insert_with(new);
+            self.sandboxes.entry(state.sandbox).or_insert_with(|| Known::new(&state.version, 0, false));
         }
         let mut own = HashSet::new();
         for (id, known) in &mut self.sandboxes {
@@ -116,15 +122,16 @@ impl Hub {
     }
 
     /// A sandbox is to be made. `false`: a newer claim has given the function to somebody.
-    pub(super) fn init(&mut self, sandbox: SandboxId, function: Arc<str>, epoch: u64) -> bool {
-        let covering = self.claims.values().filter(|claim| claim.covers(&function));
+    pub(super) fn init(&mut self, sandbox: SandboxId, version: &Arc<FunctionVersion>, epoch: u64) -> bool {
+        let new = Known::new(version, epoch, true);
+        let covering = self.claims.values().filter(|claim| claim.covers(&new.function));
         if covering.map(|claim| claim.epoch).max().is_some_and(|claimed| epoch < claimed) {
             return false;
         }
-        for stream in self.streams.iter_mut().filter(|stream| stream.claim.covers(&function)) {
+        for stream in self.streams.iter_mut().filter(|stream| stream.claim.covers(&new.function)) {
             stream.own.insert(sandbox);
         }
-        self.sandboxes.insert(sandbox, Known { function, fence: epoch, starting: true });
+        self.sandboxes.insert(sandbox, new);
         true
     }
 
@@ -162,6 +169,11 @@ impl Hub {
             // Full, or nobody reads any more: the stream ends, and its manager claims anew.
             stream.queue.try_send(event()).is_ok()
         });
+    }
+
+    /// Every sandbox that there is, or that is to be made; and whether its Init is under way.
+    pub(super) fn all(&self) -> impl Iterator<Item = (SandboxId, &Arc<FunctionVersion>, bool)> {
+        self.sandboxes.iter().map(|(id, known)| (*id, &known.version, known.starting))
     }
 
     /// Nothing is left of the sandbox.

@@ -1,6 +1,6 @@
 //! The worker's side: its calls, and the streams of what becomes of its sandboxes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,10 +14,12 @@ use futures::Stream;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::Claim;
 use super::hub::{Event, Hub, QUEUE};
+use super::observe::Observing;
 use super::stream::Watching;
 use crate::access::is_manager;
 use crate::convert;
@@ -42,6 +44,8 @@ pub(super) struct Inner {
     hub: Mutex<Hub>,
     /// Told whenever the worker's report is another.
     changed: watch::Sender<()>,
+    /// The streams of those who only observe end.
+    ended: CancellationToken,
     packages: Mutex<Packages>,
 }
 
@@ -55,12 +59,14 @@ impl WorkerServer {
     pub fn new(worker: Arc<dyn Worker>, clock: Arc<dyn Clock>) -> Self {
         let packages = Packages { known: Arc::default(), listed: None };
         let (hub, packages) = (Mutex::default(), Mutex::new(packages));
-        Self(Arc::new(Inner { worker, clock, hub, changed: watch::Sender::new(()), packages }))
+        let (changed, ended) = (watch::Sender::new(()), CancellationToken::new());
+        Self(Arc::new(Inner { worker, clock, hub, changed, ended, packages }))
     }
 
-    /// Ends every manager's stream: the worker stops.
+    /// Ends every stream: the worker stops.
     pub fn end_streams(&self) {
         self.0.hub.lock().end_all();
+        self.0.ended.cancel();
     }
 
     /// The worker's report is another for a reason that did not come through here: streams tell it at once.
@@ -90,12 +96,28 @@ impl WorkerServer {
 }
 
 impl Inner {
-    pub(super) fn worker(&self) -> &dyn Worker {
-        self.worker.as_ref()
-    }
-
     pub(super) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
+    }
+
+    /// Ready when streams are to end.
+    pub(super) fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.ended.clone().cancelled_owned()
+    }
+
+    /// Every sandbox, and whether its Init is under way.
+    pub(super) fn sandboxes(&self) -> HashMap<SandboxId, (Arc<FunctionVersion>, bool)> {
+        let hub = self.hub.lock();
+        hub.all().map(|(id, version, starting)| (id, (Arc::clone(version), starting))).collect()
+    }
+
+    /// How the worker is, for a stream that has told of the packages `told`, and now tells of the others.
+    pub(super) async fn report(self: &Arc<Self>, told: &mut Arc<BTreeSet<String>>) -> pb::Report {
+        let packages = self.packages().await;
+        let added = packages.difference(told).cloned().collect();
+        let removed = told.difference(&packages).cloned().collect();
+        *told = packages;
+        convert::report_message(&self.worker.report(), added, removed)
     }
 
     pub(super) fn end(&self, number: u64) {
@@ -103,7 +125,7 @@ impl Inner {
     }
 
     /// Packages and images on this host.
-    pub(super) async fn packages(self: &Arc<Self>) -> Arc<BTreeSet<String>> {
+    async fn packages(self: &Arc<Self>) -> Arc<BTreeSet<String>> {
         {
             let mut packages = self.packages.lock();
             if packages.listed.is_some_and(|at| at.elapsed() < PACKAGES_AGE) {
@@ -113,7 +135,12 @@ impl Inner {
             packages.listed = Some(Instant::now());
         }
         let worker = Arc::clone(&self.worker);
-        if let Ok(listed) = tokio::task::spawn_blocking(move || worker.packages()).await {
+        let listed = if worker.packages_are_at_hand() {
+            Ok(worker.packages())
+        } else {
+            tokio::task::spawn_blocking(move || worker.packages()).await
+        };
+        if let Ok(listed) = listed {
             self.packages.lock().known = Arc::new(listed.into_iter().collect());
         }
         Arc::clone(&self.packages.lock().known)
@@ -181,7 +208,7 @@ impl pb::worker_server::Worker for WorkerServer {
         let sandbox = convert::sandbox(&message.sandbox)?;
         let version = convert::version(&message.version)?;
         let fault = |error: WorkerError| pb::InitAnswer { fault: Some(convert::fault(&error)), timeline: Vec::new() };
-        if !self.0.hub.lock().init(sandbox, version.arn.text().into(), message.epoch) {
+        if !self.0.hub.lock().init(sandbox, &version, message.epoch) {
             return Ok(Response::new(fault(WorkerError::Gone(sandbox))));
         }
         self.0.changed.send_replace(());
@@ -265,6 +292,12 @@ impl pb::worker_server::Worker for WorkerServer {
         let managers: Vec<Arc<str>> = message.managers.into_iter().map(Into::into).collect();
         let claim = Claim { manager: message.manager.into(), epoch: message.epoch, managers };
         Ok(Response::new(Box::pin(self.watch(claim)?.stream())))
+    }
+
+    type ObserveStream = Pin<Box<dyn Stream<Item = Result<pb::Observed, Status>> + Send>>;
+
+    async fn observe(&self, _: Request<pb::ObserveRequest>) -> Result<Response<Self::ObserveStream>, Status> {
+        Ok(Response::new(Box::pin(Observing::new(Arc::clone(&self.0)).stream())))
     }
 }
 

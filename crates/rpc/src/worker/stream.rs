@@ -19,7 +19,7 @@ use crate::pb::told::Event as Message;
 /// The stream's heartbeat.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Between two reports: a storm of cold starts changes it thousands of times a second.
-const REPORT_GAP: Duration = Duration::from_millis(20);
+pub(super) const REPORT_GAP: Duration = Duration::from_millis(20);
 
 pub(super) struct Watching {
     hub: Arc<Inner>,
@@ -82,11 +82,7 @@ impl Watching {
         let now = Instant::now();
         self.last_report = Some(now);
         self.due = now + HEARTBEAT;
-        let packages = self.hub.packages().await;
-        let added = packages.difference(&self.packages).cloned().collect();
-        let removed = self.packages.difference(&packages).cloned().collect();
-        self.packages = packages;
-        Message::Report(convert::report_message(&self.hub.worker().report(), added, removed))
+        Message::Report(self.hub.report(&mut self.packages).await)
     }
 }
 

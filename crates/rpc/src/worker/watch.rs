@@ -14,10 +14,10 @@ use crate::pb;
 use crate::pb::told::Event as Message;
 
 /// Between two attempts: at first, and at most.
-const PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Without a message for this long the stream is taken for dead; there is a report every second.
-const SILENCE: Duration = HEARTBEAT.saturating_mul(5);
+pub(super) const SILENCE: Duration = HEARTBEAT.saturating_mul(5);
 
 pub(super) async fn run(worker: &RemoteWorker, claim: &Claim, events: &dyn WorkerEvents) {
     let id = &worker.shared().id;
@@ -70,16 +70,8 @@ async fn once(
                 events.claimed(id, std::mem::take(&mut sandboxes));
             }
             Message::Report(report) => {
-                let mut seen = worker.shared().seen.write();
-                // A stream's first report names all; what an earlier stream said may be gone since.
-                if std::mem::take(&mut first) {
-                    seen.packages.clear();
-                }
-                seen.report = Some(convert::report(id, &report));
-                report.packages_removed.iter().for_each(|package| {
-                    seen.packages.remove(package);
-                });
-                seen.packages.extend(report.packages_added);
+                let (report, packages) = worker.shared().seen.write().reported(id, report, std::mem::take(&mut first));
+                events.reported(report, packages);
             }
             Message::Answered(sandbox) => events.answered(named(&sandbox)?),
             Message::Idle(sandbox) => events.idle(named(&sandbox)?),
@@ -116,10 +108,10 @@ fn named(sandbox: &[u8]) -> Result<domain::SandboxId, String> {
     convert::sandbox(sandbox).map_err(|error| error.to_string())
 }
 
-fn silent() -> String {
+pub(super) fn silent() -> String {
     format!("silent for {SILENCE:?}")
 }
 
-fn words(status: &Status) -> String {
+pub(super) fn words(status: &Status) -> String {
     Failure::of_status(status).cause
 }

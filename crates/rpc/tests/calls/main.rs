@@ -7,4 +7,6 @@ mod claims;
 mod cost;
 mod faults;
 mod invoke;
+mod life;
+mod placing;
 mod tls;

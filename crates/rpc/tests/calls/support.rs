@@ -232,7 +232,7 @@ impl WorkerManager for Desk {
         let (sandbox, worker) = self.lease.lock().clone().unwrap();
         let mut timeline = Timeline::default();
         timeline.note(Step::Assigned, self.clock.monotonic(), "warm");
-        Ok(Lease { sandbox, worker, cold: true, timeline })
+        Ok(Lease { sandbox, worker, cold: true, waited: false, manager: None, timeline })
     }
 
     fn release(&self, sandbox: SandboxId) {
@@ -263,7 +263,10 @@ impl Running {
     }
 
     pub async fn at(address: SocketAddr, services: Services, credentials: Option<Credentials>) -> Self {
-        let server = Server::bind(address, credentials).await.unwrap();
+        Self::of(Server::bind(address, credentials).await.unwrap(), services)
+    }
+
+    pub fn of(server: Server, services: Services) -> Self {
         let (address, stop) = (server.address(), CancellationToken::new());
         let serving = tokio::spawn(server.serve(services, stop.clone(), Duration::from_secs(5)));
         Self { address, stop, serving }

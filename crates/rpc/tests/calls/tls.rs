@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use domain::{InitRequest, Worker, WorkerError, WorkerEvents, WorkerId};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
@@ -9,10 +10,10 @@ use rpc::{Channels, Credentials, Member, RemoteManager, RemoteWorker, Role, Serv
 
 use crate::support::*;
 
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         // Two authorities of one name would be told apart by their signatures only.
         params.distinguished_name.push(DnType::CommonName, uuid::Uuid::new_v4().to_string());
@@ -21,16 +22,24 @@ impl Authority {
     }
 
     /// For a member with these roles.
-    fn tls(&self, roles: &[Role], id: &str) -> Tls {
+    pub fn tls(&self, roles: &[Role], id: &str) -> Tls {
+        self.tls_for(roles, id, None)
+    }
+
+    /// The same for a time.
+    pub fn tls_for(&self, roles: &[Role], id: &str, life: Option<Duration>) -> Tls {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         let name = |role: &Role| SanType::URI(Member::new(*role, id).uri().try_into().unwrap());
         params.subject_alt_names = roles.iter().map(name).collect();
+        if let Some(life) = life {
+            params.not_after = (std::time::SystemTime::now() + life).into();
+        }
         let key = KeyPair::generate().unwrap();
         let cert = params.signed_by(&key, &self.0).unwrap();
         Tls { ca: self.0.pem(), cert: cert.pem(), key: key.serialize_pem() }
     }
 
-    fn credentials(&self, roles: &[Role], id: &str) -> Credentials {
+    pub fn credentials(&self, roles: &[Role], id: &str) -> Credentials {
         Credentials::new(&self.tls(roles, id)).unwrap()
     }
 }

@@ -11,6 +11,10 @@ use crate::{Progress, RuntimeError, copy, host, interpreters};
 
 /// `/var/runtime/bootstrap.py`.
 pub(super) const BOOTSTRAP: &str = include_str!("bootstrap.py");
+/// `/var/runtime/emberbox_start.py`.
+pub(super) const START: &str = include_str!("start.py");
+/// Makes `/var/runtime/emberbox_start.modules`.
+pub(super) const ARCHIVE: &str = include_str!("archive.py");
 
 /// Parts of the standard library that functions have no use for, or that belong to the host: by name at its top level.
 const WITHOUT: [&str; 13] = [
@@ -64,9 +68,11 @@ pub(super) fn install(
     progress.step(&format!("installing {} with pip", recipe.install.packages.join(", ")));
     pip_install(recipe, &probed.executable, &runtime)?;
     copy::text(BOOTSTRAP, &runtime.join("bootstrap.py"))?;
+    copy::text(START, &runtime.join("emberbox_start.py"))?;
     progress.step("compiling Python modules");
     compile(&probed.executable, &lang.join("lib"), "/var/lang/lib")?;
     compile(&probed.executable, &runtime, "/var/runtime")?;
+    archive(&lang.join("bin").join(format!("python{}", recipe.version)), &lang, &runtime)?;
     Ok(probed.version)
 }
 
@@ -177,4 +183,19 @@ fn compile(python: &Path, dir: &Path, seen_as: &str) -> Result<(), RuntimeError>
         Err(error) => tracing::debug!("{error}"),
     }
     Ok(())
+}
+
+/// Without the archive each start searches for its modules, which takes longer and is otherwise the same.
+fn archive(python: &Path, lang: &Path, runtime: &Path) -> Result<(), RuntimeError> {
+    let python = python.canonicalize().map_err(RuntimeError::io("read", python))?;
+    let mut command = isolated(&python);
+    // Its own libraries, as in a sandbox.
+    command.env("LD_LIBRARY_PATH", lang.join("lib")).args(["-I", "-c", ARCHIVE]).arg(lang).arg(runtime);
+    match host::run("gathering the modules of the runtime client", &mut command) {
+        Ok(_) => copy::readable(&runtime.join("emberbox_start.modules")),
+        Err(error) => {
+            tracing::warn!("functions on {} start later than they could: {error}", python.display());
+            Ok(())
+        }
+    }
 }

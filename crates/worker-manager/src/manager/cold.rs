@@ -1,22 +1,29 @@
 //! A cold start: Placement, room, `Init`.
 
-use domain::{SandboxState, SlotPhase};
+use domain::{Place, PlaceRequest, SandboxState, SlotPhase};
 use futures::future::join_all;
 
 use super::*;
-use crate::fleet::Candidate;
 
 /// How often idle sandboxes are given up for one start. Each time others may take the room that was made.
 const ROUNDS: usize = 4;
 /// How many workers are asked for one start, if one has no room after all or cannot be reached.
 const WORKERS: usize = 3;
+/// How long Placement may take for an answer. After that the manager decides itself: cold starts do not depend on another process.
+const PLACEMENT_LIMIT: Duration = Duration::from_millis(300);
 
 impl Inner {
     /// Runs whether or not the request still waits: a sandbox that starts for nobody serves the next one.
-    pub(super) async fn start(self: Arc<Self>, function: Arc<Function>, id: SandboxId, version: Arc<FunctionVersion>) {
+    pub(super) async fn start(
+        self: Arc<Self>,
+        function: Arc<Function>,
+        first: SandboxId,
+        version: Arc<FunctionVersion>,
+    ) {
         let mut timeline = Timeline::default();
         timeline.note(Step::Assigned, self.now(), "cold");
-        let result = self.clone().init(id, Arc::clone(&version), &mut timeline).await;
+        let mut id = first;
+        let result = self.clone().init(&function, &mut id, Arc::clone(&version), &mut timeline).await;
         let now = self.now();
         let mut actions = Vec::new();
         let mut pool = function.pool.lock();
@@ -60,12 +67,14 @@ impl Inner {
 
     async fn init(
         self: Arc<Self>,
-        sandbox: SandboxId,
+        function: &Arc<Function>,
+        id: &mut SandboxId,
         version: Arc<FunctionVersion>,
         timeline: &mut Timeline,
     ) -> Result<Arc<dyn Worker>> {
         let mut except = HashSet::new();
         loop {
+            let sandbox = *id;
             let worker = self.place(sandbox, &version, &except, timeline).await?;
             match worker.init(domain::InitRequest { sandbox, version: Arc::clone(&version) }).await {
                 Ok(done) => {
@@ -74,14 +83,33 @@ impl Inner {
                 }
                 Err(error) if error.elsewhere() && except.len() + 1 < WORKERS => {
                     tracing::info!(%sandbox, worker = %worker.id(), %error, "trying another worker");
-                    // What an unreachable one began nevertheless is found when it is claimed again.
-                    self.fleet.displaced(sandbox);
+                    if error.retryable() || matches!(error, WorkerError::Full(_)) {
+                        self.fleet.displaced(sandbox);
+                    } else {
+                        *id = self.begin_anew(function, sandbox);
+                    }
                     except.insert(worker.id().clone());
                 }
                 Err(error @ WorkerError::Full(_)) => return Err(AssignError::NoCapacity(error.to_string())),
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// An unreachable worker may have begun a sandbox, and may tell of it: no other one is to have a sandbox of the same name.
+    fn begin_anew(&self, function: &Arc<Function>, old: SandboxId) -> SandboxId {
+        let mut pool = function.pool.lock();
+        // One that the pool has given up needs a name of its own all the same, as it may still be handed over.
+        let (new, known) = match pool.rename(old) {
+            Some(new) => (new, true),
+            None => (SandboxId(Uuid::new_v4()), false),
+        };
+        self.fleet.renamed(old, new);
+        if known {
+            self.sandboxes.remove(&old);
+            self.sandboxes.insert(new, Arc::clone(function));
+        }
+        new
     }
 
     async fn place(
@@ -91,6 +119,10 @@ impl Inner {
         except: &HashSet<WorkerId>,
         timeline: &mut Timeline,
     ) -> Result<Arc<dyn Worker>> {
+        if let Some((worker, reason)) = self.ask_placement(sandbox, version, except).await {
+            timeline.note(Step::Placed, self.now(), format!("{}: {reason}", worker.id()));
+            return Ok(worker);
+        }
         let mut round = 0;
         loop {
             let why = match self.fleet.place(sandbox, version, except) {
@@ -107,6 +139,35 @@ impl Inner {
         }
     }
 
+    /// What Placement says, if there is one that answers and this manager can go where it says. That there is no room is not its last
+    /// word: this manager may know better, and can make some.
+    async fn ask_placement(
+        &self,
+        sandbox: SandboxId,
+        version: &FunctionVersion,
+        except: &HashSet<WorkerId>,
+    ) -> Option<(Arc<dyn Worker>, String)> {
+        let placement = self.placement.get()?;
+        let request = PlaceRequest::new(sandbox, version, except.iter().cloned().collect());
+        let answer = match tokio::time::timeout(PLACEMENT_LIMIT, placement.place(request)).await {
+            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("placement did not answer within {PLACEMENT_LIMIT:?}")),
+        };
+        match answer {
+            Ok(Place { worker, reason }) => {
+                let booked = self.fleet.book(sandbox, version, &worker);
+                if booked.is_none() {
+                    tracing::debug!(%sandbox, %worker, "placement named a worker that takes nothing from here");
+                }
+                Some((booked?, reason))
+            }
+            Err(why) => {
+                tracing::debug!(%sandbox, "the manager finds a place itself: {why}");
+                None
+            }
+        }
+    }
+
     /// Gives up the least recently used idle sandboxes whose room `version` needs. `false` if that is not enough.
     async fn make_room(self: &Arc<Self>, version: &FunctionVersion) -> bool {
         let functions: Vec<_> = self.functions.lock().values().cloned().collect();
@@ -115,10 +176,8 @@ impl Inner {
             let pool = function.pool.lock();
             idle.extend(pool.idle_entries().map(|(entry, _)| (entry.since, entry, Arc::clone(&function))));
         }
-        idle.sort_by_key(|(since, ..)| *since);
-        let candidates: Vec<_> =
-            idle.iter().map(|(_, entry, _)| Candidate { sandbox: entry.sandbox, memory_mb: entry.memory_mb }).collect();
-        let chosen = self.fleet.make_room(version, &candidates);
+        idle.sort_by_key(|(since, entry, _)| (*since, entry.sandbox));
+        let chosen = self.fleet.make_room(version, idle.iter().map(|(_, entry, _)| entry.sandbox));
         let ends = chosen.iter().filter_map(|id| {
             let (.., function) = idle.iter().find(|(_, entry, _)| entry.sandbox == *id)?;
             self.evict(function, *id)

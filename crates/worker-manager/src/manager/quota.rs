@@ -23,14 +23,14 @@ const LEAST: Duration = Duration::from_millis(2);
 #[async_trait]
 pub trait Homes: Send + Sync + 'static {
     /// As [`QuotaHome::hello`]; `false` also if there is no answer.
-    async fn hello(&self, home: &str, epoch: u64, holds: Vec<(AccountId, u32)>) -> bool;
+    async fn hello(&self, home: &str, epoch: u64, number: u64, holds: Vec<(AccountId, u32)>) -> bool;
     /// As [`QuotaHome::answer`]; `None` also if there is no answer.
     async fn ask(&self, home: &str, ask: Ask) -> Option<Grant>;
 }
 
 impl QuotaHome for Manager {
-    fn hello(&self, from: &str, epoch: u64, holds: &[(AccountId, u32)]) -> bool {
-        self.0.home.lock().hello(&from.into(), epoch, holds)
+    fn hello(&self, from: &str, epoch: u64, number: u64, holds: &[(AccountId, u32)]) -> bool {
+        self.0.home.lock().hello(&from.into(), epoch, number, holds)
     }
 
     fn answer(&self, from: &str, ask: &Ask) -> Option<Grant> {
@@ -57,9 +57,17 @@ impl Manager {
             }
             loop {
                 tokio::select! {
+                    // A new view ends what is asked in the old one.
+                    biased;
                     // Its sender is in `inner`.
                     _ = views.changed() => break,
                     () = inner.more.notified() => told.iter().for_each(|home| home.notify_one()),
+                    // None ends by itself. Who started this one hears of a panic, and nobody would of that of a part.
+                    Some(Err(ended)) = tasks.join_next() => {
+                        if ended.is_panic() {
+                            std::panic::resume_unwind(ended.into_panic());
+                        }
+                    }
                 }
             }
             // No answer of this view may come after the next view's hello.
@@ -82,7 +90,7 @@ impl Inner {
         loop {
             // Nothing is asked meanwhile, so what is held stays.
             let holds = of_home().into_iter().map(|(account, count)| (account, count.held())).collect();
-            if homes.hello(home, partition.epoch, holds).await {
+            if homes.hello(home, partition.epoch, self.next_question(), holds).await {
                 break;
             }
             of_home().iter().for_each(|(_, count)| count.no_answer(0));
@@ -95,12 +103,13 @@ impl Inner {
             for (account, count) in of_home() {
                 let frugal = scarce.get(&account).copied().unwrap_or(false);
                 let Some((limit, hold, want)) = count.ask(frugal) else { continue };
-                let ask = Ask { epoch: partition.epoch, account: account.clone(), limit, hold, want };
+                let (epoch, number) = (partition.epoch, self.next_question());
+                let ask = Ask { epoch, number, account: account.clone(), limit, hold, want };
                 let Some(grant) = homes.ask(home, ask).await else {
                     count.no_answer(want - hold);
                     continue;
                 };
-                if count.granted(grant.grant) {
+                if count.granted(want, grant.grant) {
                     self.settle_account(&account);
                 }
                 scarce.insert(account, grant.scarce);
@@ -109,6 +118,11 @@ impl Inner {
             // Or not: what is unused is given up.
             let _ = tokio::time::timeout(EVERY, more.notified()).await;
         }
+    }
+
+    /// The number of a question to any home.
+    fn next_question(&self) -> u64 {
+        self.questions.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// More of this account's requests can run.

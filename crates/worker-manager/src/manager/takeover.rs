@@ -7,7 +7,7 @@
 //!  worker ──lost─────► its sandboxes are given up: those that live are found when it is claimed again
 //! ```
 
-use domain::SandboxState;
+use domain::{PackageChanges, SandboxState, WorkerReport};
 
 use super::*;
 use crate::pool::Seen;
@@ -66,7 +66,10 @@ impl Manager {
     /// These workers, and no others, drain: their idle sandboxes go now, the others after what they serve.
     pub fn drain_workers(&self, workers: HashSet<WorkerId>) {
         let inner = &self.0;
+        inner.fleet.drain(&workers);
         *inner.draining.lock() = workers.clone();
+        let mut workers: Vec<_> = workers.into_iter().collect();
+        workers.sort_unstable();
         for sandbox in workers.iter().flat_map(|worker| inner.fleet.placed_on(worker)) {
             inner.event(sandbox, |pool, _, actions| pool.doom(sandbox, actions));
         }
@@ -123,6 +126,11 @@ impl Manager {
         self.0.adopt(worker, sandbox, false);
     }
 
+    /// How a worker is that was claimed.
+    pub fn reported(&self, report: WorkerReport, packages: &PackageChanges) {
+        self.0.fleet.reported(report, packages);
+    }
+
     /// The worker cannot be reached, or not any more. It may be claimed again.
     pub fn lost(&self, worker: &WorkerId) {
         self.0.lose(worker);
@@ -132,31 +140,43 @@ impl Manager {
 impl Inner {
     pub(super) fn adopt(self: &Arc<Self>, worker: &Arc<dyn Worker>, state: SandboxState, fenced: bool) {
         let SandboxState { sandbox, version, phase } = state;
-        // Of another manager by now; it claims as well.
-        let Ok(function) = self.function(&version) else { return };
-        let seen = Seen {
-            sandbox,
-            worker: Arc::clone(worker),
-            version: version.key.clone(),
-            memory_mb: version.memory_mb,
-            phase,
-            fenced,
-        };
-        let now = self.now();
-        let mut actions = Vec::new();
-        let mut pool = function.pool.lock();
-        if pool.is_closed() {
-            return;
+        loop {
+            // Of another manager by now; it claims as well.
+            let Ok(function) = self.function(&version) else { return };
+            let mut pool = function.pool.lock();
+            // Forgotten just now, for it had nothing: the next look finds another, or makes it, or finds that it is another manager's.
+            // Whoever gave this one up is about to take it out of where it was found.
+            if pool.is_closed() {
+                drop(pool);
+                std::thread::yield_now();
+                continue;
+            }
+            let (version, worker) = (&version, Arc::clone(worker));
+            let seen = Seen { sandbox, version: version.key.clone(), phase, fenced, worker: Arc::clone(&worker) };
+            return self.take_over(&function, &mut pool, seen, version, &worker);
         }
+    }
+
+    /// Under the pool's lock.
+    fn take_over(
+        self: &Arc<Self>,
+        function: &Arc<Function>,
+        pool: &mut Pool,
+        seen: Seen<Arc<dyn Worker>>,
+        version: &FunctionVersion,
+        worker: &Arc<dyn Worker>,
+    ) {
+        let (sandbox, now) = (seen.sandbox, self.now());
+        let mut actions = Vec::new();
         // Before the pool may lease it, or give it up.
-        self.sandboxes.insert(sandbox, Arc::clone(&function));
-        self.versions.insert(version.key.clone(), Arc::clone(&function));
-        self.fleet.adopt(sandbox, worker.id(), &version);
+        self.sandboxes.insert(sandbox, Arc::clone(function));
+        self.versions.insert(version.key.clone(), Arc::clone(function));
+        self.fleet.adopt(sandbox, worker.id(), version);
         pool.seen(now, seen, &mut actions);
         if self.draining.lock().contains(worker.id()) {
             pool.doom(sandbox, &mut actions);
         }
-        self.carry_out(&function, actions, &mut Timeline::default());
+        self.carry_out(function, actions, &mut Timeline::default());
     }
 
     fn lose(self: &Arc<Self>, worker: &WorkerId) {

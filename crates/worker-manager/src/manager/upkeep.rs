@@ -20,6 +20,7 @@ impl Manager {
         while !self.0.is_stopping() {
             ticks.tick().await;
             if turn.is_empty() {
+                self.0.fleet.refresh();
                 turn = self.0.functions.lock().values().cloned().collect();
                 each = turn.len().div_ceil(TURNS).max(1);
             }

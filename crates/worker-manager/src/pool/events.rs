@@ -47,6 +47,30 @@ impl<C, W: Clone> FunctionPool<C, W> {
         waiter.map(|w| w.caller)
     }
 
+    /// The worker that was to start it cannot be reached, and may have begun: it goes on as another one, elsewhere. What that worker has
+    /// of it comes by its old name, as any sandbox does that this pool did not start. `None`: the pool has given it up.
+    pub fn rename(&mut self, id: SandboxId) -> Option<SandboxId> {
+        if !matches!(self.sandboxes.get(&id)?, Sandbox { state: State::Starting { .. }, worker: None, .. }) {
+            return None;
+        }
+        let mut sandbox = self.sandboxes.remove(&id)?;
+        let new = (self.new_sandbox_id)();
+        if let State::Starting { waiter, dead } = &mut sandbox.state {
+            // Whoever said that it died meant the old one.
+            *dead = false;
+            let waiter = waiter.and_then(|ticket| self.waiters.iter_mut().find(|waiter| waiter.ticket == ticket));
+            match waiter {
+                Some(Waiter { start: Some((_, starting)), .. }) => *starting = new,
+                _ => {
+                    let version = self.versions.get_mut(&sandbox.version).expect("a live sandbox's version is known");
+                    version.spare.iter_mut().filter(|spare| **spare == id).for_each(|spare| *spare = new);
+                }
+            }
+        }
+        self.sandboxes.insert(new, sandbox);
+        Some(new)
+    }
+
     /// Its answer is out; runtime and extensions still work.
     pub fn answered(&mut self, id: SandboxId) {
         let Some(sandbox) = self.sandboxes.get_mut(&id) else { return };

@@ -12,7 +12,6 @@ pub struct Seen<W> {
     pub sandbox: SandboxId,
     pub worker: W,
     pub version: VersionKey,
-    pub memory_mb: u32,
     pub phase: SlotPhase,
     /// Since before the worker was asked it has refused all leases of before.
     pub fenced: bool,
@@ -23,7 +22,7 @@ impl<C, W: Clone> FunctionPool<C, W> {
     /// is counted, even beyond the limits, and against the account: whether the function had concurrency reserved when it began
     /// is not known any more.
     pub fn seen(&mut self, now: Duration, seen: Seen<W>, actions: &mut Vec<Action<C, W>>) {
-        let Seen { sandbox: id, worker, version, memory_mb, phase, fenced } = seen;
+        let Seen { sandbox: id, worker, version, phase, fenced } = seen;
         if self.phase == Phase::Closed {
             return;
         }
@@ -55,7 +54,7 @@ impl<C, W: Clone> FunctionPool<C, W> {
             self.versions.get_mut(&version).expect("just made").spare.push(id);
         }
         // Its true age is not known: it is as old as this manager's knowledge of it.
-        let sandbox = Sandbox { version, memory_mb, born: now, worker: Some(worker), doomed: false, state };
+        let sandbox = Sandbox { version, born: now, worker: Some(worker), doomed: false, state };
         self.sandboxes.insert(id, sandbox);
         match phase {
             SlotPhase::Starting | SlotPhase::Invoking => {}
@@ -77,7 +76,8 @@ impl<C, W: Clone> FunctionPool<C, W> {
     /// Another manager is responsible now, and takes the sandboxes as they are. Requests that wait are to ask that one.
     pub fn disown(&mut self, actions: &mut Vec<Action<C, W>>) {
         self.phase = Phase::Closed;
-        let all: Vec<_> = self.sandboxes.keys().copied().collect();
+        let mut all: Vec<_> = self.sandboxes.keys().copied().collect();
+        all.sort_unstable();
         for id in all {
             let sandbox = self.remove(id).expect("listed just now");
             if let State::Busy { permit, .. } | State::Finishing { permit } = sandbox.state {

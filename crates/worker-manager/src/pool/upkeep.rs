@@ -22,7 +22,6 @@ pub struct OverdueLease<W> {
 pub struct IdleEntry {
     pub sandbox: SandboxId,
     pub since: Duration,
-    pub memory_mb: u32,
 }
 
 impl<C, W: Clone> FunctionPool<C, W> {
@@ -60,7 +59,9 @@ impl<C, W: Clone> FunctionPool<C, W> {
             State::Idle { since } => now.saturating_sub(since) >= idle_timeout || now.saturating_sub(s.born) >= max_age,
             _ => false,
         };
-        let gone: Vec<_> = self.sandboxes.iter().filter(|(_, s)| over(s)).map(|(id, _)| *id).collect();
+        let mut gone: Vec<_> = self.sandboxes.iter().filter(|(_, s)| over(s)).map(|(id, _)| *id).collect();
+        // Maps have no order of their own, and what is told to others has one that simulations can repeat.
+        gone.sort_unstable();
         self.evict_all(gone, actions);
         self.versions.retain(|key, version| {
             let remembered = version.retired.is_some_and(|at| now.saturating_sub(at) < RETIRED_MEMORY);
@@ -84,6 +85,7 @@ impl<C, W: Clone> FunctionPool<C, W> {
                 overdue.push(OverdueLease { sandbox: *id, worker, since: now });
             }
         }
+        overdue.sort_unstable_by_key(|lease| lease.sandbox);
         overdue
     }
 
@@ -103,7 +105,8 @@ impl<C, W: Clone> FunctionPool<C, W> {
     /// No new leases. Idle sandboxes go now, the others when they become free; requests whose sandbox starts still get it.
     pub fn stop(&mut self, actions: &mut Vec<Action<C, W>>) {
         self.phase = Phase::Stopping;
-        let idle: Vec<_> = self.versions.values().flat_map(|v| v.idle.iter().copied()).collect();
+        let mut idle: Vec<_> = self.versions.values().flat_map(|v| v.idle.iter().copied()).collect();
+        idle.sort_unstable();
         self.evict_all(idle, actions);
         let (waiting, starting) = self.waiters.drain(..).partition::<Vec<_>, _>(|w| w.start.is_none());
         self.waiters.extend(starting);
@@ -112,7 +115,8 @@ impl<C, W: Clone> FunctionPool<C, W> {
 
     /// The time for [`Self::stop`] is up: every sandbox goes, whatever it does.
     pub fn abandon(&mut self, actions: &mut Vec<Action<C, W>>) {
-        let all: Vec<_> = self.sandboxes.keys().copied().collect();
+        let mut all: Vec<_> = self.sandboxes.keys().copied().collect();
+        all.sort_unstable();
         for id in all {
             let sandbox = self.remove(id).expect("listed just now");
             if let State::Busy { permit, .. } | State::Finishing { permit } = sandbox.state {
@@ -141,7 +145,7 @@ impl<C, W: Clone> FunctionPool<C, W> {
     pub fn idle_entries(&self) -> impl Iterator<Item = (IdleEntry, &W)> {
         self.sandboxes.iter().filter_map(|(id, s)| match s.state {
             State::Idle { since } => {
-                let entry = IdleEntry { sandbox: *id, since, memory_mb: s.memory_mb };
+                let entry = IdleEntry { sandbox: *id, since };
                 Some((entry, s.worker.as_ref().expect("a sandbox that is ready has a worker")))
             }
             _ => None,

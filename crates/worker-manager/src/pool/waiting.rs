@@ -4,7 +4,7 @@ use super::*;
 
 impl<C, W: Clone> FunctionPool<C, W> {
     /// Looks again at every request that waits for a finishing sandbox: something became free, or its time is up. Call
-    /// it at the end of both graces after a request began to wait.
+    /// it at the end of each grace after a request began to wait.
     pub fn settle(&mut self, now: Duration, actions: &mut Vec<Action<C, W>>) {
         self.account_seen = self.account.in_use();
         if self.waiters.is_empty() {
@@ -63,8 +63,7 @@ impl<C, W: Clone> FunctionPool<C, W> {
     /// sandbox.
     pub fn due(&self, now: Duration) -> Option<Duration> {
         let Config { finishing_grace, limit_grace, .. } = self.config;
-        let home_grace = if self.account.is_unanswered() { HOME_GRACE } else { limit_grace };
-        let due = |arrived: Duration| [finishing_grace, limit_grace, home_grace].map(|grace| arrived + grace);
+        let due = |arrived: Duration| [finishing_grace, limit_grace, HOME_GRACE].map(|grace| arrived + grace);
         let waiting = self.waiters.iter().filter(|w| w.start.is_none());
         waiting.flat_map(|w| due(w.arrived)).filter(|due| *due > now).min()
     }

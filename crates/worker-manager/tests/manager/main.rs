@@ -1,7 +1,9 @@
 //! The manager over simulated workers, in tokio's paused time.
 
+mod placing;
 mod sim;
 mod takeover;
+mod unreachable;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -87,6 +87,9 @@ impl Sim {
                     sandboxes: Mutex::default(),
                     inits: AtomicU32::new(0),
                     fail: AtomicBool::new(false),
+                    unreachable: AtomicBool::new(false),
+                    full: AtomicBool::new(false),
+                    refuse: AtomicBool::new(false),
                     draining: AtomicBool::new(false),
                 })
             })
@@ -135,6 +138,10 @@ pub struct SimWorker {
     sandboxes: Mutex<BTreeMap<SandboxId, SimSandbox>>,
     inits: AtomicU32,
     fail: AtomicBool,
+    unreachable: AtomicBool,
+    full: AtomicBool,
+    /// The next shutdown comes in the name of a view that is over.
+    refuse: AtomicBool,
     draining: AtomicBool,
 }
 
@@ -160,8 +167,29 @@ impl SimWorker {
         self.fail.store(true, Ordering::SeqCst);
     }
 
+    /// The next Init goes on, and whoever asked for it hears nothing of it.
+    pub fn break_next_init(&self) {
+        self.unreachable.store(true, Ordering::SeqCst);
+    }
+
+    /// As a worker whose room was taken since its report.
+    pub fn refuse_next_init(&self) {
+        self.full.store(true, Ordering::SeqCst);
+    }
+
+    pub fn refuse_next_shutdown(&self) {
+        self.refuse.store(true, Ordering::SeqCst);
+    }
+
     pub fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
+    }
+
+    /// An Init that nobody waits for any more is over.
+    pub fn ready(&self, sandbox: SandboxId) {
+        if let Some(sandbox) = self.sandboxes.lock().unwrap().get_mut(&sandbox) {
+            sandbox.ready = true;
+        }
     }
 
     pub fn kill(&self, sandbox: SandboxId) {
@@ -195,6 +223,9 @@ impl Worker for SimWorker {
         if self.fail.swap(false, Ordering::SeqCst) {
             return Err(WorkerError::Sandbox("no more of them".into()));
         }
+        if self.full.swap(false, Ordering::SeqCst) {
+            return Err(WorkerError::Full(self.id.clone()));
+        }
         self.inits.fetch_add(1, Ordering::SeqCst);
         let sandbox = SimSandbox { version: request.version, ready: false, running: false };
         {
@@ -202,6 +233,10 @@ impl Worker for SimWorker {
             sandboxes.insert(request.sandbox, sandbox);
             let used: u64 = sandboxes.values().map(|s| u64::from(s.version.memory_mb)).sum();
             assert!(used <= self.memory_mb, "placed beyond the worker's memory");
+        }
+        if self.unreachable.swap(false, Ordering::SeqCst) {
+            let cause = "the connection broke".to_owned();
+            return Err(WorkerError::Unreachable { worker: self.id.clone(), cause, unsent: false });
         }
         tokio::time::sleep(ms(10)).await;
         if let Some(sandbox) = self.sandboxes.lock().unwrap().get_mut(&request.sandbox) {
@@ -218,7 +253,9 @@ impl Worker for SimWorker {
 
     async fn shutdown(&self, sandbox: SandboxId, _: RetireReason) {
         tokio::time::sleep(ms(2)).await;
-        self.sandboxes.lock().unwrap().remove(&sandbox);
+        if !self.refuse.swap(false, Ordering::SeqCst) {
+            self.sandboxes.lock().unwrap().remove(&sandbox);
+        }
     }
 
     async fn invoking(&self, sandbox: SandboxId) -> bool {

@@ -19,24 +19,26 @@ use worker_manager::{Config, Homes, Manager, Partition};
 use crate::sim::{Sim, SimWorker, ms, request};
 
 /// Of `sim`, and one for each further manager.
-struct Fleet {
-    managers: Vec<Manager>,
-    workers: Vec<Arc<SimWorker>>,
+pub struct Fleet {
+    pub managers: Vec<Manager>,
+    pub workers: Vec<Arc<SimWorker>>,
     epoch: u64,
     /// Who live, by their place in `managers`.
     live: Vec<usize>,
     silent: Arc<Mutex<HashSet<usize>>>,
+    slow: Arc<AtomicU32>,
 }
 
 fn id(manager: usize) -> Arc<str> {
     format!("m{manager}").into()
 }
 
-/// Managers ask each other without a network; those in `silent` do not answer.
+/// Managers ask each other without a network; those in `silent` do not answer, and all answers take `slow` milliseconds.
 struct Local {
     all: Vec<Manager>,
     me: Arc<str>,
     silent: Arc<Mutex<HashSet<usize>>>,
+    slow: Arc<AtomicU32>,
 }
 
 impl Local {
@@ -48,26 +50,27 @@ impl Local {
 
 #[async_trait]
 impl Homes for Local {
-    async fn hello(&self, home: &str, epoch: u64, holds: Vec<(AccountId, u32)>) -> bool {
-        self.home(home).is_some_and(|home| home.hello(&self.me, epoch, &holds))
+    async fn hello(&self, home: &str, epoch: u64, number: u64, holds: Vec<(AccountId, u32)>) -> bool {
+        self.home(home).is_some_and(|home| home.hello(&self.me, epoch, number, &holds))
     }
 
     async fn ask(&self, home: &str, ask: Ask) -> Option<Grant> {
+        tokio::time::sleep(ms(self.slow.load(Ordering::SeqCst).into())).await;
         self.home(home)?.answer(&self.me, &ask)
     }
 }
 
 impl Fleet {
-    fn new(managers: usize, workers: &[u64]) -> Self {
+    pub fn new(managers: usize, workers: &[u64]) -> Self {
         let first = Sim::with_memory(Config::default(), workers);
         let mut all = vec![first.manager];
         all.extend((1..managers).map(|_| Sim::with_memory(Config::default(), &[]).manager));
-        let silent: Arc<Mutex<HashSet<usize>>> = Arc::default();
+        let (silent, slow): (Arc<Mutex<HashSet<usize>>>, Arc<AtomicU32>) = Default::default();
         for (n, manager) in all.iter().enumerate() {
-            let homes = Local { all: all.clone(), me: id(n), silent: silent.clone() };
+            let homes = Local { all: all.clone(), me: id(n), silent: silent.clone(), slow: slow.clone() };
             tokio::spawn(manager.clone().share_accounts(Arc::new(homes)));
         }
-        Self { managers: all, workers: first.workers, epoch: 0, live: vec![], silent }
+        Self { managers: all, workers: first.workers, epoch: 0, live: vec![], silent, slow }
     }
 
     fn worker_ids(&self) -> HashSet<WorkerId> {
@@ -75,7 +78,7 @@ impl Fleet {
     }
 
     /// A new view, which reaches the living managers before they have claimed anything.
-    fn view(&mut self, live: &[usize]) {
+    pub fn view(&mut self, live: &[usize]) {
         self.epoch += 1;
         self.live = live.to_vec();
         for manager in live {
@@ -84,18 +87,18 @@ impl Fleet {
         }
     }
 
-    fn partition(&self, me: usize) -> Partition {
+    pub fn partition(&self, me: usize) -> Partition {
         Partition { epoch: self.epoch, managers: self.live.iter().map(|m| id(*m)).collect(), me: id(me) }
     }
 
-    fn claim(&self, manager: usize, worker: usize) {
+    pub fn claim(&self, manager: usize, worker: usize) {
         let partition = self.partition(manager);
         let worker = &self.workers[worker];
         let mine = worker.sandboxes().into_iter().filter(|state| partition.owns(&state.version.arn)).collect();
         self.managers[manager].claimed(worker.clone(), self.epoch, mine);
     }
 
-    fn change(&mut self, live: &[usize]) {
+    pub fn change(&mut self, live: &[usize]) {
         self.view(live);
         for manager in live {
             (0..self.workers.len()).for_each(|worker| self.claim(*manager, worker));
@@ -108,15 +111,15 @@ impl Fleet {
         &self.managers[*self.live.iter().find(|m| &*id(**m) == owner).unwrap()]
     }
 
-    fn begin(&self, sandbox: SandboxId) {
+    pub fn begin(&self, sandbox: SandboxId) {
         self.workers.iter().find(|worker| worker.has(sandbox)).unwrap().begin(sandbox);
     }
 
-    fn end(&self, sandbox: SandboxId) {
+    pub fn end(&self, sandbox: SandboxId) {
         self.workers.iter().for_each(|worker| worker.end(sandbox));
     }
 
-    async fn invoke(&self, request: &AssignRequest) -> Lease {
+    pub async fn invoke(&self, request: &AssignRequest) -> Lease {
         let manager = self.owner(request);
         let lease = manager.assign(request.clone()).await.unwrap();
         self.begin(lease.sandbox);
@@ -461,6 +464,25 @@ async fn a_worker_that_drains_is_rid_of_what_was_starting() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sandbox_whose_shutdown_was_refused_is_shut_down_later() {
+    let mut fleet = Fleet::new(1, &[4096]);
+    fleet.change(&[0]);
+    let manager = fleet.managers[0].clone();
+    let request = request("f", 128, None);
+    let before = fleet.invoke(&request).await;
+    fleet.workers[0].refuse_next_shutdown();
+    manager.drain_workers(fleet.worker_ids());
+    manager.drain_workers(HashSet::new());
+    // Its worker was claimed for a new view first, and names it.
+    fleet.change(&[0]);
+    tokio::time::sleep(ms(50)).await;
+    assert_eq!(fleet.invoke(&request).await.sandbox, before.sandbox);
+    manager.drain_workers(fleet.worker_ids());
+    tokio::time::sleep(ms(50)).await;
+    assert!(fleet.workers[0].functions().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn while_an_accounts_home_is_replaced_its_requests_wait() {
     let mut fleet = Fleet::new(2, &[4096]);
     fleet.change(&[0, 1]);
@@ -480,4 +502,35 @@ async fn while_an_accounts_home_is_replaced_its_requests_wait() {
     let began = Instant::now();
     assert!(waiting.await.unwrap().is_ok());
     assert!(began.elapsed() < ms(200), "{:?}", began.elapsed());
+}
+
+/// In a busy moment the home's answer takes longer than a request waits at a limit.
+#[tokio::test(start_paused = true)]
+async fn a_burst_is_throttled_by_nothing_but_its_accounts_homes_word() {
+    for (limit, least) in [(1000, 60), (40, 36)] {
+        let mut fleet = Fleet::new(2, &[32768]);
+        fleet.change(&[0, 1]);
+        tokio::time::sleep(ms(500)).await;
+        fleet.slow.store(400, Ordering::SeqCst);
+        let burst: Vec<_> = (0..60)
+            .map(|n| {
+                let mut request = request(&format!("f{n}"), 128, None);
+                request.limits.unreserved = limit;
+                let manager = fleet.owner(&request).clone();
+                tokio::spawn(async move { manager.assign(request).await })
+            })
+            .collect();
+        let began = Instant::now();
+        let mut leases = 0;
+        for request in burst {
+            match request.await.unwrap() {
+                Ok(_) => leases += 1,
+                Err(AssignError::Throttled(ThrottleReason::Account)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        println!("of {limit}: {leases} leases within {:?}", began.elapsed());
+        assert!((least..=limit).contains(&leases), "{leases}");
+        assert!(began.elapsed() < ms(3000), "{:?}", began.elapsed());
+    }
 }

@@ -1,7 +1,7 @@
 //! A PostgreSQL for a fleet on one machine: Debian's programs, with a directory of its own, on the loopback address.
 
 use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::io::{BufRead as _, Write as _};
 use std::net::TcpListener;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -15,10 +15,16 @@ const USER: &str = "emberbox";
 /// The file with the password, which is made with the files of the server: others on this machine can connect as well.
 const PASSWORD: &str = "password";
 
+/// Makes the role of workers. The other one is there already, and owns all of it.
+const ROLES: &str = include_str!("../../../../../deploy/postgres/roles.sql");
+/// That role.
+const WORKER: &str = "emberbox_worker";
+
 /// A running server. It ends with this value, or with this process, however that ends.
 pub struct Postgres {
     port: u16,
     password: String,
+    worker_password: String,
     keeper: Child,
 }
 
@@ -58,13 +64,12 @@ impl Postgres {
             let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
             let port = port.context("find a free port")?.port();
             let options = format!("-p {port} -k {} -h 127.0.0.1 -N 200", dir.display());
-            let mut start = as_owner(&bin.join("pg_ctl"));
-            start.arg("-D").arg(&data).args(["-w", "-o", &options, "-l"]).arg(&log).arg("start");
-            // The server inherits them, and whoever reads what this program prints would wait for its end.
-            start.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             // Somebody else may have taken the port in between.
-            if start.status().context("run pg_ctl")?.success() {
-                return Ok(Self { port, password, keeper: keeper(&bin, &data)? });
+            if let Some(keeper) = keeper(&bin, &data, &options, &log)? {
+                let worker_password = uuid::Uuid::new_v4().simple().to_string();
+                let server = Self { port, password, worker_password, keeper };
+                server.make_roles(&bin)?;
+                return Ok(server);
             }
         }
         bail!("PostgreSQL does not start; its log is {}", log.display())
@@ -73,6 +78,26 @@ impl Postgres {
     /// How to connect to it.
     pub fn url(&self) -> String {
         format!("postgres://{USER}:{}@127.0.0.1:{}/postgres", self.password, self.port)
+    }
+
+    /// How workers do, who need little of it.
+    pub fn worker_url(&self) -> String {
+        format!("postgres://{WORKER}:{}@127.0.0.1:{}/postgres", self.worker_password, self.port)
+    }
+
+    fn make_roles(&self, bin: &Path) -> Result<()> {
+        let mut psql = Command::new(bin.join("psql"));
+        psql.args(["-X", "-q", "-f", "-", "-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", USER, "postgres"]);
+        // Not on the command line, which everybody sees.
+        psql.env("PGPASSWORD", &self.password).env("EMBERBOX_WORKER_PASSWORD", &self.worker_password);
+        psql.env_remove("EMBERBOX_PASSWORD");
+        psql.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut running = psql.spawn().context("run psql")?;
+        let written = running.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(ROLES.as_bytes()));
+        let output = running.wait_with_output().context("wait for psql")?;
+        written.context("tell psql which roles to make")?;
+        ensure!(output.status.success(), "psql: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
     }
 }
 
@@ -104,11 +129,29 @@ fn as_owner(program: &Path) -> Command {
     command
 }
 
-/// Stops the server once this process has ended, or has closed the pipe.
-fn keeper(bin: &Path, data: &Path) -> Result<Child> {
+/// Starts the server, and stops it once this process has ended, or has closed the pipe; from the beginning on, so that no moment
+/// leaves a server behind. `None` if it did not start.
+fn keeper(bin: &Path, data: &Path, options: &str, log: &Path) -> Result<Option<Child>> {
     let mut command = as_owner(Path::new("/bin/sh"));
-    command.args(["-c", r#"read -r _; "$0/pg_ctl" -D "$1" -w -m fast stop"#]).arg(bin).arg(data);
+    // The server must not inherit what the keeper has: whoever reads it would wait for the server's end.
+    let script = r#"
+        "$0/pg_ctl" -D "$1" -w -o "$2" -l "$3" start < /dev/null > /dev/null 2>&1 || exit 1
+        echo started
+        exec > /dev/null
+        read -r _
+        "$0/pg_ctl" -D "$1" -w -m fast stop
+    "#;
+    command.args(["-c", script]).arg(bin).arg(data).arg(options).arg(log);
     // A group of its own: it has work to do after a Ctrl-C.
-    command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.spawn().context("start what stops PostgreSQL in the end")
+    command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut keeper = command.spawn().context("start what keeps PostgreSQL")?;
+    let mut said = String::new();
+    if let Some(stdout) = keeper.stdout.take() {
+        std::io::BufReader::new(stdout).read_line(&mut said).context("hear of PostgreSQL")?;
+    }
+    if said.trim() == "started" {
+        return Ok(Some(keeper));
+    }
+    keeper.wait().context("wait for pg_ctl")?;
+    Ok(None)
 }

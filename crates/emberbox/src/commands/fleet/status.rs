@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use crate::cli::FleetPlace;
 use crate::config::Config;
-use crate::serve::fleet::status::{OfFunction, OfWorker, Report, Waiting};
+use crate::serve::fleet::status::{OfFunction, OfPlacement, OfWorker, Report, Waiting};
 use crate::serve::fleet::{MEMBERS, renewal};
 
 /// How long a member may take to answer.
@@ -61,7 +61,12 @@ impl Way {
         let counts = view.active(Role::Pollers).chain(view.active(Role::Frontend)).next().map(|member| &member.id);
         let answers = view.members().iter().map(|member| async move {
             match self.ask(member) {
-                Some(status) => read(status.report(Some(&member.id) == counts).await),
+                Some(status) if Some(&member.id) == counts => match status.report(true).await {
+                    // This machine's certificate may not ask for the events.
+                    Err(_) => read(status.report(false).await),
+                    answer => read(answer),
+                },
+                Some(status) => read(status.report(false).await),
                 None => Err("it has no role that this version knows".to_owned()),
             }
         });
@@ -194,7 +199,7 @@ impl Shown {
     }
 
     fn text(&self) -> String {
-        let mut text = format!("{} members, view {}\n\n", self.members.len(), self.epoch);
+        let mut text = format!("{} members, view {}{}\n\n", self.members.len(), self.epoch, self.versions());
         let mut table = vec![["MEMBER", "ROLES", "STATE", "VERSION", "ADDRESS", "VIEW", "LOAD"].map(str::to_owned)];
         table.extend(self.members.iter().map(|member| member.row(self.epoch)));
         lay_out(&mut text, &table);
@@ -227,6 +232,18 @@ impl Shown {
     }
 }
 
+impl Shown {
+    /// Nothing, unless there are several: then an upgrade is under way.
+    fn versions(&self) -> String {
+        let mut versions: BTreeMap<&str, usize> = BTreeMap::new();
+        for member in &self.members {
+            *versions.entry(&member.version).or_default() += 1;
+        }
+        let all: Vec<String> = versions.iter().map(|(version, count)| format!("{version} ({count})")).collect();
+        if all.len() < 2 { String::new() } else { format!(", versions {}", all.join(", ")) }
+    }
+}
+
 impl ShownMember {
     fn row(&self, newest: u64) -> [String; 7] {
         let (view, load) = match &self.report {
@@ -234,7 +251,8 @@ impl ShownMember {
             Some(report) => {
                 let behind = if report.view.epoch < newest { ", not the newest" } else { "" };
                 let view = format!("{} for {}{behind}", report.view.epoch, ago(report.view.age_ms));
-                (view, report.worker.as_ref().map(load).unwrap_or_default())
+                let load = report.worker.as_ref().map(load).into_iter().chain(report.placement.as_ref().map(placed));
+                (view, load.collect::<Vec<_>>().join("; "))
             }
         };
         let (roles, state) = (self.roles.join(","), self.state.to_string());
@@ -252,6 +270,13 @@ fn load(worker: &OfWorker) -> String {
         _ => "",
     };
     format!("{slots_used}/{slots} sandboxes ({starting} starting), {memory_used_mb}/{memory_mb} MB{order}")
+}
+
+fn placed(placement: &OfPlacement) -> String {
+    let OfPlacement { decides, workers, sandboxes, placed, refused } = placement;
+    let role = if *decides { "places" } else { "stands by" };
+    let refused = if *refused > 0 { format!(", {refused} without a place") } else { String::new() };
+    format!("{role}: {workers} workers, {sandboxes} sandboxes, {placed} placed{refused}")
 }
 
 fn ago(ms: u64) -> String {
@@ -317,8 +342,10 @@ mod tests {
                 member("w1", Role::Worker),
                 member("w2", Role::Worker),
                 member("w3", Role::Worker),
+                member("p", Role::Placement),
             ],
         );
+        let placement = OfPlacement { decides: true, workers: 3, sandboxes: 4, placed: 9, refused: 0 };
         let manager = Report { manager: Some(vec![of("f", 99, 4), of("gone", 0, 0)]), ..Default::default() };
         let shown = Shown::new(
             &view,
@@ -327,6 +354,7 @@ mod tests {
                 Ok(worker(vec![of("f", 1, 0), of("g", 2, 0)], "none")),
                 Ok(worker(vec![of("f", 1, 0)], "drain")),
                 Err("no answer within 3s".to_owned()),
+                Ok(Report { placement: Some(placement), ..Default::default() }),
             ],
         );
         let functions: Vec<_> = shown.functions.iter().map(|of| (of.function.as_str(), of.idle, of.waiting)).collect();
@@ -336,8 +364,18 @@ mod tests {
         assert!(line("w1").contains("2/10 sandboxes (0 starting), 256/1000 MB"), "{text}");
         assert!(line("w2").ends_with(", drained"), "{text}");
         assert!(line("w3").contains("does not answer"), "{text}");
-        assert!(text.contains("w3: no answer within 3s") && text.contains("4 members, view 7"), "{text}");
+        assert!(text.contains("w3: no answer within 3s") && text.contains("5 members, view 7\n"), "{text}");
+        assert!(line("p ").ends_with("places: 3 workers, 4 sandboxes, 9 placed"), "{text}");
         assert!(text.lines().all(|line| line == line.trim_end()));
+    }
+
+    #[test]
+    fn several_versions_are_said_at_once() {
+        let newer = Member { version: "2".into(), ..member("w2", Role::Worker) };
+        let view = View::new(1, vec![member("m", Role::WorkerManager), member("w1", Role::Worker), newer]);
+        let silent = || Err("no answer".to_owned());
+        let shown = Shown::new(&view, vec![silent(), silent(), silent()]);
+        assert!(shown.text().starts_with("3 members, view 1, versions 1 (2), 2 (1)\n"), "{}", shown.text());
     }
 
     #[test]

@@ -31,12 +31,12 @@ impl OtherManagers {
 
 #[async_trait]
 impl Homes for OtherManagers {
-    async fn hello(&self, home: &str, epoch: u64, holds: Vec<(AccountId, u32)>) -> bool {
+    async fn hello(&self, home: &str, epoch: u64, number: u64, holds: Vec<(AccountId, u32)>) -> bool {
         if *home == *self.me {
-            return self.own.hello(home, epoch, &holds);
+            return self.own.hello(home, epoch, number, &holds);
         }
         match self.remote(home) {
-            Some(remote) => remote.hello(&self.me, epoch, holds).await,
+            Some(remote) => remote.hello(&self.me, epoch, number, holds).await,
             None => false,
         }
     }

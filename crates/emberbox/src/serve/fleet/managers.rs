@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use domain::WorkerManager;
 use frontend::router::Managers;
-use membership::{Member, Role, View};
+use membership::{Member, MemberState, Role, View};
 use rpc::{Channels, RemoteManager};
 use tokio::sync::watch;
 
@@ -26,7 +26,9 @@ pub async fn follow(
             }
         };
         let all = view.active(Role::WorkerManager).map(manager).collect();
-        managers.send_replace(Managers { epoch: view.epoch(), managers: all });
+        let finishing = view.live(Role::WorkerManager).filter(|member| member.state == MemberState::Draining);
+        let finishing = finishing.map(|member| member.id.as_str().into()).collect();
+        managers.send_replace(Managers { epoch: view.epoch(), managers: all, finishing });
         if views.changed().await.is_err() {
             return;
         }

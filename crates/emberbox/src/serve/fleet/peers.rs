@@ -1,13 +1,15 @@
 //! The other processes with a copy of the metadata: a change is answered when they have it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use control_plane::ControlPlane;
 use futures::future::join_all;
-use membership::{MemberId, MemberState, Membership, Role};
+use membership::{MemberId, MemberState, Membership, Role, View};
 use rpc::{Channels, MetadataCopy, RemoteFrontend};
+use tokio::sync::watch;
 
 /// How long a change waits for one that does not answer: it is dead, and soon out of the view, or cannot reach the database.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -50,16 +52,29 @@ impl control_plane::Peers for Peers {
     }
 }
 
+/// The ids of each view, for the server of this process, as long as there are views.
+pub async fn follow(mut views: watch::Receiver<View>, present: watch::Sender<Arc<HashSet<String>>>) {
+    loop {
+        let ids = views.borrow_and_update().members().iter().map(|member| member.id.to_string()).collect();
+        present.send_replace(Arc::new(ids));
+        if views.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// This process' own copy, for the others; it comes after the socket that they ask on.
-pub struct OwnCopy(pub tokio::sync::watch::Receiver<Option<ControlPlane>>);
+pub struct OwnCopy(pub watch::Receiver<Option<ControlPlane>>);
 
 #[async_trait]
 impl MetadataCopy for OwnCopy {
-    async fn applied(&self, revision: u64) {
+    async fn applied(&self, revision: u64) -> Result<(), String> {
         let mut copy = self.0.clone();
-        let Ok(plane) = copy.wait_for(Option::is_some).await.map(|plane| plane.clone()) else { return };
-        if let Some(plane) = plane {
-            plane.applied(revision).await;
+        let plane = copy.wait_for(Option::is_some).await.ok().and_then(|plane| plane.clone());
+        match plane {
+            Some(plane) => plane.applied(revision).await.map_err(|behind| behind.to_string()),
+            // It stops.
+            None => Ok(()),
         }
     }
 }
@@ -69,5 +84,5 @@ pub struct Barrier {
     /// Who are asked.
     pub peers: Arc<Peers>,
     /// What the others ask about.
-    pub own: tokio::sync::watch::Sender<Option<ControlPlane>>,
+    pub own: watch::Sender<Option<ControlPlane>>,
 }

@@ -1,10 +1,12 @@
 //! A member's certificate: whose it is, and another one in time.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use fleet_ca::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, Member, MemberDir, show_roles, show_time};
+use fleet_ca::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, Member, MemberDir, MemberId, show_roles, show_time};
 use rpc::{Credentials, Tls};
 use time::OffsetDateTime;
 
@@ -47,6 +49,15 @@ pub fn identity(dir: &Path, cluster: &Cluster) -> Result<Arc<str>> {
         show_time(&member.not_after)
     );
     Ok(id.into())
+}
+
+/// How often it is asked who was denied.
+const ASK: Duration = Duration::from_secs(30);
+
+/// Has nobody call a member that was denied, nor be called by one.
+pub async fn deny(dir: PathBuf, credentials: Credentials) {
+    let told = move |denied: &BTreeSet<MemberId>| credentials.deny(denied.iter().map(ToString::to_string));
+    match fleet_ca::keep_denied(MemberDir::new(&dir), ASK, told).await {}
 }
 
 /// Renews the certificate in `dir` whenever two thirds of its life are over, by the server that it came from.

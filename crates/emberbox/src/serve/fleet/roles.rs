@@ -21,7 +21,9 @@ use tokio::time::Instant;
 
 use super::super::event_sources::EventSources;
 use super::super::events::Asynchronous;
+use super::super::otlp::{Process, Tracing};
 use super::super::parts::{self, Content};
+use super::super::tasks::Tasks;
 use super::super::{prepare, secrets, settings};
 use super::peers::Barrier;
 use crate::adapters;
@@ -53,13 +55,14 @@ impl Host {
         content: &Content,
         clock: &Arc<dyn Clock>,
         registry: &mut Registry,
+        tasks: &Tasks,
     ) -> Result<Self> {
         let engine = parts::engine(config, dir).await?;
         let named = WorkerId(Arc::clone(id));
         let (worker, logs) = parts::worker(config, dir, named, &engine, content, clock, registry)?;
         let server = WorkerServer::new(Arc::new(worker.clone()), Arc::clone(clock));
         worker.connect(Arc::new(server.clone()));
-        let preparing = tokio::spawn(prepare(content.runtimes.clone()));
+        let preparing = tasks.spawn("prepare runtimes", prepare(content.runtimes.clone()));
         Ok(Self { server, engine, logs, worker, preparing })
     }
 
@@ -117,6 +120,10 @@ pub struct Shared<'a> {
     pub logs: Arc<dyn frontend::ports::Logs>,
     /// Others with a copy of the metadata.
     pub barrier: Barrier,
+    /// Whose traces they are.
+    pub process: Process,
+    /// Starts what goes on.
+    pub tasks: &'a Tasks,
 }
 
 /// The roles `frontend` and `pollers`.
@@ -126,6 +133,7 @@ pub struct Api {
     asynchronous: Asynchronous,
     event_sources: Option<EventSources>,
     frontend: Option<Frontend>,
+    tracing: Tracing,
     retiring: JoinHandle<()>,
 }
 
@@ -138,7 +146,7 @@ struct Frontend {
 impl Api {
     /// Reads the metadata, and answers. The registry comes back with the figures of these roles.
     pub async fn start(shared: Shared<'_>, mut registry: Registry) -> Result<(Self, Arc<Registry>)> {
-        let Shared { config, cluster, dir, content, clock, router, logs, barrier } = shared;
+        let Shared { config, cluster, dir, content, clock, router, logs, barrier, process, tasks } = shared;
         // A fleet's events and queues are nobody's own.
         let mut config = config.clone();
         if config.events.engine == EventEngine::Sqlite {
@@ -162,23 +170,25 @@ impl Api {
         .await?;
         control_plane.with_peers(barrier.peers);
         barrier.own.send_replace(Some(control_plane.clone()));
-        let retiring = tokio::spawn(retire(control_plane.retired(), router.clone()));
+        let retiring = tasks.spawn("retire versions", retire(control_plane.retired(), router.clone()));
         let frontend_metrics = frontend::Metrics::register(&mut registry);
-        let sync_path = SyncPath::new(Arc::new(router), Arc::clone(&clock), frontend_metrics.clone());
+        let tracing = Tracing::start(&config.otlp, process, &mut registry)?;
+        let traces = tracing.traces();
+        let sync_path = SyncPath::with_traces(Arc::new(router), Arc::clone(&clock), frontend_metrics.clone(), traces);
         let direct = adapters::Direct {
             functions: adapters::Functions(control_plane.clone()),
             sync_path: sync_path.clone(),
             clock: Arc::clone(&clock),
         };
         let none = settings::OwnQueues { endpoint: String::new(), client: SharedHttpClient::new(adapters::NoQueues) };
-        let polls = cluster.is(Role::Pollers);
+        let polling = cluster.is(Role::Pollers).then_some(tasks);
         let delivery = settings::delivery(&config, &none);
         let asynchronous =
-            Asynchronous::start(&config, dir, &control_plane, direct.clone(), delivery, polls, &mut registry).await?;
+            Asynchronous::start(&config, dir, &control_plane, direct.clone(), delivery, polling, &mut registry).await?;
         let queues = settings::queues(&config, &none);
-        let event_sources = match polls {
-            true => Some(EventSources::start(queues, &control_plane, direct, &mut registry)),
-            false => {
+        let event_sources = match polling {
+            Some(tasks) => Some(EventSources::start(queues, &control_plane, direct, &mut registry, tasks)),
+            None => {
                 EventSources::check(queues, &control_plane);
                 None
             }
@@ -201,22 +211,29 @@ impl Api {
             };
             let server = frontend::Server::new(listener, deps);
             let (stop, stopped) = oneshot::channel();
-            let running = tokio::spawn(server.run(async move {
-                // An error means that the sender is gone, and so is everything else.
-                let _ = stopped.await;
-            }));
+            let running = tasks.spawn(
+                "serve the API",
+                server.run(async move {
+                    // An error means that the sender is gone, and so is everything else.
+                    let _ = stopped.await;
+                }),
+            );
             Some(Frontend { endpoint, stop: Some(stop), running })
         } else {
             None
         };
-        Ok((Self { store, control_plane, asynchronous, event_sources, frontend, retiring }, registry))
+        Ok((Self { store, control_plane, asynchronous, event_sources, frontend, tracing, retiring }, registry))
     }
 
     /// Returns when the copy of the metadata has all that the store has now.
     pub async fn catch_up(&self) -> Result<()> {
         let now = self.store.scan(KIND, "").await?.revision;
-        self.control_plane.applied(now).await;
-        Ok(())
+        Ok(self.control_plane.applied(now).await?)
+    }
+
+    /// What follows the metadata.
+    pub fn control_plane(&self) -> ControlPlane {
+        self.control_plane.clone()
     }
 
     /// See [`super::Fleet::endpoint`].
@@ -248,8 +265,9 @@ impl Api {
     }
 
     /// After [`Self::stop`], or in its place.
-    pub async fn close(self) {
+    pub async fn close(mut self) {
         self.retiring.abort();
+        self.tracing.stop().await;
         if let Some(frontend) = self.frontend {
             frontend.running.abort();
         }

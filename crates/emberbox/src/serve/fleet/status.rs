@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use ::placement::Tally;
 use async_trait::async_trait;
 use domain::{RetireReason, SlotPhase, Worker, WorkerReport};
 use event_queue::{EventQueue, QueueError};
@@ -14,6 +15,9 @@ use rpc::{Cordon, WorkerServer};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+
+use super::super::tasks::Tasks;
+use super::placement::{self, Deciding};
 
 /// How often a worker that is drained looks for sandboxes that have become idle.
 const DRAIN_AGAIN: Duration = Duration::from_millis(500);
@@ -32,6 +36,8 @@ pub struct Report {
     pub worker: Option<OfWorker>,
     /// Of a worker manager: the functions that it has sandboxes of.
     pub manager: Option<Vec<OfFunction>>,
+    /// Of a process that decides where sandboxes go, or would.
+    pub placement: Option<OfPlacement>,
     /// If it was asked for, and there is a queue here.
     pub events: Option<Waiting>,
 }
@@ -68,6 +74,22 @@ pub struct OfWorker {
     pub functions: Vec<OfFunction>,
 }
 
+/// What Placement has and did.
+#[derive(Serialize, Deserialize, Debug, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OfPlacement {
+    /// In its view, managers ask this one, and not another.
+    pub decides: bool,
+    /// Workers that it hears.
+    pub workers: usize,
+    /// Sandboxes that they have or were given.
+    pub sandboxes: usize,
+    /// Sandboxes that it gave a place, since its start.
+    pub placed: u64,
+    /// Those that it knew no place for.
+    pub refused: u64,
+}
+
 /// Sandboxes of a function.
 #[derive(Serialize, Deserialize, Debug, Default)]
 #[serde(rename_all = "camelCase", default)]
@@ -102,12 +124,16 @@ pub struct Waiting {
 
 /// The parts of a process that are asked.
 pub struct Parts {
+    /// Starts what goes on.
+    pub tasks: Tasks,
     /// Its place.
     pub membership: Membership,
     /// If it is a worker: the sandboxes, and who hears of changes.
     pub worker: Option<(worker::Service, WorkerServer)>,
     /// If it is a worker manager.
     pub manager: Option<worker_manager::Manager>,
+    /// If it decides where sandboxes go.
+    pub deciding: Option<Deciding>,
     /// The event queue, once it is there.
     pub queue: Arc<OnceLock<Arc<dyn EventQueue>>>,
 }
@@ -130,7 +156,7 @@ impl Own {
         let epoch = |view: &View| view.epoch();
         let view = Arc::new(Mutex::new((epoch(&changes.borrow_and_update()), since)));
         let told = Arc::clone(&view);
-        let following = tokio::spawn(async move {
+        let following = parts.tasks.spawn("look at the view", async move {
             while changes.changed().await.is_ok() {
                 *told.lock() = (epoch(&changes.borrow_and_update()), Instant::now());
             }
@@ -162,6 +188,7 @@ impl rpc::Report for Own {
             view: Seen { epoch, age_ms: millis(changed.elapsed()), trouble },
             worker: self.parts.worker.as_ref().map(|(worker, _)| of_worker(worker, self.cordon.lock().0)),
             manager: self.parts.manager.as_ref().map(of_manager),
+            placement: self.parts.deciding.as_ref().map(|deciding| of_placement(deciding, &self.parts.membership)),
             events,
         };
         serde_json::to_string(&report).expect("numbers and texts always become JSON")
@@ -176,7 +203,7 @@ impl rpc::Report for Own {
         cordon.0 = state;
         worker.cordon(state != Cordon::None);
         if state == Cordon::Drain {
-            cordon.1 = Some(tokio::spawn(retire_idle(worker.clone())));
+            cordon.1 = Some(self.parts.tasks.spawn("drain", retire_idle(worker.clone())));
         }
         server.report_changed();
         tracing::info!(state = state.as_str(), "an operator decided whether this worker takes new sandboxes");
@@ -224,6 +251,12 @@ fn of_manager(manager: &worker_manager::Manager) -> Vec<OfFunction> {
         waiting: f.waiting,
     };
     functions.map(of).collect()
+}
+
+fn of_placement(deciding: &Deciding, membership: &Membership) -> OfPlacement {
+    let Tally { workers, sandboxes, placed, refused, .. } = deciding.tally();
+    let decides = placement::who(&membership.view()).is_some_and(|member| member.id == *membership.id());
+    OfPlacement { decides, workers, sandboxes, placed, refused }
 }
 
 async fn waiting(queue: &dyn EventQueue) -> Waiting {

@@ -5,22 +5,27 @@
 //!       └─► one task for each live worker: RemoteWorker::watch(claim of this view) ──► Manager::claimed, adopted, idle, …
 //! ```
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use domain::{RetireReason, SandboxId, SandboxState, SlotEvents, Worker, WorkerEvents, WorkerId};
+use domain::{
+    PackageChanges, RetireReason, SandboxId, SandboxState, SlotEvents, Worker, WorkerEvents, WorkerId, WorkerReport,
+};
 use membership::{Member, MemberState, Role, View};
 use rpc::{Channels, Claim, RemoteWorker};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 use worker_manager::{Manager, Partition};
 
+use super::super::tasks::Tasks;
+
 /// Follows the views for one manager.
 pub struct Workers {
     me: Arc<str>,
     manager: Manager,
     channels: Channels,
-    watched: HashMap<WorkerId, Watched>,
+    tasks: Tasks,
+    watched: BTreeMap<WorkerId, Watched>,
 }
 
 struct Watched {
@@ -39,8 +44,8 @@ impl Drop for Watched {
 
 impl Workers {
     /// For the manager with this id.
-    pub fn new(me: Arc<str>, manager: Manager, channels: Channels) -> Self {
-        Self { me, manager, channels, watched: HashMap::new() }
+    pub fn new(me: Arc<str>, manager: Manager, channels: Channels, tasks: Tasks) -> Self {
+        Self { me, manager, channels, tasks, watched: BTreeMap::new() }
     }
 
     /// Runs as long as there are views.
@@ -50,6 +55,8 @@ impl Workers {
         self.follow(&view);
         loop {
             tokio::select! {
+                // A new view claims all workers anew, suspects among them.
+                biased;
                 changed = views.changed() => {
                     if changed.is_err() {
                         return;
@@ -67,7 +74,7 @@ impl Workers {
     }
 
     fn follow(&mut self, view: &View) {
-        let workers: HashMap<WorkerId, &Member> =
+        let workers: BTreeMap<WorkerId, &Member> =
             view.live(Role::Worker).map(|member| (WorkerId(member.id.as_str().into()), member)).collect();
         let claim = self.claim(view);
         let partition = Partition { epoch: claim.epoch, managers: claim.managers.clone(), me: Arc::clone(&self.me) };
@@ -110,7 +117,7 @@ impl Workers {
         let worker: Arc<dyn Worker> = Arc::new(remote.at_epoch(epoch));
         let told = Arc::new(Told { manager: self.manager.clone(), worker, epoch });
         let watching = remote.clone();
-        let task = tokio::spawn(async move { watching.watch(claim, told).await });
+        let task = self.tasks.spawn("watch a worker", async move { watching.watch(claim, told).await });
         let (address, joined) = (member.address.clone(), member.epoch);
         self.watched.insert(id, Watched { address, joined, remote, task });
     }
@@ -144,6 +151,10 @@ impl WorkerEvents for Told {
 
     fn adopted(&self, _: &WorkerId, sandbox: SandboxState) {
         self.manager.adopted(&self.worker, sandbox);
+    }
+
+    fn reported(&self, report: WorkerReport, packages: PackageChanges) {
+        self.manager.reported(report, &packages);
     }
 
     fn lost(&self, worker: &WorkerId) {

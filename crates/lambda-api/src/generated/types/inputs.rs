@@ -773,7 +773,7 @@ pub struct GetRuntimeManagementConfigRequest {
 }
 
 /// The members of `InvocationRequest`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct InvocationRequest {
     /// The name or ARN of the Lambda function, version, or alias.
@@ -802,6 +802,21 @@ pub struct InvocationRequest {
     pub tenant_id: Option<String>,
 }
 
+impl std::fmt::Debug for InvocationRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("InvocationRequest")
+            .field("function_name", &self.function_name)
+            .field("invocation_type", &self.invocation_type)
+            .field("log_type", &self.log_type)
+            .field("client_context", &self.client_context)
+            .field("durable_execution_name", &self.durable_execution_name)
+            .field("payload", &self.payload.as_ref().map(|_| crate::wire::Hidden))
+            .field("qualifier", &self.qualifier)
+            .field("tenant_id", &self.tenant_id)
+            .finish()
+    }
+}
+
 /// The members of `InvokeAsyncRequest`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -815,7 +830,7 @@ pub struct InvokeAsyncRequest {
 }
 
 /// The members of `InvokeWithResponseStreamRequest`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct InvokeWithResponseStreamRequest {
     /// The name or ARN of the Lambda function.
@@ -839,6 +854,20 @@ pub struct InvokeWithResponseStreamRequest {
     /// Use one of the following options:
     #[serde(rename = "InvocationType", skip_serializing_if = "Option::is_none")]
     pub invocation_type: Option<ResponseStreamingInvocationType>,
+}
+
+impl std::fmt::Debug for InvokeWithResponseStreamRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("InvokeWithResponseStreamRequest")
+            .field("function_name", &self.function_name)
+            .field("log_type", &self.log_type)
+            .field("client_context", &self.client_context)
+            .field("qualifier", &self.qualifier)
+            .field("payload", &self.payload.as_ref().map(|_| crate::wire::Hidden))
+            .field("tenant_id", &self.tenant_id)
+            .field("invocation_type", &self.invocation_type)
+            .finish()
+    }
 }
 
 /// The members of `ListAliasesRequest`.
@@ -1094,7 +1123,7 @@ pub struct ListVersionsByFunctionRequest {
 }
 
 /// The members of `PauseDurableExecutionRequest`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PauseDurableExecutionRequest {
     /// The Amazon Resource Name (ARN) of the durable execution.
@@ -1109,6 +1138,17 @@ pub struct PauseDurableExecutionRequest {
     /// Specifies whether to pause the execution timeout while the execution is paused.
     #[serde(rename = "ExecutionTimeoutPaused", skip_serializing_if = "Option::is_none")]
     pub execution_timeout_paused: Option<bool>,
+}
+
+impl std::fmt::Debug for PauseDurableExecutionRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PauseDurableExecutionRequest")
+            .field("durable_execution_arn", &self.durable_execution_arn)
+            .field("client_token", &self.client_token)
+            .field("reason", &self.reason.as_ref().map(|_| crate::wire::Hidden))
+            .field("execution_timeout_paused", &self.execution_timeout_paused)
+            .finish()
+    }
 }
 
 /// The members of `PublishLayerVersionRequest`.
@@ -1313,7 +1353,7 @@ pub struct RemovePermissionRequest {
 }
 
 /// The members of `ResumeDurableExecutionRequest`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ResumeDurableExecutionRequest {
     /// The Amazon Resource Name (ARN) of the durable execution.
@@ -1325,6 +1365,16 @@ pub struct ResumeDurableExecutionRequest {
     /// A description of why you're resuming the execution.
     #[serde(rename = "Reason", skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+impl std::fmt::Debug for ResumeDurableExecutionRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ResumeDurableExecutionRequest")
+            .field("durable_execution_arn", &self.durable_execution_arn)
+            .field("client_token", &self.client_token)
+            .field("reason", &self.reason.as_ref().map(|_| crate::wire::Hidden))
+            .finish()
+    }
 }
 
 /// The members of `SendDurableExecutionCallbackFailureRequest`.
@@ -1349,7 +1399,7 @@ pub struct SendDurableExecutionCallbackHeartbeatRequest {
 }
 
 /// The members of `SendDurableExecutionCallbackSuccessRequest`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SendDurableExecutionCallbackSuccessRequest {
     /// The unique identifier for the callback operation.
@@ -1358,6 +1408,15 @@ pub struct SendDurableExecutionCallbackSuccessRequest {
     /// The result data from the successful callback operation.
     #[serde(skip)]
     pub result: Option<Bytes>,
+}
+
+impl std::fmt::Debug for SendDurableExecutionCallbackSuccessRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SendDurableExecutionCallbackSuccessRequest")
+            .field("callback_id", &self.callback_id)
+            .field("result", &self.result.as_ref().map(|_| crate::wire::Hidden))
+            .finish()
+    }
 }
 
 /// The members of `StopDurableExecutionRequest`.
@@ -1529,7 +1588,7 @@ pub struct UpdateEventSourceMappingRequest {
 }
 
 /// The members of `UpdateFunctionCodeRequest`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UpdateFunctionCodeRequest {
     /// The name or ARN of the Lambda function.
@@ -1571,6 +1630,26 @@ pub struct UpdateFunctionCodeRequest {
     /// The ARN of the Key Management Service (KMS) customer managed key that's used to encrypt your function's .zip deployment package.
     #[serde(rename = "SourceKMSKeyArn", skip_serializing_if = "Option::is_none")]
     pub source_kms_key_arn: Option<String>,
+}
+
+impl std::fmt::Debug for UpdateFunctionCodeRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UpdateFunctionCodeRequest")
+            .field("function_name", &self.function_name)
+            .field("zip_file", &self.zip_file.as_ref().map(|_| crate::wire::Hidden))
+            .field("s3_bucket", &self.s3_bucket)
+            .field("s3_key", &self.s3_key)
+            .field("s3_object_version", &self.s3_object_version)
+            .field("s3_object_storage_mode", &self.s3_object_storage_mode)
+            .field("image_uri", &self.image_uri)
+            .field("architectures", &self.architectures)
+            .field("publish", &self.publish)
+            .field("publish_to", &self.publish_to)
+            .field("dry_run", &self.dry_run)
+            .field("revision_id", &self.revision_id)
+            .field("source_kms_key_arn", &self.source_kms_key_arn)
+            .finish()
+    }
 }
 
 /// The members of `UpdateFunctionConfigurationRequest`.

@@ -449,7 +449,7 @@ pub struct GetDurableExecutionHistoryResponse {
 }
 
 /// The response from the GetDurableExecution operation, containing detailed information about the durable execution.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GetDurableExecutionResponse {
     /// The Amazon Resource Name (ARN) of the durable execution.
@@ -497,6 +497,28 @@ pub struct GetDurableExecutionResponse {
     /// The date and time when the durable execution will time out, in Unix timestamp format.
     #[serde(rename = "ExpectedExecutionTimeoutTimestamp", skip_serializing_if = "Option::is_none")]
     pub expected_execution_timeout_timestamp: Option<Timestamp>,
+}
+
+impl std::fmt::Debug for GetDurableExecutionResponse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GetDurableExecutionResponse")
+            .field("durable_execution_arn", &self.durable_execution_arn)
+            .field("durable_execution_name", &self.durable_execution_name)
+            .field("function_arn", &self.function_arn)
+            .field("input_payload", &self.input_payload.as_ref().map(|_| crate::wire::Hidden))
+            .field("result", &self.result.as_ref().map(|_| crate::wire::Hidden))
+            .field("error", &self.error)
+            .field("start_timestamp", &self.start_timestamp)
+            .field("status", &self.status)
+            .field("end_timestamp", &self.end_timestamp)
+            .field("version", &self.version)
+            .field("trace_header", &self.trace_header)
+            .field("execution_data_included", &self.execution_data_included)
+            .field("durable_config", &self.durable_config)
+            .field("pause_details", &self.pause_details)
+            .field("expected_execution_timeout_timestamp", &self.expected_execution_timeout_timestamp)
+            .finish()
+    }
 }
 
 /// The response from the GetDurableExecutionState operation, containing the current execution state for replay.
@@ -713,7 +735,7 @@ pub struct GetRuntimeManagementConfigResponse {
 }
 
 /// The members of `InvocationResponse`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct InvocationResponse {
     /// The HTTP status code is in the 200 range for a successful request.
@@ -734,6 +756,19 @@ pub struct InvocationResponse {
     /// The ARN of the durable execution that was started.
     #[serde(rename = "DurableExecutionArn", skip_serializing_if = "Option::is_none")]
     pub durable_execution_arn: Option<String>,
+}
+
+impl std::fmt::Debug for InvocationResponse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("InvocationResponse")
+            .field("status_code", &self.status_code)
+            .field("function_error", &self.function_error)
+            .field("log_result", &self.log_result)
+            .field("payload", &self.payload.as_ref().map(|_| crate::wire::Hidden))
+            .field("executed_version", &self.executed_version)
+            .field("durable_execution_arn", &self.durable_execution_arn)
+            .finish()
+    }
 }
 
 /// A success response (`202 Accepted`) indicates that the request is queued for invocation.

@@ -81,7 +81,7 @@ pub struct AmazonManagedKafkaEventSourceConfig {
 }
 
 /// Contains details about a callback operation in a durable execution, including the callback token and timeout configuration.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CallbackDetails {
     /// The callback ID.
@@ -93,6 +93,16 @@ pub struct CallbackDetails {
     /// An error object that contains details about the failure.
     #[serde(rename = "Error", skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorObject>,
+}
+
+impl std::fmt::Debug for CallbackDetails {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CallbackDetails")
+            .field("callback_id", &self.callback_id)
+            .field("result", &self.result.as_ref().map(|_| crate::wire::Hidden))
+            .field("error", &self.error)
+            .finish()
+    }
 }
 
 /// Contains details about a failed callback operation, including error information and the reason for failure.
@@ -252,7 +262,7 @@ pub struct CapacityProviderVpcConfig {
 }
 
 /// Contains details about a chained function invocation in a durable execution, including the target function and invocation parameters.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ChainedInvokeDetails {
     /// The response payload from the chained invocation.
@@ -261,6 +271,15 @@ pub struct ChainedInvokeDetails {
     /// Details about the chained invocation failure.
     #[serde(rename = "Error", skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorObject>,
+}
+
+impl std::fmt::Debug for ChainedInvokeDetails {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChainedInvokeDetails")
+            .field("result", &self.result.as_ref().map(|_| crate::wire::Hidden))
+            .field("error", &self.error)
+            .finish()
+    }
 }
 
 /// Contains details about a failed chained function invocation, including error information and failure reason.
@@ -381,7 +400,7 @@ pub struct CodeSigningPolicies {
 }
 
 /// Details about a durable execution context.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ContextDetails {
     /// Whether the state data of child operations of this completed context should be included in the invoke payload and `GetDurableExecutionState` response.
@@ -393,6 +412,16 @@ pub struct ContextDetails {
     /// Details about the context failure.
     #[serde(rename = "Error", skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorObject>,
+}
+
+impl std::fmt::Debug for ContextDetails {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ContextDetails")
+            .field("replay_children", &self.replay_children)
+            .field("result", &self.result.as_ref().map(|_| crate::wire::Hidden))
+            .field("error", &self.error)
+            .finish()
+    }
 }
 
 /// Details about a context that failed.
@@ -503,7 +532,7 @@ pub struct DurableConfig {
 }
 
 /// A function's environment variable settings.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Environment {
     /// Environment variable key-value pairs.
@@ -511,8 +540,14 @@ pub struct Environment {
     pub variables: Option<BTreeMap<String, String>>,
 }
 
+impl std::fmt::Debug for Environment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Environment").field("variables", &self.variables.as_ref().map(|_| crate::wire::Hidden)).finish()
+    }
+}
+
 /// Error messages for environment variables that couldn't be applied.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EnvironmentError {
     /// The error code.
@@ -523,8 +558,17 @@ pub struct EnvironmentError {
     pub message: Option<String>,
 }
 
+impl std::fmt::Debug for EnvironmentError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EnvironmentError")
+            .field("error_code", &self.error_code)
+            .field("message", &self.message.as_ref().map(|_| crate::wire::Hidden))
+            .finish()
+    }
+}
+
 /// The results of an operation to update or read environment variables.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EnvironmentResponse {
     /// Environment variable key-value pairs.
@@ -533,6 +577,15 @@ pub struct EnvironmentResponse {
     /// Error messages for environment variables that couldn't be applied.
     #[serde(rename = "Error", skip_serializing_if = "Option::is_none")]
     pub error: Option<EnvironmentError>,
+}
+
+impl std::fmt::Debug for EnvironmentResponse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EnvironmentResponse")
+            .field("variables", &self.variables.as_ref().map(|_| crate::wire::Hidden))
+            .field("error", &self.error)
+            .finish()
+    }
 }
 
 /// The size of the function's `/tmp` directory in MB.
@@ -545,7 +598,7 @@ pub struct EphemeralStorage {
 }
 
 /// An object that contains error information.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ErrorObject {
     /// A human-readable error message.
@@ -560,6 +613,17 @@ pub struct ErrorObject {
     /// Stack trace information for the error.
     #[serde(rename = "StackTrace", skip_serializing_if = "Option::is_none")]
     pub stack_trace: Option<Vec<String>>,
+}
+
+impl std::fmt::Debug for ErrorObject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ErrorObject")
+            .field("error_message", &self.error_message.as_ref().map(|_| crate::wire::Hidden))
+            .field("error_type", &self.error_type.as_ref().map(|_| crate::wire::Hidden))
+            .field("error_data", &self.error_data.as_ref().map(|_| crate::wire::Hidden))
+            .field("stack_trace", &self.stack_trace.as_ref().map(|_| crate::wire::Hidden))
+            .finish()
+    }
 }
 
 /// An event that occurred during the execution of a durable function.
@@ -680,7 +744,7 @@ pub struct EventError {
 }
 
 /// Input information for an event.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EventInput {
     /// The input payload.
@@ -691,8 +755,17 @@ pub struct EventInput {
     pub truncated: Option<bool>,
 }
 
+impl std::fmt::Debug for EventInput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EventInput")
+            .field("payload", &self.payload.as_ref().map(|_| crate::wire::Hidden))
+            .field("truncated", &self.truncated)
+            .finish()
+    }
+}
+
 /// The reason for pausing a durable execution, as recorded in the execution history.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EventPauseReason {
     /// The reason that you provided when you paused the execution.
@@ -703,8 +776,17 @@ pub struct EventPauseReason {
     pub truncated: Option<bool>,
 }
 
+impl std::fmt::Debug for EventPauseReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EventPauseReason")
+            .field("payload", &self.payload.as_ref().map(|_| crate::wire::Hidden))
+            .field("truncated", &self.truncated)
+            .finish()
+    }
+}
+
 /// Result information for an event.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EventResult {
     /// The result payload.
@@ -715,8 +797,17 @@ pub struct EventResult {
     pub truncated: Option<bool>,
 }
 
+impl std::fmt::Debug for EventResult {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EventResult")
+            .field("payload", &self.payload.as_ref().map(|_| crate::wire::Hidden))
+            .field("truncated", &self.truncated)
+            .finish()
+    }
+}
+
 /// The reason for resuming a durable execution, as recorded in the execution history.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EventResumeReason {
     /// The reason that you provided when you resumed the execution.
@@ -725,6 +816,15 @@ pub struct EventResumeReason {
     /// Specifies whether Lambda omitted the reason from the response because `IncludeExecutionData` is `false`.
     #[serde(rename = "Truncated", skip_serializing_if = "Option::is_none")]
     pub truncated: Option<bool>,
+}
+
+impl std::fmt::Debug for EventResumeReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EventResumeReason")
+            .field("payload", &self.payload.as_ref().map(|_| crate::wire::Hidden))
+            .field("truncated", &self.truncated)
+            .finish()
+    }
 }
 
 /// (Amazon MSK, and self-managed Apache Kafka only) The logging configuration for your event source.
@@ -773,12 +873,20 @@ pub struct Execution {
 }
 
 /// Details about a durable execution.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ExecutionDetails {
     /// The original input payload provided for the durable execution.
     #[serde(rename = "InputPayload", skip_serializing_if = "Option::is_none")]
     pub input_payload: Option<String>,
+}
+
+impl std::fmt::Debug for ExecutionDetails {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ExecutionDetails")
+            .field("input_payload", &self.input_payload.as_ref().map(|_| crate::wire::Hidden))
+            .finish()
+    }
 }
 
 /// Details about a failed durable execution.
@@ -902,7 +1010,7 @@ pub struct FilterCriteriaError {
 }
 
 /// The code for the Lambda function.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FunctionCode {
     /// The base64-encoded contents of the deployment package.
@@ -926,6 +1034,20 @@ pub struct FunctionCode {
     /// The ARN of the Key Management Service (KMS) customer managed key that's used to encrypt your function's .zip deployment package.
     #[serde(rename = "SourceKMSKeyArn", skip_serializing_if = "Option::is_none")]
     pub source_kms_key_arn: Option<String>,
+}
+
+impl std::fmt::Debug for FunctionCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FunctionCode")
+            .field("zip_file", &self.zip_file.as_ref().map(|_| crate::wire::Hidden))
+            .field("s3_bucket", &self.s3_bucket)
+            .field("s3_key", &self.s3_key)
+            .field("s3_object_version", &self.s3_object_version)
+            .field("s3_object_storage_mode", &self.s3_object_storage_mode)
+            .field("image_uri", &self.image_uri)
+            .field("source_kms_key_arn", &self.source_kms_key_arn)
+            .finish()
+    }
 }
 
 /// Details about a function's deployment package.
@@ -956,7 +1078,7 @@ pub struct FunctionCodeLocation {
 }
 
 /// Contains details about an error that occurred when Lambda attempted to retrieve a function's deployment package.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FunctionCodeLocationError {
     /// The error code that identifies why Lambda failed to retrieve the deployment package.
@@ -965,6 +1087,15 @@ pub struct FunctionCodeLocationError {
     /// The human-readable message that describes why Lambda failed to retrieve the deployment package.
     #[serde(rename = "Message", skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+}
+
+impl std::fmt::Debug for FunctionCodeLocationError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FunctionCodeLocationError")
+            .field("error_code", &self.error_code)
+            .field("message", &self.message.as_ref().map(|_| crate::wire::Hidden))
+            .finish()
+    }
 }
 
 /// The customer-managed runtime configuration for your function.
@@ -1046,7 +1177,7 @@ pub struct ImageConfig {
 }
 
 /// Error response to `GetFunctionConfiguration`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ImageConfigError {
     /// Error code.
@@ -1055,6 +1186,15 @@ pub struct ImageConfigError {
     /// Error message.
     #[serde(rename = "Message", skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+}
+
+impl std::fmt::Debug for ImageConfigError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ImageConfigError")
+            .field("error_code", &self.error_code)
+            .field("message", &self.message.as_ref().map(|_| crate::wire::Hidden))
+            .finish()
+    }
 }
 
 /// Response to a `GetFunctionConfiguration` request.
@@ -1103,12 +1243,20 @@ pub struct InvocationCompletedDetails {
 }
 
 /// A chunk of the streamed response payload.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct InvokeResponseStreamUpdate {
     /// Data returned by your Lambda function.
     #[serde(rename = "Payload", with = "crate::wire::blob", skip_serializing_if = "Option::is_none")]
     pub payload: Option<Bytes>,
+}
+
+impl std::fmt::Debug for InvokeResponseStreamUpdate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("InvokeResponseStreamUpdate")
+            .field("payload", &self.payload.as_ref().map(|_| crate::wire::Hidden))
+            .finish()
+    }
 }
 
 /// A response confirming that the event stream is complete.
@@ -1211,7 +1359,7 @@ pub struct Layer {
 }
 
 /// A ZIP archive that contains the contents of an Lambda layer.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LayerVersionContentInput {
     /// The Amazon S3 bucket of the layer archive.
@@ -1229,6 +1377,18 @@ pub struct LayerVersionContentInput {
     /// The base64-encoded contents of the layer archive.
     #[serde(rename = "ZipFile", with = "crate::wire::blob", skip_serializing_if = "Option::is_none")]
     pub zip_file: Option<Bytes>,
+}
+
+impl std::fmt::Debug for LayerVersionContentInput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayerVersionContentInput")
+            .field("s3_bucket", &self.s3_bucket)
+            .field("s3_key", &self.s3_key)
+            .field("s3_object_version", &self.s3_object_version)
+            .field("s3_object_storage_mode", &self.s3_object_storage_mode)
+            .field("zip_file", &self.zip_file.as_ref().map(|_| crate::wire::Hidden))
+            .finish()
+    }
 }
 
 /// Details about a version of an Lambda layer.
@@ -1382,7 +1542,7 @@ pub struct Operation {
 }
 
 /// An update to be applied to an operation during checkpointing.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct OperationUpdate {
     /// The unique identifier for this operation.
@@ -1426,8 +1586,28 @@ pub struct OperationUpdate {
     pub chained_invoke_options: Option<ChainedInvokeOptions>,
 }
 
+impl std::fmt::Debug for OperationUpdate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OperationUpdate")
+            .field("id", &self.id)
+            .field("parent_id", &self.parent_id)
+            .field("name", &self.name)
+            .field("type", &self.r#type)
+            .field("sub_type", &self.sub_type)
+            .field("action", &self.action)
+            .field("payload", &self.payload.as_ref().map(|_| crate::wire::Hidden))
+            .field("error", &self.error)
+            .field("context_options", &self.context_options)
+            .field("step_options", &self.step_options)
+            .field("wait_options", &self.wait_options)
+            .field("callback_options", &self.callback_options)
+            .field("chained_invoke_options", &self.chained_invoke_options)
+            .finish()
+    }
+}
+
 /// Details about a durable execution that is pausing or paused.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PauseDetails {
     /// The date and time when you requested the pause, in ISO-8601 format (YYYY-MM-DDThh:mm:ss.sTZD).
@@ -1439,6 +1619,16 @@ pub struct PauseDetails {
     /// Specifies whether the pause also pauses the execution timeout.
     #[serde(rename = "ExecutionTimeoutPaused")]
     pub execution_timeout_paused: bool,
+}
+
+impl std::fmt::Debug for PauseDetails {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PauseDetails")
+            .field("pause_request_timestamp", &self.pause_request_timestamp)
+            .field("reason", &self.reason.as_ref().map(|_| crate::wire::Hidden))
+            .field("execution_timeout_paused", &self.execution_timeout_paused)
+            .finish()
+    }
 }
 
 /// Configuration for tag propagation to managed resources launched by the capacity provider.
@@ -1535,7 +1725,7 @@ pub struct RuntimeVersionConfig {
 }
 
 /// Any error returned when the runtime version information for the function could not be retrieved.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RuntimeVersionError {
     /// The error code.
@@ -1544,6 +1734,15 @@ pub struct RuntimeVersionError {
     /// The error message.
     #[serde(rename = "Message", skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+}
+
+impl std::fmt::Debug for RuntimeVersionError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RuntimeVersionError")
+            .field("error_code", &self.error_code)
+            .field("message", &self.message.as_ref().map(|_| crate::wire::Hidden))
+            .finish()
+    }
 }
 
 /// Setting controls how your function accesses data from an Amazon S3 file system.
@@ -1622,7 +1821,7 @@ pub struct SourceAccessConfiguration {
 }
 
 /// Details about a step operation.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct StepDetails {
     /// The current attempt number for this step.
@@ -1637,6 +1836,17 @@ pub struct StepDetails {
     /// Details about the step failure.
     #[serde(rename = "Error", skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorObject>,
+}
+
+impl std::fmt::Debug for StepDetails {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StepDetails")
+            .field("attempt", &self.attempt)
+            .field("next_attempt_timestamp", &self.next_attempt_timestamp)
+            .field("result", &self.result.as_ref().map(|_| crate::wire::Hidden))
+            .field("error", &self.error)
+            .finish()
+    }
 }
 
 /// Details about a step that failed.

@@ -54,7 +54,7 @@ fn told(events: &mut mpsc::Receiver<Event>) -> Vec<String> {
 fn a_takeover_refuses_older_leases() {
     let mut hub = Hub::default();
     let f = owned_by("a");
-    assert!(hub.init(id(1), arn(&f), 3));
+    assert!(hub.init(id(1), &of(&f), 3));
     hub.made(&state(1, &f), Some("a"));
     assert!(hub.admits(id(1), 3) && !hub.admits(id(1), 2));
     let (sender, mut events) = queue();
@@ -62,8 +62,8 @@ fn a_takeover_refuses_older_leases() {
     let number = hub.claim(&claim("b", 5, &["b"]), &[state(1, &f)], sender).unwrap();
     assert!(hub.is_covered(number, id(1)));
     assert!(!hub.admits(id(1), 4) && hub.admits(id(1), 5));
-    assert!(!hub.init(id(2), arn(&f), 4), "the function has a newer manager");
-    assert!(hub.init(id(2), arn(&f), 5));
+    assert!(!hub.init(id(2), &of(&f), 4), "the function has a newer manager");
+    assert!(hub.init(id(2), &of(&f), 5));
     // An old manager's claim changes nothing.
     let (late, _events) = queue();
     hub.claim(&claim("a", 4, &["a", "b"]), &[state(1, &f)], late).unwrap();
@@ -90,7 +90,7 @@ fn each_manager_hears_of_its_own() {
         (vec!["answered 1".into(), "idle 1".to_owned()], vec!["idle 2".to_owned()])
     );
     // New ones, from the moment their Init begins; who waits for the answer is not told of it twice.
-    assert!(hub.init(id(3), arn(&fa), 1) && hub.init(id(4), arn(&fa), 1) && hub.init(id(5), arn(&fa), 1));
+    assert!(hub.init(id(3), &of(&fa), 1) && hub.init(id(4), &of(&fa), 1) && hub.init(id(5), &of(&fa), 1));
     hub.made(&state(3, &fa), Some("a"));
     hub.made(&state(4, &fa), None);
     hub.not_made(id(5), None);
@@ -102,7 +102,7 @@ fn each_manager_hears_of_its_own() {
 fn an_init_that_outlives_its_manager_is_adopted() {
     let mut hub = Hub::default();
     let f = owned_by("a");
-    assert!(hub.init(id(1), arn(&f), 1));
+    assert!(hub.init(id(1), &of(&f), 1));
     let (sender, mut b) = queue();
     hub.claim(&claim("b", 2, &["b"]), &[], sender).unwrap();
     assert!(!hub.admits(id(1), 1), "fenced while it starts");
@@ -174,7 +174,7 @@ proptest! {
                 }
                 Do::Init { sandbox, function, epoch } => {
                     let f = format!("f{function}");
-                    if !fences.contains_key(&id(sandbox)) && hub.init(id(sandbox), arn(&f), epoch) {
+                    if !fences.contains_key(&id(sandbox)) && hub.init(id(sandbox), &of(&f), epoch) {
                         fences.insert(id(sandbox), (function, epoch));
                         hub.made(&state(sandbox, &f), None);
                     }

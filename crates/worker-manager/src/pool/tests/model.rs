@@ -20,6 +20,8 @@ enum Op {
     },
     InitDone(Index),
     InitFailed(Index),
+    /// Its worker could not be reached, and another one is asked.
+    Rename(Index),
     Answered(Index),
     Idle(Index),
     Release(Index),
@@ -53,6 +55,7 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (0..VERSIONS, limits).prop_map(|(version, (reserved, unreserved))| Op::Assign { version, reserved, unreserved }),
         6 => any::<Index>().prop_map(Op::InitDone),
         1 => any::<Index>().prop_map(Op::InitFailed),
+        1 => any::<Index>().prop_map(Op::Rename),
         5 => any::<Index>().prop_map(Op::Answered),
         6 => any::<Index>().prop_map(Op::Idle),
         1 => any::<Index>().prop_map(Op::Release),
@@ -179,6 +182,15 @@ impl Model {
                     }
                 }
             }
+            Op::Rename(i) => {
+                if let Some(id) = any(self.starting.iter().copied().collect(), i) {
+                    let new = self.pool.rename(id).expect("it starts");
+                    self.starting.remove(&id);
+                    self.starting.insert(new);
+                    let version = self.alive.remove(&id).expect("it was there");
+                    self.alive.insert(new, version);
+                }
+            }
             Op::Answered(i) => {
                 any(known(self), i).into_iter().for_each(|id| self.pool.answered(id));
             }
@@ -201,11 +213,7 @@ impl Model {
                 let id = new_id();
                 self.alive.insert(id, *version);
                 let key = VersionKey(version.to_string().into());
-                self.pool.seen(
-                    now,
-                    Seen { sandbox: id, worker: (), version: key, memory_mb: 128, phase: *phase, fenced: false },
-                    a,
-                );
+                self.pool.seen(now, Seen { sandbox: id, worker: (), version: key, phase: *phase, fenced: false }, a);
                 match phase {
                     SlotPhase::Starting => _ = self.adopted.insert(id),
                     SlotPhase::Invoking | SlotPhase::Finishing => _ = self.leased.insert(id),
@@ -217,14 +225,7 @@ impl Model {
                 if let Some(id) = any(known(self), i) {
                     let before = self.idle.contains(&id);
                     let version = self.pool.sandboxes[&id].version.clone();
-                    let seen = Seen {
-                        sandbox: id,
-                        worker: (),
-                        version,
-                        memory_mb: 128,
-                        phase: SlotPhase::Idle,
-                        fenced: false,
-                    };
+                    let seen = Seen { sandbox: id, worker: (), version, phase: SlotPhase::Idle, fenced: false };
                     self.pool.seen(now, seen, a);
                     let idle = matches!(self.pool.sandboxes.get(&id), Some(s) if matches!(s.state, State::Idle { .. }));
                     if granted(a, id) || shut_down(a, id) || idle {

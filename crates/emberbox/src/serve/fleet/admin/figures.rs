@@ -4,21 +4,26 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use membership::{MemberState, Membership, Role};
+use placement::Tally;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use worker_manager::Manager;
 
+use super::super::placement::Deciding;
+
 /// Adds the figures, under the prefix that the registry has.
-pub fn register(registry: &mut Registry, membership: Membership, manager: Option<Manager>) {
-    registry.register_collector(Box::new(Figures { membership, manager }));
+pub fn register(registry: &mut Registry, membership: Membership, manager: Option<Manager>, deciding: Option<Deciding>) {
+    registry.register_collector(Box::new(Figures { membership, manager, deciding }));
 }
 
 struct Figures {
     membership: Membership,
     manager: Option<Manager>,
+    deciding: Option<Deciding>,
 }
 
 impl fmt::Debug for Figures {
@@ -49,11 +54,23 @@ impl Collector for Figures {
         }
         let help = "Members in this process' view of the fleet, by role and state";
         family(&mut out, "fleet_members", help, &["role", "state"], members)?;
+        if let Some(deciding) = &self.deciding {
+            placed(&mut out, deciding)?;
+        }
         match &self.manager {
             Some(manager) => managed(&mut out, manager),
             None => Ok(()),
         }
     }
+}
+
+fn placed(out: &mut DescriptorEncoder<'_>, deciding: &Deciding) -> fmt::Result {
+    let Tally { workers, sandboxes, placed, refused, .. } = deciding.tally();
+    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    one(out, "placement_workers", "Workers that this process observes to place on", count(workers))?;
+    one(out, "placement_sandboxes", "Sandboxes that they have or were given", count(sandboxes))?;
+    counter(out, "placement_placed", "Sandboxes that this process gave a place", placed)?;
+    counter(out, "placement_refused", "Sandboxes that it knew no place for", refused)
 }
 
 fn managed(out: &mut DescriptorEncoder<'_>, manager: &Manager) -> fmt::Result {
@@ -72,6 +89,10 @@ fn managed(out: &mut DescriptorEncoder<'_>, manager: &Manager) -> fmt::Result {
 fn one(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: impl Into<u64>) -> fmt::Result {
     let value = i64::try_from(value.into()).unwrap_or(i64::MAX);
     ConstGauge::new(value).encode(out.encode_descriptor(name, help, None, MetricType::Gauge)?)
+}
+
+fn counter(out: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+    ConstCounter::new(value).encode(out.encode_descriptor(name, help, None, MetricType::Counter)?)
 }
 
 /// A gauge for each row of label values.
