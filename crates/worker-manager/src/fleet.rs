@@ -176,12 +176,6 @@ impl Fleet {
         books.members.get(&placed.worker).map(|member| Arc::clone(&member.worker))
     }
 
-    /// How many there are in the books.
-    #[cfg(test)]
-    pub fn booked(&self) -> usize {
-        self.books.lock().sandboxes.len()
-    }
-
     /// Waits until no sandbox is left anywhere.
     pub async fn empty(&self) {
         loop {
