@@ -29,8 +29,6 @@ const PICTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/placement
 
 struct Measured {
     workers: usize,
-    /// In all, on one core.
-    per_second: f64,
     median: Duration,
     p99: Duration,
     scan: Option<Duration>,
@@ -77,15 +75,17 @@ fn measure(workers: usize) -> Measured {
     // As many are held as a tenth of the workers: there is room, and each decision ends one.
     let step = HELD / (workers as u32 / 10);
     let mut times = Vec::with_capacity(DECISIONS);
-    let mut now = Duration::ZERO;
+    let (mut now, mut refused) = (Duration::ZERO, 0);
     let started = Instant::now();
     for request in &requests {
         now += step;
         let start = Instant::now();
         let decided = decider.place(now, request);
         times.push(start.elapsed());
-        assert!(decided.is_ok(), "there is room");
+        refused += usize::from(decided.is_err());
     }
+    // The few functions that take most of a worker have no room where none is empty.
+    assert!(refused * 100 <= DECISIONS, "{refused} of {DECISIONS} have no room: this is not the cost of a decision");
     let per_second = DECISIONS as f64 / started.elapsed().as_secs_f64();
     times.sort_unstable();
     let (median, p99) = (times[DECISIONS / 2], times[DECISIONS * 99 / 100]);
@@ -94,7 +94,7 @@ fn measure(workers: usize) -> Measured {
     println!(
         "{workers:>6} workers: {per_second:>9.0} decisions/s on one core; median {median:>6.2?}, p99 {p99:>6.2?}; a scan {shown}"
     );
-    Measured { workers, per_second, median, p99, scan }
+    Measured { workers, median, p99, scan }
 }
 
 /// A decider that has heard of everything in this world from the workers.
