@@ -5,6 +5,7 @@
 //! and every worker has told of its sandboxes and packages.
 
 mod curve;
+#[allow(unused_imports, reason = "its tests need more")]
 #[path = "../../tests/simulation/load.rs"]
 mod load;
 #[allow(dead_code, reason = "the simulation needs more of it")]
