@@ -5,6 +5,7 @@
 //! and every worker has told of its sandboxes and packages.
 
 mod curve;
+#[allow(unused_imports, reason = "its tests need more")]
 #[path = "../../tests/simulation/load.rs"]
 mod load;
 #[allow(dead_code, reason = "the simulation needs more of it")]
@@ -75,15 +76,17 @@ fn measure(workers: usize) -> Measured {
     // As many are held as a tenth of the workers: there is room, and each decision ends one.
     let step = HELD / (workers as u32 / 10);
     let mut times = Vec::with_capacity(DECISIONS);
-    let mut now = Duration::ZERO;
+    let (mut now, mut refused) = (Duration::ZERO, 0);
     let started = Instant::now();
     for request in &requests {
         now += step;
         let start = Instant::now();
         let decided = decider.place(now, request);
         times.push(start.elapsed());
-        assert!(decided.is_ok(), "there is room");
+        refused += usize::from(decided.is_err());
     }
+    // The few functions that take most of a worker have no room where none is empty.
+    assert!(refused * 100 <= DECISIONS, "{refused} of {DECISIONS} have no room: this is not the cost of a decision");
     let per_second = DECISIONS as f64 / started.elapsed().as_secs_f64();
     times.sort_unstable();
     let (median, p99) = (times[DECISIONS / 2], times[DECISIONS * 99 / 100]);

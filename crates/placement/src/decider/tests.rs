@@ -85,11 +85,11 @@ fn what_is_placed_counts_until_it_is_named_and_no_longer_than_5_s() {
     let full = decider.place(at(0), &ask(30, 30)).unwrap_err();
     assert_eq!((full.workers, full.without_slot), (3, 3), "what was placed counts, before any worker says so");
     // One manager was gone before its sandboxes came to be; the other two hosts have theirs.
-    for n in 0..3 {
+    for (n, host) in hosts.iter_mut().enumerate() {
         let id = worker(n);
         let there = decider.fleet.sandboxes_on(&id).map(|(sandbox, _)| sandbox).filter(|_| n < 2);
-        hosts[n].sandboxes = there.map(|sandbox| (sandbox, (sandbox.0.as_u128() as usize, true))).collect();
-        decider.observed(&hosts[n].observed(n));
+        host.sandboxes = there.map(|sandbox| (sandbox, (sandbox.0.as_u128() as usize, true))).collect();
+        decider.observed(&host.observed(n));
     }
     assert_eq!(decider.tally(at(4999)), Tally { workers: 3, sandboxes: 30, held: 10, placed: 30, refused: 1 });
     assert!(decider.place(at(4999), &ask(31, 31)).is_err(), "they may still come");
@@ -125,10 +125,10 @@ fn functions_spread_and_packages_are_preferred_whoever_placed_them() {
     decider.observed(&hosts[1].observed(1));
     assert_eq!(decider.place(at(0), &ask(2, 7)).unwrap(), (worker(1), Reason::PackageCached));
     // Of a function with a sandbox on each worker: where there are fewer.
-    for n in 0..3 {
-        hosts[n].sandboxes.insert(id(10 + n as u128), (8, false));
-        hosts[n].sandboxes.extend((n == 0).then_some((id(20), (8, false))));
-        decider.observed(&hosts[n].observed(n));
+    for (n, host) in hosts.iter_mut().enumerate() {
+        host.sandboxes.insert(id(10 + n as u128), (8, false));
+        host.sandboxes.extend((n == 0).then_some((id(20), (8, false))));
+        decider.observed(&host.observed(n));
     }
     assert_ne!(decider.place(at(0), &ask(3, 8)).unwrap().0, worker(0));
 }
@@ -138,8 +138,8 @@ fn cordoned_draining_lost_and_left() {
     let (mut decider, mut hosts) = three();
     hosts[0].cordoned = true;
     hosts[1].sandboxes.insert(id(1), (1, false));
-    for n in 0..2 {
-        decider.observed(&hosts[n].observed(n));
+    for (n, host) in hosts.iter_mut().enumerate().take(2) {
+        decider.observed(&host.observed(n));
     }
     decider.set_standing(&worker(1), Standing::Draining);
     assert_eq!(decider.place(at(0), &ask(2, 2)).unwrap(), (worker(2), Reason::OnlyRoom));
