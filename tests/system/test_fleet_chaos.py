@@ -322,7 +322,7 @@ def test_whatever_dies_no_event_is_lost_and_callers_get_lambdas_answers(network,
                     f" answer of Lambda's; the slowest took {slowest:.1f} s"
                 )
                 before += len(calls)
-                assert took < NORMAL, [call for call in load.calls[before:] if call.error][-3:]
+                assert took < NORMAL, errors[-3:]
         load.stop()
         assert not load.wrong, load.wrong[:3]
         # Whose connection was to the frontend, or the balancer, that died gets none of Lambda's answers.

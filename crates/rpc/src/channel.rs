@@ -48,8 +48,8 @@ struct Pool {
     /// In the place of TCP.
     dial: Option<Arc<dyn Dial>>,
     clock: Arc<dyn Clock>,
-    /// By address.
-    links: Mutex<BTreeMap<Arc<str>, Arc<Link>>>,
+    /// One for each role of a process: each call's certificate is checked for the role that it asks.
+    links: Mutex<BTreeMap<Member, Arc<Link>>>,
 }
 
 impl Channels {
@@ -81,7 +81,7 @@ impl Channels {
     /// The connection to `peer` at `address` (`host:port`); made when the first call needs it, and again after it broke.
     pub fn channel(&self, address: &str, peer: &Member) -> Channel {
         let mut links = self.0.links.lock();
-        if let Some(link) = links.get(address).filter(|link| link.peer == *peer) {
+        if let Some(link) = links.get(peer).filter(|link| *link.address == *address) {
             return Channel(Arc::clone(link));
         }
         let link = Arc::new(Link {
@@ -93,7 +93,7 @@ impl Channels {
             open: Mutex::new(Open { connection: None, until: None, used: Instant::now() }),
             dialing: tokio::sync::Mutex::new(None),
         });
-        links.insert(Arc::clone(&link.address), Arc::clone(&link));
+        links.insert(peer.clone(), Arc::clone(&link));
         Channel(link)
     }
 

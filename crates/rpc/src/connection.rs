@@ -4,6 +4,7 @@
 //! two times that the peer is woken. Here head and body are there when the connection is, and go in one.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
@@ -12,7 +13,7 @@ use h2::client::{Builder, SendRequest};
 use h2::{Ping, PingPong, RecvStream};
 use http::{Request, Response};
 use http_body::Frame;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::failure::{Failure, chain};
 
@@ -40,13 +41,15 @@ impl Connection {
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        let heard = Arc::new(AtomicU64::new(0));
+        let io = Heard { io, bytes: Arc::clone(&heard) };
         let (sender, mut connection) = Builder::new()
             .enable_push(false)
             .initial_window_size(crate::STREAM_WINDOW)
             .initial_connection_window_size(crate::CONNECTION_WINDOW)
             .max_frame_size(crate::FRAME)
             .max_header_list_size(MAX_HEAD)
-            .handshake::<T, Bytes>(io)
+            .handshake::<_, Bytes>(io)
             .await?;
         let ended = Arc::new(OnceLock::new());
         let end = Arc::clone(&ended);
@@ -54,7 +57,7 @@ impl Connection {
         tokio::spawn(async move {
             let why = tokio::select! {
                 ended = &mut connection => ended.err().map(|error| (chain(&error), None)),
-                () = silent(pings) => {
+                () = silent(pings, &heard) => {
                     let words = format!("no sign of life within {:?}", crate::PING_LIMIT);
                     Some((words.clone(), Some(words)))
                 }
@@ -105,17 +108,76 @@ impl Connection {
     }
 }
 
-/// Returns when the peer has not answered a ping.
-async fn silent(mut pings: PingPong) {
+/// Returns when nothing has come from the peer, not even the answer to a ping. `heard` counts what comes.
+async fn silent(mut pings: PingPong, heard: &AtomicU64) {
+    let mut before = heard.load(Ordering::Relaxed);
+    let mut spoke = || {
+        let now = heard.load(Ordering::Relaxed);
+        std::mem::replace(&mut before, now) != now
+    };
     loop {
         // While idle too: a peer that died is then known before the next call, which can go elsewhere.
         tokio::time::sleep(crate::PING_EVERY).await;
-        match tokio::time::timeout(crate::PING_LIMIT, pings.ping(Ping::opaque())).await {
-            Ok(Ok(_)) => {}
-            // The connection has ended, and says so itself.
-            Ok(Err(_)) => std::future::pending().await,
-            Err(_) => return,
+        if spoke() {
+            continue;
         }
+        let mut answer = std::pin::pin!(pings.ping(Ping::opaque()));
+        loop {
+            match tokio::time::timeout(crate::PING_LIMIT, answer.as_mut()).await {
+                Ok(Ok(_)) => break,
+                // The connection has ended, and says so itself.
+                Ok(Err(_)) => std::future::pending().await,
+                // It waits behind what comes before it, on a slow way.
+                Err(_) if spoke() => {}
+                Err(_) => return,
+            }
+        }
+        spoke();
+    }
+}
+
+/// Counts what is read.
+struct Heard<T> {
+    io: T,
+    bytes: Arc<AtomicU64>,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Heard<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(cx, buffer);
+        self.bytes.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
+        read
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Heard<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
@@ -153,10 +215,10 @@ impl http_body::Body for Incoming {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use http_body::Body as _;
-    use tokio::io::{DuplexStream, ReadBuf};
+    use tokio::io::DuplexStream;
 
     use super::*;
 

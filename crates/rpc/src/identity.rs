@@ -46,7 +46,7 @@ impl fmt::Display for Role {
 }
 
 /// One role of one process. A process with several has several names in its certificate.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Member {
     /// What it is.
     pub role: Role,

@@ -256,7 +256,11 @@ impl Inner {
 
     async fn shut_down(self: Arc<Self>, sandbox: SandboxId) {
         if let Some(worker) = self.fleet.worker_of(sandbox) {
-            worker.shutdown(sandbox, RetireReason::Spindown).await;
+            tokio::select! {
+                biased;
+                () = worker.shutdown(sandbox, RetireReason::Spindown) => {}
+                () = self.left(worker.id()) => {}
+            }
         }
         let _one = self.claiming.lock();
         // A worker that was claimed for a newer view meanwhile has refused, and has named it as one that lives: then it was taken over

@@ -134,7 +134,8 @@ impl Fleet {
         let deciding = cluster.is(Role::Placement).then(|| {
             let deciding = placement::Deciding::new(Arc::clone(&clock));
             services.placement = Some(PlacementServer::new(Arc::new(deciding.clone())));
-            let follow = deciding.clone().follow(membership.changes(), channels.clone(), Arc::clone(&id));
+            let follow =
+                deciding.clone().follow(membership.changes(), channels.clone(), Arc::clone(&id), tasks.clone());
             followers.push(tasks.spawn("follow the workers", follow));
             deciding
         });

@@ -59,9 +59,11 @@ impl Member {
 
     /// More of its own, which no report shows yet.
     pub fn grow(&mut self, added: Load) {
-        self.now.memory_used_mb += added.memory_mb;
-        self.now.slots_used += added.slots;
-        self.now.starting += added.starting;
+        // What is added to is the worker's word.
+        let now = &mut self.now;
+        now.memory_used_mb = now.memory_used_mb.saturating_add(added.memory_mb);
+        now.slots_used = now.slots_used.saturating_add(added.slots);
+        now.starting = now.starting.saturating_add(added.starting);
         self.own_up(added);
     }
 

@@ -46,6 +46,11 @@ impl Inner {
                     actions.push(Action::Shutdown { sandbox: id });
                 }
                 self.carry_out(&function, actions, &mut timeline);
+                drop(pool);
+                // Just now: nobody will hear what becomes of it.
+                if self.has_left(worker.id()) {
+                    self.dead(id);
+                }
             }
             Err(error) => {
                 tracing::warn!(sandbox = %id, function = %function.arn, %error, "sandbox did not start");
@@ -76,7 +81,16 @@ impl Inner {
         loop {
             let sandbox = *id;
             let worker = self.place(sandbox, &version, &except, timeline).await?;
-            match worker.init(domain::InitRequest { sandbox, version: Arc::clone(&version) }).await {
+            let begun = tokio::select! {
+                biased;
+                begun = worker.init(domain::InitRequest { sandbox, version: Arc::clone(&version) }) => begun,
+                () = self.left(worker.id()) => Err(WorkerError::Unreachable {
+                    worker: worker.id().clone(),
+                    cause: "it has left the fleet".to_owned(),
+                    unsent: false,
+                }),
+            };
+            match begun {
                 Ok(done) => {
                     timeline.append(done.timeline);
                     return Ok(worker);
@@ -104,6 +118,11 @@ impl Inner {
             Some(new) => (new, true),
             None => (SandboxId(Uuid::new_v4()), false),
         };
+        if !known && self.sandboxes.get(&old).is_some_and(|owner| !Arc::ptr_eq(&owner, function)) {
+            // The function came back while it started, and has taken it over: what is booked is its booking.
+            self.fleet.announce(new);
+            return new;
+        }
         self.fleet.renamed(old, new);
         if known {
             self.sandboxes.remove(&old);

@@ -39,7 +39,6 @@ impl Manager {
             inner.partition.store(Some(Arc::new(partition)));
             inner.accounts.lock().values().for_each(|account| account.share());
         }
-        inner.views.send_replace(epoch);
         let dead: Vec<_> = {
             let mut claims = inner.claims.lock();
             let dead = claims.keys().filter(|worker| !workers.contains(worker)).cloned().collect::<Vec<_>>();
@@ -47,6 +46,7 @@ impl Manager {
             claims.retain(|worker, _| workers.contains(worker));
             dead
         };
+        inner.views.send_replace(epoch);
         dead.iter().for_each(|worker| inner.lose(worker));
         inner.look_whether_settled();
         let inner = Arc::clone(inner);
@@ -177,6 +177,20 @@ impl Inner {
             pool.doom(sandbox, &mut actions);
         }
         self.carry_out(function, actions, &mut Timeline::default());
+    }
+
+    /// Whether this worker is out of the fleet. In one process there is no fleet that it could leave.
+    pub(super) fn has_left(&self, worker: &WorkerId) -> bool {
+        self.partition.load().is_some() && !self.claims.lock().contains_key(worker)
+    }
+
+    /// Returns when this worker is out of the fleet: where a network is cut, its connection is found dead much later.
+    pub(super) async fn left(&self, worker: &WorkerId) {
+        let mut views = self.views.subscribe();
+        while !self.has_left(worker) {
+            // Its sender is in `self`.
+            let _ = views.changed().await;
+        }
     }
 
     fn lose(self: &Arc<Self>, worker: &WorkerId) {

@@ -62,7 +62,10 @@ impl Inner {
             let (inner, function) = (Arc::clone(self), Arc::clone(function));
             // Beside the rest: the worker may be in another process.
             self.runtime.spawn(async move {
-                if !lease.worker.invoking(lease.sandbox).await {
+                if inner.has_left(lease.worker.id()) {
+                    tracing::warn!(sandbox = %lease.sandbox, function = %function.arn, "a lease went with its worker");
+                    inner.dead(lease.sandbox);
+                } else if !lease.worker.invoking(lease.sandbox).await {
                     tracing::warn!(sandbox = %lease.sandbox, function = %function.arn, "a lease was never used; taken back");
                     inner.with(&function, |pool, now, actions| pool.take_back(now, lease.sandbox, lease.since, actions));
                 }

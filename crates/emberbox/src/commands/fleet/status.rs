@@ -351,10 +351,10 @@ mod tests {
             &view,
             vec![
                 Ok(manager),
+                Ok(Report { placement: Some(placement), ..Default::default() }),
                 Ok(worker(vec![of("f", 1, 0), of("g", 2, 0)], "none")),
                 Ok(worker(vec![of("f", 1, 0)], "drain")),
                 Err("no answer within 3s".to_owned()),
-                Ok(Report { placement: Some(placement), ..Default::default() }),
             ],
         );
         let functions: Vec<_> = shown.functions.iter().map(|of| (of.function.as_str(), of.idle, of.waiting)).collect();

@@ -23,6 +23,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::super::tasks::Tasks;
+
 /// Whose rendezvous decides which process decides.
 const KEY: &str = "placement";
 /// How long one that did not answer is not asked: otherwise each cold start waited for it until the view is without it.
@@ -49,7 +51,7 @@ impl Deciding {
     }
 
     /// Observes the workers of each view, as long as there are views. `me` is this member.
-    pub async fn follow(self, mut views: watch::Receiver<View>, channels: Channels, me: Arc<str>) {
+    pub async fn follow(self, mut views: watch::Receiver<View>, channels: Channels, me: Arc<str>, tasks: Tasks) {
         let mut observed: HashMap<WorkerId, Observing> = HashMap::new();
         loop {
             let view = views.borrow_and_update().clone();
@@ -79,7 +81,7 @@ impl Deciding {
                     let remote = RemoteWorker::new(id, channel, Arc::clone(&me));
                     let over = Arc::new(AtomicBool::new(false));
                     let observer = Arc::new(Observer { deciding: self.clone(), over: Arc::clone(&over) });
-                    let task = tokio::spawn(async move { remote.observe(observer).await });
+                    let task = tasks.spawn("observe a worker", async move { remote.observe(observer).await });
                     Observing { address: member.address.clone(), joined: member.epoch, over, task }
                 });
             }
