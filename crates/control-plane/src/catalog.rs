@@ -3,14 +3,15 @@
 //! Readers load one of a few dozen immutable maps, without locks. One task, the follower of the store's change feed,
 //! replaces the map that a change falls into.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use domain::{FunctionVersion, VersionKey};
+use parking_lot::RwLock;
 use secrets::Keyring;
-use store::{Change, Commit, Snapshot};
+use store::{Change, Commit, Op, Record, Snapshot};
 
 use crate::function::{Function, Published, runnable};
 use crate::record::{
@@ -69,6 +70,21 @@ pub(crate) struct Catalog {
     hasher: RandomState,
     shards: Vec<ArcSwap<Shard>>,
     accounts: ArcSwap<HashMap<String, Account>>,
+    /// What is here as it was before, or not at all, since what is stored cannot be read.
+    unread: RwLock<BTreeMap<Whole, BadRecord>>,
+}
+
+/// Kind and key of what is read and replaced as one: a function with its versions, or an account.
+type Whole = (&'static str, String);
+
+/// What a record is a part of.
+fn whole(kind: &str, key: &str) -> Option<Whole> {
+    match kind {
+        FUNCTION => Some((FUNCTION, key.to_owned())),
+        VERSION => parse_version_key(key).map(|(function, _)| (FUNCTION, function.to_owned())),
+        ACCOUNT => Some((ACCOUNT, key.to_owned())),
+        _ => None,
+    }
 }
 
 /// What follows from a change.
@@ -82,15 +98,23 @@ pub(crate) struct Effects {
     pub settling: Vec<Arc<Entry>>,
     /// Versions whose snapshots have to be taken, each with the key of its function.
     pub snapshots: Vec<(String, Arc<Published>)>,
+    /// What cannot be read, and was not known for it.
+    pub unread: Vec<BadRecord>,
+    /// What can be read again, or is gone.
+    pub mended: Vec<String>,
+    /// Functions that could not be read and were written again. Of these a commit is not enough: those before it are missing.
+    pub again: HashSet<String>,
 }
 
 /// A record that cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[error("read {kind} {key} of the metadata: {source}")]
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+#[error("read {kind} {key} of the metadata: {reason}")]
 pub struct BadRecord {
     kind: String,
     key: String,
-    source: Unreadable,
+    /// Of the commit that wrote it.
+    revision: u64,
+    reason: String,
 }
 
 impl Catalog {
@@ -100,7 +124,34 @@ impl Catalog {
             hasher: RandomState::new(),
             shards: (0..SHARDS).map(|_| ArcSwap::default()).collect(),
             accounts: ArcSwap::default(),
+            unread: RwLock::default(),
         }
+    }
+
+    /// How many functions and accounts cannot be read, and why the first of them cannot.
+    pub fn unread(&self) -> Option<(usize, BadRecord)> {
+        let unread = self.unread.read();
+        unread.values().next().map(|first| (unread.len(), first.clone()))
+    }
+
+    /// What the commit of `revision` wrote and cannot be read.
+    pub fn unread_of(&self, revision: u64) -> Option<BadRecord> {
+        self.unread.read().values().find(|bad| bad.revision == revision).cloned()
+    }
+
+    /// Whether what is stored of a function cannot be read.
+    pub fn is_unread(&self, function: &str) -> bool {
+        self.unread.read().contains_key(&(FUNCTION, function.to_owned()))
+    }
+
+    /// What one of these would write over unseen. To delete it needs nobody who can read it.
+    pub fn blocked(&self, ops: &[Op]) -> Option<BadRecord> {
+        let unread = self.unread.read();
+        if unread.is_empty() {
+            return None;
+        }
+        let puts = ops.iter().filter(|op| op.value.is_some());
+        puts.filter_map(|op| whole(&op.kind, &op.key)).find_map(|whole| unread.get(&whole).cloned())
     }
 
     pub fn function(&self, key: &str) -> Option<Arc<Entry>> {
@@ -138,56 +189,72 @@ impl Catalog {
         records.filter(|other| *other == sealing).count()
     }
 
-    /// Takes over everything that is stored. `functions` must have been scanned before `versions`: what was published in
-    /// between then is there, and following the feed from before the scans makes the rest right.
-    pub fn load(&self, accounts: &Snapshot, functions: &Snapshot, versions: &Snapshot) -> Result<Effects, BadRecord> {
+    /// Takes over everything that is stored; what cannot be read stays as it was. `functions` must have been scanned before
+    /// `versions`: what was published in between then is there, and following the feed from before the scans makes the rest right.
+    pub fn load(&self, accounts: &Snapshot, functions: &Snapshot, versions: &Snapshot) -> Effects {
+        let mut effects = Effects::default();
         let mut all_accounts = HashMap::new();
         for (key, record) in &accounts.records {
-            let account =
-                Account { record: Arc::new(decode(ACCOUNT, key, &record.value)?), stored: Some(record.version) };
-            all_accounts.insert(key.clone(), account);
+            let before = || self.accounts.load().get(key).cloned();
+            let read = read_account(key, record);
+            if let Some(account) = self.readable((ACCOUNT, key.clone()), read, &mut effects).or_else(before) {
+                all_accounts.insert(key.clone(), account);
+            }
         }
+        let is_stored = |key: &String| accounts.records.binary_search_by_key(&key, |(stored, _)| stored).is_ok();
+        self.forget_unread(&mut effects, |(kind, key)| *kind == ACCOUNT && !is_stored(key));
         self.accounts.store(Arc::new(all_accounts));
+        self.load_functions("", functions, versions, &mut effects);
+        effects
+    }
 
-        let mut loaded: HashMap<String, (Function, u64, Sealing)> = HashMap::new();
+    /// The same of the functions alone whose keys start with `prefix`.
+    pub fn load_functions(&self, prefix: &str, functions: &Snapshot, versions: &Snapshot, effects: &mut Effects) {
+        let mut loaded: BTreeMap<&str, Result<(Function, u64, Sealing), BadRecord>> = BTreeMap::new();
         for (key, record) in &functions.records {
             let Some(arn) = parse_function_key(key) else { continue };
-            let (value, sealing) = self.open::<FunctionRecord>(FUNCTION, key, &record.value)?;
-            let function = Function { arn, record: value, versions: Default::default() };
-            loaded.insert(key.clone(), (function, record.version, sealing));
+            let read = self.open::<FunctionRecord>(FUNCTION, key, record);
+            let function = |(value, sealing)| {
+                (Function { arn, record: value, versions: Default::default() }, record.version, sealing)
+            };
+            loaded.insert(key, read.map(function));
         }
         for (key, record) in &versions.records {
             let Some((function, number)) = parse_version_key(key) else { continue };
-            if let Some((function, ..)) = loaded.get_mut(function) {
-                let (version, sealing) = self.open::<Version>(VERSION, key, &record.value)?;
-                function.versions.insert(number, Published::stored(&function.arn, version, sealing));
+            let Some(loaded) = loaded.get_mut(function) else { continue };
+            let Ok((function, ..)) = loaded else { continue };
+            match self.open::<Version>(VERSION, key, record) {
+                Ok((version, sealing)) => {
+                    function.versions.insert(number, Published::stored(&function.arn, version, sealing));
+                }
+                // Without one of its versions the function is not what it should be.
+                Err(bad) => *loaded = Err(bad),
             }
         }
-        let mut effects = Effects::default();
-        for (key, old) in self.functions("") {
-            if !loaded.contains_key(&key) {
-                self.replace(&key, Some(&old), None, &mut effects);
+        for (key, old) in self.functions(prefix) {
+            if !loaded.contains_key(&*key) {
+                self.replace(&key, Some(&old), None, effects);
             }
         }
-        for (key, (function, stored, sealing)) in loaded {
-            let old = self.function(&key);
+        let is_gone = |key: &String| key.starts_with(prefix) && !loaded.contains_key(&**key);
+        self.forget_unread(effects, |(kind, key)| *kind == FUNCTION && is_gone(key));
+        for (key, read) in loaded {
+            let read = self.readable((FUNCTION, key.to_owned()), read, effects);
+            let Some((function, stored, sealing)) = read else { continue };
+            let old = self.function(key);
             let new = Arc::new(Entry::new(function, stored, sealing, old.as_deref()));
-            self.replace(&key, old.as_ref(), Some(new), &mut effects);
+            self.replace(key, old.as_ref(), Some(new), effects);
         }
-        Ok(effects)
     }
 
-    /// Follows one commit. Only one task may call this or [`Self::load`] at a time.
-    pub fn apply(&self, commit: &Commit) -> Result<Effects, BadRecord> {
-        let mut effects = Effects::default();
+    /// Follows one commit; what cannot be read stays as it was. Only one task may call this, [`Self::load`] or
+    /// [`Self::load_functions`] at a time.
+    pub fn apply(&self, commit: &Commit) -> Effects {
+        let mut effects = Effects { again: self.written_again(commit), ..Effects::default() };
         for change in commit.changes.iter().filter(|change| change.kind == ACCOUNT) {
-            let account = match &change.record {
-                Some(record) => Account {
-                    record: Arc::new(decode(ACCOUNT, &change.key, &record.value)?),
-                    stored: Some(record.version),
-                },
-                None => Account::default(),
-            };
+            let read =
+                change.record.as_ref().map_or_else(|| Ok(Account::default()), |new| read_account(&change.key, new));
+            let Some(account) = self.readable((ACCOUNT, change.key.clone()), read, &mut effects) else { continue };
             let mut accounts = HashMap::clone(&self.accounts.load());
             accounts.insert(change.key.clone(), account);
             self.accounts.store(Arc::new(accounts));
@@ -195,13 +262,62 @@ impl Catalog {
         for change in commit.changes.iter().filter(|change| change.kind == FUNCTION) {
             let old = self.function(&change.key);
             // A scan may have seen more than this commit.
-            if old.as_ref().is_some_and(|old| old.stored >= commit.revision) {
+            if effects.again.contains(&change.key) || old.as_ref().is_some_and(|old| old.stored >= commit.revision) {
                 continue;
             }
-            let new = self.changed(change, commit, old.as_deref())?;
-            self.replace(&change.key, old.as_ref(), new, &mut effects);
+            let read = self.changed(change, commit, old.as_deref());
+            if let Some(new) = self.readable((FUNCTION, change.key.clone()), read, &mut effects) {
+                self.replace(&change.key, old.as_ref(), new, &mut effects);
+            }
         }
-        Ok(effects)
+        effects
+    }
+
+    /// The functions that cannot be read, and of which a commit writes something. Until they are read anew, it is this commit
+    /// that is missing.
+    fn written_again(&self, commit: &Commit) -> HashSet<String> {
+        let mut unread = self.unread.write();
+        if unread.is_empty() {
+            return HashSet::new();
+        }
+        let is_deleted = |key: &str| {
+            commit.changes.iter().any(|change| change.kind == FUNCTION && change.key == key && change.record.is_none())
+        };
+        let mut again = HashSet::new();
+        for whole in commit.changes.iter().filter_map(|change| whole(&change.kind, &change.key)) {
+            let Some(bad) = unread.get_mut(&whole).filter(|_| whole.0 == FUNCTION && !is_deleted(&whole.1)) else {
+                continue;
+            };
+            bad.revision = commit.revision;
+            again.insert(whole.1);
+        }
+        again
+    }
+
+    /// Remembers what cannot be read, and forgets what could not be.
+    fn readable<T>(&self, whole: Whole, read: Result<T, BadRecord>, effects: &mut Effects) -> Option<T> {
+        let mut unread = self.unread.write();
+        match read {
+            Ok(read) => {
+                effects.mended.extend(unread.remove(&whole).map(|_| whole.1));
+                Some(read)
+            }
+            Err(bad) => {
+                let before = unread.insert(whole, bad.clone());
+                if before.is_none_or(|before| before.reason != bad.reason) {
+                    effects.unread.push(bad);
+                }
+                None
+            }
+        }
+    }
+
+    fn forget_unread(&self, effects: &mut Effects, is_gone: impl Fn(&Whole) -> bool) {
+        self.unread.write().retain(|whole, _| {
+            let gone = is_gone(whole);
+            effects.mended.extend(gone.then(|| whole.1.clone()));
+            !gone
+        });
     }
 
     /// The function after a commit that changed its record, and maybe its versions.
@@ -215,13 +331,13 @@ impl Catalog {
             }
             match &version.record {
                 Some(record) => {
-                    let (published, sealing) = self.open::<Version>(VERSION, &version.key, &record.value)?;
+                    let (published, sealing) = self.open::<Version>(VERSION, &version.key, record)?;
                     versions.insert(number, Published::stored(&arn, published, sealing));
                 }
                 None => drop(versions.remove(&number)),
             }
         }
-        let (value, sealing) = self.open::<FunctionRecord>(FUNCTION, &change.key, &record.value)?;
+        let (value, sealing) = self.open::<FunctionRecord>(FUNCTION, &change.key, record)?;
         let function = Function { arn, record: value, versions };
         Ok(Some(Arc::new(Entry::new(function, record.version, sealing, old))))
     }
@@ -249,12 +365,8 @@ impl Catalog {
         shard.store(Arc::new(entries));
     }
 
-    fn open<R: HasSettings>(&self, kind: &str, key: &str, bytes: &[u8]) -> Result<(R, Sealing), BadRecord> {
-        sealed::decode(&self.keys, kind, key, bytes).map_err(|source| BadRecord {
-            kind: kind.to_owned(),
-            key: key.to_owned(),
-            source,
-        })
+    fn open<R: HasSettings>(&self, kind: &str, key: &str, record: &Record) -> Result<(R, Sealing), BadRecord> {
+        sealed::decode(&self.keys, kind, key, &record.value).map_err(|error| bad(kind, key, record, &error))
     }
 
     fn shard(&self, key: &str) -> &ArcSwap<Shard> {
@@ -262,14 +374,19 @@ impl Catalog {
     }
 }
 
-fn decode<T: serde::de::DeserializeOwned>(kind: &str, key: &str, bytes: &[u8]) -> Result<T, BadRecord> {
-    from_bytes(bytes).map_err(|source| BadRecord { kind: kind.to_owned(), key: key.to_owned(), source: source.into() })
+fn read_account(key: &str, record: &Record) -> Result<Account, BadRecord> {
+    match from_bytes(&record.value) {
+        Ok(read) => Ok(Account { record: Arc::new(read), stored: Some(record.version) }),
+        Err(error) => Err(bad(ACCOUNT, key, record, &error.into())),
+    }
+}
+
+fn bad(kind: &str, key: &str, record: &Record, error: &Unreadable) -> BadRecord {
+    BadRecord { kind: kind.to_owned(), key: key.to_owned(), revision: record.version, reason: error.to_string() }
 }
 
 #[cfg(test)]
 mod tests {
-    use store::Record;
-
     use super::*;
     use crate::function::Stamp;
     use crate::function::tests::{code, new};
@@ -336,9 +453,9 @@ mod tests {
 
         let (follower, missed) = (Catalog::new(Arc::clone(&keys)), Catalog::new(keys));
         for commit in &history.commits {
-            let effects = follower.apply(commit).unwrap();
+            let effects = follower.apply(commit);
             assert_eq!(effects.settling.len(), 1, "a new function has its background step to come");
-            missed.apply(commit).unwrap();
+            missed.apply(commit);
         }
         let first = f.settle(&f.record.latest.state_id.clone(), &Ok(()), stamp);
         assert!(first);
@@ -349,12 +466,12 @@ mod tests {
 
         let mut followed = Effects::default();
         for commit in &history.commits[2..] {
-            let effects = follower.apply(commit).unwrap();
+            let effects = follower.apply(commit);
             followed.retired.extend(effects.retired);
             followed.dropped.extend(effects.dropped);
         }
         let (functions, versions) = (history.snapshot(FUNCTION), history.snapshot(VERSION));
-        let mut scanned = missed.load(&history.snapshot(ACCOUNT), &functions, &versions).unwrap();
+        let mut scanned = missed.load(&history.snapshot(ACCOUNT), &functions, &versions);
         for effects in [&mut followed, &mut scanned] {
             effects.retired.sort();
             effects.dropped.sort();
@@ -366,7 +483,7 @@ mod tests {
 
         // What the scan has seen comes through the feed once more.
         for commit in &history.commits {
-            let effects = missed.apply(commit).unwrap();
+            let effects = missed.apply(commit);
             if commit.revision == 3 {
                 assert!(effects.retired.is_empty());
             }
@@ -386,7 +503,17 @@ mod tests {
         let record = Record { version: 1, value: "{}".into() };
         let functions = Snapshot { revision: 1, records: vec![("000000000000/r/f".into(), record)] };
         let empty = Snapshot { revision: 1, records: Vec::new() };
-        let error = Catalog::new(Arc::new(Keyring::ephemeral())).load(&empty, &functions, &empty).unwrap_err();
-        assert!(error.to_string().contains("function 000000000000/r/f"), "{error}");
+        let bad = Record { version: 1, value: "no".into() };
+        let accounts = Snapshot { revision: 1, records: vec![("000000000000/r".into(), bad)] };
+        let catalog = Catalog::new(Arc::new(Keyring::ephemeral()));
+        let effects = catalog.load(&accounts, &functions, &empty);
+        let named =
+            |n: usize, name: &str| assert!(effects.unread[n].to_string().contains(name), "{:?}", effects.unread);
+        named(0, "account 000000000000/r");
+        named(1, "function 000000000000/r/f");
+        assert_eq!(catalog.unread().unwrap().0, 2);
+        assert!(catalog.load(&accounts, &functions, &empty).unread.is_empty(), "they are known");
+        assert_eq!(catalog.load(&empty, &empty, &empty).mended.len(), 2);
+        assert_eq!(catalog.unread(), None);
     }
 }

@@ -294,10 +294,10 @@ impl Inner {
         Err(too_busy())
     }
 
-    /// Commits, and waits until the catalog shows it. A process that cannot read what others have written does not write.
+    /// Commits, and waits until the catalog shows it. What this process cannot read it does not write over.
     async fn commit(&self, ops: Vec<Op>) -> Result<(), StoreError> {
-        if let Some(reason) = self.trouble() {
-            return Err(StoreError::Unreadable { reason });
+        if let Some(bad) = self.catalog.blocked(&ops) {
+            return Err(StoreError::Unreadable { reason: bad.to_string() });
         }
         let revision = self.store.commit(ops).await?;
         self.has_followed(revision).await?;

@@ -24,9 +24,10 @@ pub trait Functions: Send + Sync + 'static {
     /// Carries out any operation but Invoke; `None` if it is not implemented.
     async fn manage(&self, call: Call<'_>) -> Option<Result<Response<Bytes>, ApiError>>;
 
-    /// Whether what this frontend knows of functions is what it should be; otherwise another one should be asked.
-    fn is_current(&self) -> bool {
-        true
+    /// How many functions this frontend knows only as they were, since it cannot read what is stored of them. `None`: it learns of
+    /// no change any more, so that another frontend should be asked.
+    fn unreadable(&self) -> Option<usize> {
+        Some(0)
     }
 }
 

@@ -220,6 +220,20 @@ impl Service {
         loopback::check(&exchange.parts.headers, authority, &self.allowed_hosts).map_err(denied)
     }
 
+    /// What cannot be read is no reason for no: all frontends may meet it at once, and everything else goes on.
+    fn ready(&self) -> Response<Bytes> {
+        match self.functions.unreadable() {
+            None => text(StatusCode::SERVICE_UNAVAILABLE, "the metadata are not followed any more\n"),
+            Some(0) => text(StatusCode::OK, "ok\n"),
+            // Which is for the operator, not for whoever asks here.
+            Some(count) => {
+                let records = if count == 1 { "record" } else { "records" };
+                let page = format!("ok, but {count} {records} of the metadata cannot be read; the log says which\n");
+                text(StatusCode::OK, page)
+            }
+        }
+    }
+
     /// Health and metrics: for probes, which cannot sign.
     fn operator_page(&self, path: &str) -> Option<(&'static str, Response<Bytes>)> {
         match path {
@@ -227,12 +241,7 @@ impl Service {
             "/readyz" if self.draining.load(Ordering::Relaxed) => {
                 Some(("Health", text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n")))
             }
-            // Which part is for the operator, not for whoever asks here.
-            "/readyz" if !self.functions.is_current() => {
-                let why = "a part of the metadata cannot be read; the log says which\n";
-                Some(("Health", text(StatusCode::SERVICE_UNAVAILABLE, why)))
-            }
-            "/readyz" => Some(("Health", text(StatusCode::OK, "ok\n"))),
+            "/readyz" => Some(("Health", self.ready())),
             "/metrics" => {
                 let mut page = String::new();
                 prometheus_client::encoding::text::encode(&mut page, &self.registry).expect("a string takes any text");

@@ -99,8 +99,8 @@ pub enum StoreError {
         /// What to do.
         remedy: &'static str,
     },
-    /// This process' copy of the metadata lacks a commit that it cannot read, so it changes nothing.
-    #[error("this server cannot read a part of the metadata, and changes nothing until it can: {reason}")]
+    /// What a commit wrote cannot be read by this process, which does not write over it either.
+    #[error("this server cannot read what is stored, and does not write over it: {reason}")]
     Unreadable {
         /// Which record, and why.
         reason: String,

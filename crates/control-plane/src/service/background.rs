@@ -1,11 +1,13 @@
 //! What goes on without a request: following the store, taking the background steps, removing packages.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use domain::VersionKey;
 use store::{Changes, Feed, Op, Precondition, StoreError};
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 
 use super::event_source::EVENT_SOURCE;
 use super::{ControlPlane, Error, Inner, Task, followed};
@@ -25,7 +27,7 @@ const IMAGE_GRACE: Duration = Duration::from_secs(20 * 60);
 /// How long another process may take from a package that it found stored to the record of it.
 const STORING: Duration = Duration::from_secs(10);
 
-/// How often all metadata are read again while a part of them cannot be read.
+/// How often all metadata are read again while a part of them cannot be read: the store may have been mended from outside.
 const READ_AGAIN: Duration = Duration::from_secs(5);
 
 /// How often unused packages are looked for.
@@ -47,10 +49,24 @@ impl Drop for Busy {
     }
 }
 
+/// What comes of reading all metadata.
+struct Loaded {
+    effects: Effects,
+    /// Event source mappings whose transitions have to be ended.
+    settling: Vec<String>,
+    /// The last commit that was read.
+    revision: u64,
+}
+
 /// Loads the catalog, and starts the tasks.
 pub(super) async fn start(inner: &Arc<Inner>) -> Result<(), Error> {
     let changes = inner.store.changes();
-    inner.load().await?;
+    let loaded = inner.read_all().await?;
+    // Nothing is known of what it was before.
+    if let Some(bad) = loaded.effects.unread.first() {
+        return Err(bad.clone().into());
+    }
+    inner.go_on_from(loaded);
     inner.log_sealing();
     inner.drop_unreferenced().await?;
     if !inner.config.shared {
@@ -66,15 +82,20 @@ pub(super) async fn start(inner: &Arc<Inner>) -> Result<(), Error> {
 async fn follow(inner: Weak<Inner>, mut changes: Changes) {
     // However it ends, nobody waits for it any more, and nothing takes its silence for quiet.
     let _ended = followed::Ended(Weak::clone(&inner));
+    let mut again = tokio::time::interval(READ_AGAIN);
+    again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let trouble = {
+        let unread = {
             let Some(inner) = inner.upgrade() else { return };
-            inner.trouble().is_some()
+            inner.catalog.unread().is_some()
         };
+        // Only then: commits that come meanwhile put it off no further.
+        if !unread {
+            again.reset();
+        }
         let feed = tokio::select! {
             feed = changes.next() => feed,
-            // Somebody may have written the record anew, or deleted it.
-            () = tokio::time::sleep(READ_AGAIN), if trouble => {
+            _ = again.tick(), if unread => {
                 let Some(inner) = inner.upgrade() else { return };
                 inner.load_again().await;
                 continue;
@@ -85,10 +106,9 @@ async fn follow(inner: Weak<Inner>, mut changes: Changes) {
             // A scan has seen it.
             Feed::Commit(commit) if commit.revision <= inner.followed.borrow().applied => {}
             Feed::Commit(commit) => {
-                match inner.catalog.apply(&commit) {
-                    Ok(effects) => inner.follow_up(effects),
-                    Err(error) => inner.cannot_read(&error),
-                }
+                let effects = inner.catalog.apply(&commit);
+                let again = inner.follow_up(effects);
+                inner.load_functions(again).await;
                 let settling = inner.event_sources.apply(&commit);
                 inner.start_settling_mappings(settling);
                 inner.applied_up_to(commit.revision);
@@ -127,17 +147,43 @@ impl ControlPlane {
 }
 
 impl Inner {
-    pub(super) async fn load(self: &Arc<Self>) -> Result<(), Error> {
+    /// Reads all that is stored into the catalog.
+    async fn read_all(&self) -> Result<Loaded, StoreError> {
         let functions = self.store.scan(FUNCTION, "").await?;
         let versions = self.store.scan(VERSION, "").await?;
         let accounts = self.store.scan(ACCOUNT, "").await?;
         let event_sources = self.store.scan(EVENT_SOURCE, "").await?;
-        let effects = self.catalog.load(&accounts, &functions, &versions)?;
+        let effects = self.catalog.load(&accounts, &functions, &versions);
         let settling = self.event_sources.load(&event_sources);
-        self.start_settling_mappings(settling);
-        self.follow_up(effects);
-        self.has_read_all(functions.revision);
+        Ok(Loaded { effects, settling, revision: functions.revision })
+    }
+
+    fn go_on_from(self: &Arc<Self>, loaded: Loaded) {
+        self.start_settling_mappings(loaded.settling);
+        self.follow_up(loaded.effects);
+        self.applied_up_to(loaded.revision);
+    }
+
+    pub(super) async fn load(self: &Arc<Self>) -> Result<(), StoreError> {
+        let loaded = self.read_all().await?;
+        self.go_on_from(loaded);
         Ok(())
+    }
+
+    /// Reads these functions anew, which were written again and could not be read before.
+    async fn load_functions(self: &Arc<Self>, keys: HashSet<String>) {
+        for key in keys {
+            // With those whose names begin in the same way.
+            let (functions, versions) =
+                match (self.store.scan(FUNCTION, &key).await, self.store.scan(VERSION, &key).await) {
+                    (Ok(functions), Ok(versions)) => (functions, versions),
+                    // They stay what cannot be read, until all is read again.
+                    (Err(error), _) | (_, Err(error)) => return tracing::warn!(%error, "read a function again"),
+                };
+            let mut effects = Effects::default();
+            self.catalog.load_functions(&key, &functions, &versions, &mut effects);
+            self.follow_up(effects);
+        }
     }
 
     /// For the operator, who wants to know when an old key can go.
@@ -154,7 +200,16 @@ impl Inner {
         }
     }
 
-    fn follow_up(self: &Arc<Self>, effects: Effects) {
+    /// Returns the functions to read anew.
+    fn follow_up(self: &Arc<Self>, effects: Effects) -> HashSet<String> {
+        for bad in effects.unread {
+            tracing::error!(
+                "{bad}. Until it can be read, it stays here as it was, and this process does not write over it"
+            );
+        }
+        for key in effects.mended {
+            tracing::info!(key, "what could not be read of the metadata is readable, or gone");
+        }
         for key in effects.retired {
             // Fails only when nobody listens.
             let _ = self.retired.send(key);
@@ -169,6 +224,7 @@ impl Inner {
         for (function, version) in effects.snapshots {
             self.start_snapshot(function, &version);
         }
+        effects.again
     }
 
     /// Takes the background step of a function, unless it is under way.
@@ -248,6 +304,10 @@ impl Inner {
 
     /// Removes the packages, images and snapshots that were dropped at least `grace` ago and that nothing uses.
     async fn collect(&self, grace: impl Fn(&Stored) -> Duration) {
+        // What cannot be read may use any of them.
+        if self.catalog.unread().is_some() {
+            return;
+        }
         let now = self.clock.monotonic();
         let due: Vec<Stored> = {
             let dropped = self.dropped.lock();
@@ -288,6 +348,9 @@ impl Inner {
         self.has_followed(record.version).await.map_err(|error| error.to_string())?;
         if self.catalog.uses(stored) {
             return Ok(());
+        }
+        if let Some((_, bad)) = self.catalog.unread() {
+            return Err(format!("what cannot be read may use it: {bad}"));
         }
         let delete = Op::delete(kind, key).when(Precondition::Version(record.version));
         match self.store.commit(vec![delete]).await {

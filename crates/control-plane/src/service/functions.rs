@@ -20,7 +20,7 @@ use crate::name::{Caller, Target, check_bare_name, is_alias, not_found, version_
 use crate::page::page;
 use crate::record::{
     ACCOUNT, AccountRecord, DELETED, DeletedRecord, FUNCTION, LATEST, Settings, Stored, VERSION, Version, account_key,
-    from_bytes, function_key, to_bytes, version_key,
+    from_bytes, function_key, parse_version_key, to_bytes, version_key,
 };
 use crate::rules::{code, invalid, settings, tags, unsupported};
 use crate::view;
@@ -326,17 +326,33 @@ impl Inner {
         Err(too_busy())
     }
 
+    /// What is stored of a function that cannot be read.
+    async fn unread_parts(&self, arn: &FunctionArn) -> Result<Parts, ApiError> {
+        let key = function_key(arn);
+        let record = self.store.get(FUNCTION, &key).await.map_err(|error| service_error(&error))?;
+        let stored = record.ok_or_else(|| not_found(arn))?.version;
+        let versions = self.store.scan(VERSION, &format!("{key}/")).await.map_err(|error| service_error(&error))?;
+        let versions: Vec<u64> =
+            versions.records.iter().filter_map(|(key, _)| Some(parse_version_key(key)?.1)).collect();
+        let known = self.catalog.function(&key).map_or(1, |entry| entry.function.record.next_version);
+        let next_version = versions.iter().map(|number| number + 1).fold(known, u64::max);
+        Ok(Parts { stored, versions, next_version })
+    }
+
     async fn delete(&self, arn: &FunctionArn) -> Result<(), ApiError> {
         let key = function_key(arn);
         let account_key = account_key(arn.account.as_str(), &arn.region);
         let _turn = self.turn(&key).await;
         let _accounts = self.accounts.lock().await;
         for _ in 0..TRIES {
-            let entry = self.function_of(arn)?;
-            let mut ops = vec![Op::delete(FUNCTION, key.clone()).when(Precondition::Version(entry.stored))];
-            let versions = entry.function.versions.keys();
-            ops.extend(versions.map(|number| Op::delete(VERSION, version_key(arn, *number))));
-            let next_version = entry.function.record.next_version;
+            let Parts { stored, versions, next_version } = if self.catalog.is_unread(&key) {
+                self.unread_parts(arn).await?
+            } else {
+                let entry = self.function_of(arn)?;
+                Parts::of(&entry)
+            };
+            let mut ops = vec![Op::delete(FUNCTION, key.clone()).when(Precondition::Version(stored))];
+            ops.extend(versions.into_iter().map(|number| Op::delete(VERSION, version_key(arn, number))));
             if next_version > 1 {
                 ops.push(Op::put(DELETED, key.clone(), to_bytes(&DeletedRecord { next_version })));
             }
@@ -352,6 +368,22 @@ impl Inner {
             }
         }
         Err(too_busy())
+    }
+}
+
+/// What is deleted with a function, and what is kept of it.
+struct Parts {
+    /// The version of its record.
+    stored: u64,
+    versions: Vec<u64>,
+    next_version: u64,
+}
+
+impl Parts {
+    fn of(entry: &Entry) -> Self {
+        let Entry { function, stored, .. } = entry;
+        let versions = function.versions.keys().copied().collect();
+        Self { stored: *stored, versions, next_version: function.record.next_version }
     }
 }
 

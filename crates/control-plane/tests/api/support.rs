@@ -153,6 +153,12 @@ impl World {
         Self::of(dir, &dir.join(KEY_FILE), config, store, pulled, snapshots).await
     }
 
+    /// Over what is in this store.
+    pub async fn with_store(dir: &Path, store: Arc<SqliteStore>) -> Self {
+        let keys = dir.join(KEY_FILE);
+        Self::of(dir, &keys, Config::default(), store, BTreeSet::new(), Arc::default()).await.unwrap()
+    }
+
     /// Another process with the same metadata.
     pub async fn beside(&self) -> Self {
         self.beside_with(KEY_FILE).await

@@ -32,8 +32,8 @@ impl ports::Functions for Functions {
         })
     }
 
-    fn is_current(&self) -> bool {
-        self.0.trouble().is_none()
+    fn unreadable(&self) -> Option<usize> {
+        self.0.follows().then(|| self.0.unreadable_records())
     }
 
     async fn manage(&self, call: Call<'_>) -> Option<Result<Response<Bytes>, ApiError>> {

@@ -157,9 +157,9 @@ impl Fleet {
             followers.push(tasks.spawn("share accounts", manager.clone().share_accounts(Arc::new(homes))));
             manager
         });
-        admin::register(&mut registry, membership.clone(), manager.clone(), deciding.clone());
         let has_copy = cluster.is(Role::Frontend) || cluster.is(Role::Pollers);
         let (own, others) = tokio::sync::watch::channel(None);
+        admin::register(&mut registry, membership.clone(), manager.clone(), deciding.clone(), others.clone());
         if has_copy {
             services.frontend = Some(FrontendServer::new(Arc::new(peers::OwnCopy(others))));
         }

@@ -3,11 +3,12 @@
 //! | path | answers |
 //! | --- | --- |
 //! | `/healthz` | 200 as long as the process serves at all |
-//! | `/readyz` | 200 while the fleet gives it work; 503 before, while it stops, when it is out of the fleet, and when it cannot read a part of the metadata |
+//! | `/readyz` | 200 while the fleet gives it work; 503 before, while it stops, when it is out of the fleet, and when it does not follow the metadata any more |
 //! | `/metrics` | its figures, in Prometheus's format |
 //!
 //! The database's absence is no reason for 503: without it functions go on running, and a load balancer or Kubernetes that
-//! took all processes out at once for it would be the outage. It is a figure, and stands in the answer's text.
+//! took all processes out at once for it would be the outage. The same is true of metadata that cannot be read. Each is a
+//! figure, and stands in the answer's text.
 
 mod figures;
 
@@ -164,14 +165,21 @@ impl State {
             return no("stopping");
         }
         let Some(membership) = self.membership.get() else { return no("starting") };
-        if let Some(trouble) = self.metadata.get().and_then(ControlPlane::trouble) {
-            return no(&trouble);
+        let metadata = self.metadata.get();
+        if metadata.is_some_and(|metadata| !metadata.follows()) {
+            return no("the metadata are not followed any more");
         }
         match membership.view().member(membership.id()).map(|member| member.state) {
-            Some(MemberState::Active) => match membership.trouble() {
-                None => text(StatusCode::OK, "ok\n".to_owned()),
-                Some(trouble) => text(StatusCode::OK, format!("ok, without the database: {trouble}\n")),
-            },
+            Some(MemberState::Active) => {
+                let mut page = "ok".to_owned();
+                if let Some(trouble) = membership.trouble() {
+                    page += &format!(", without the database: {trouble}");
+                }
+                if let Some(trouble) = metadata.and_then(ControlPlane::trouble) {
+                    page += &format!(", but {trouble}");
+                }
+                text(StatusCode::OK, page + "\n")
+            }
             Some(MemberState::Joining) => no("starting"),
             Some(MemberState::Draining) => no("stopping"),
             None => no("not in the fleet"),

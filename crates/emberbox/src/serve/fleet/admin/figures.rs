@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use control_plane::ControlPlane;
 use membership::{MemberState, Membership, Role};
 use placement::Tally;
 use prometheus_client::collector::Collector;
@@ -11,19 +12,27 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 use worker_manager::Manager;
 
 use super::super::placement::Deciding;
 
-/// Adds the figures, under the prefix that the registry has.
-pub fn register(registry: &mut Registry, membership: Membership, manager: Option<Manager>, deciding: Option<Deciding>) {
-    registry.register_collector(Box::new(Figures { membership, manager, deciding }));
+/// Adds the figures, under the prefix that the registry has. `metadata` are the process' copy of them, once it has one.
+pub fn register(
+    registry: &mut Registry,
+    membership: Membership,
+    manager: Option<Manager>,
+    deciding: Option<Deciding>,
+    metadata: watch::Receiver<Option<ControlPlane>>,
+) {
+    registry.register_collector(Box::new(Figures { membership, manager, deciding, metadata }));
 }
 
 struct Figures {
     membership: Membership,
     manager: Option<Manager>,
     deciding: Option<Deciding>,
+    metadata: watch::Receiver<Option<ControlPlane>>,
 }
 
 impl fmt::Debug for Figures {
@@ -54,6 +63,11 @@ impl Collector for Figures {
         }
         let help = "Members in this process' view of the fleet, by role and state";
         family(&mut out, "fleet_members", help, &["role", "state"], members)?;
+        if let Some(metadata) = &*self.metadata.borrow() {
+            let help = "Functions and accounts that this process knows only as they were, since it cannot read what is stored of them";
+            let count = u64::try_from(metadata.unreadable_records()).unwrap_or(u64::MAX);
+            one(&mut out, "metadata_unreadable_records", help, count)?;
+        }
         if let Some(deciding) = &self.deciding {
             placed(&mut out, deciding)?;
         }
