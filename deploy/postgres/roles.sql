@@ -10,9 +10,11 @@
 --
 -- A worker's host runs the functions of strangers. With this role, whoever breaks out onto it can pose as a member or remove members, and
 -- can neither read nor change a function, an event or the key that signs the addresses of packages. Workers start once another member has made the tables.
+-- What it can do still is in SPECIFICATION.md, "A fleet", deviations.
 \set ON_ERROR_STOP on
 \getenv owner_password EMBERBOX_PASSWORD
 \getenv worker_password EMBERBOX_WORKER_PASSWORD
+\getenv worker_connections EMBERBOX_WORKER_CONNECTIONS
 
 SELECT format('CREATE ROLE %I LOGIN', name)
 FROM unnest(ARRAY['emberbox', 'emberbox_worker']) AS name
@@ -29,6 +31,15 @@ ALTER DATABASE :"DBNAME" OWNER TO emberbox;
 REVOKE ALL ON DATABASE :"DBNAME" FROM PUBLIC;
 GRANT CONNECT ON DATABASE :"DBNAME" TO emberbox_worker;
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+-- The events are there. Until PostgreSQL 14 the schema is the superuser's, also in a database of `emberbox`.
+GRANT USAGE, CREATE ON SCHEMA public TO emberbox;
+-- A worker has two connections. They are bounded, so that one cannot take those of the others: what `max_connections` leaves beside the owner's
+-- should be more than this.
+\if :{?worker_connections}
+\else
+\set worker_connections 200
+\endif
+ALTER ROLE emberbox_worker CONNECTION LIMIT :worker_connections;
 
 CREATE SCHEMA IF NOT EXISTS emberbox_members AUTHORIZATION emberbox;
 GRANT USAGE ON SCHEMA emberbox_members TO emberbox_worker;
@@ -36,3 +47,6 @@ GRANT USAGE ON SCHEMA emberbox_members TO emberbox_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA emberbox_members TO emberbox_worker;
 ALTER DEFAULT PRIVILEGES FOR ROLE emberbox IN SCHEMA emberbox_members
     GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO emberbox_worker;
+-- Who writes down what the schema is says which programs may start. Where the table is not there yet, whoever makes it takes this away.
+SELECT 'REVOKE INSERT, UPDATE, DELETE ON emberbox_members.migrations FROM emberbox_worker'
+WHERE to_regclass('emberbox_members.migrations') IS NOT NULL \gexec

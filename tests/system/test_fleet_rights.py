@@ -91,5 +91,7 @@ def test_a_member_that_is_denied_is_shut_out(fleet):
     # It is in the views still, as it beats; nobody calls it.
     wait_until(lambda: len(re.findall(r"worker-manager-1.*the members that were denied are others", log())) == 1, what="the manager knows", timeout=120)
     wait_until(lambda: len(re.findall(r"frontend-1.*the members that were denied are others", log())) == 1, what="the frontend knows", timeout=120)
+    # Not only its new ones: the connections that there were are ended, by whoever has them.
+    wait_until(lambda: re.search(r"cut off a connection: this member was denied.*worker-1\b", log()), what="it is cut off", timeout=30)
     for n in range(5):
         assert invoke(client, "f", n=n)["n"] == n, "the other worker serves"

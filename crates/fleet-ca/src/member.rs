@@ -70,30 +70,36 @@ pub async fn keep_renewed(dir: MemberDir, mut renewed: impl FnMut(Member) + Send
     }
 }
 
-/// Asks the join server again and again who was denied, for as long as it is polled; hands over the list whenever it is another, at
-/// first the one that was known last. While the join server is away, that stays.
+/// Asks the join server again and again who was denied, for as long as it is polled; hands over the list whenever it has grown, at
+/// first the one that was known last. While the join server is away, that stays, and nobody is taken off it by a server that has
+/// forgotten whom it denied: its ledger may be an older one. A join server that lies about it is trusted with more than that.
 pub async fn keep_denied(
     dir: MemberDir,
     every: Duration,
     mut told: impl FnMut(&BTreeSet<MemberId>) + Send,
 ) -> std::convert::Infallible {
-    let file = dir.0.join(DENIED_FILE);
-    let mut known: BTreeSet<MemberId> =
-        files::read(&file).ok().and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let mut known = dir.denied();
     told(&known);
-    let mut away = false;
+    let (mut away, mut forgotten) = (false, BTreeSet::new());
     loop {
         let directory = dir.path().display();
         match crate::client::denied(&dir).await {
             Ok(denied) => {
                 away = false;
-                if denied != known {
-                    tracing::info!(?denied, "the members that were denied are others");
-                    known = denied;
-                    let text = serde_json::to_vec(&known).expect("ids are plain data");
-                    if let Err(error) = files::replace(&file, &text, PUBLIC) {
-                        tracing::error!(%error, "who was denied is not known after a restart without the join server");
-                    }
+                let missing: BTreeSet<_> = known.difference(&denied).cloned().collect();
+                if missing != forgotten && !missing.is_empty() {
+                    tracing::warn!(
+                        ?missing, %directory,
+                        "the join server does not know of members that it denied; was its ledger lost, or restored from a copy? They stay \
+                         denied here; deny them again, for those who did not hear of it"
+                    );
+                }
+                forgotten = missing;
+                let before = known.len();
+                known.extend(denied);
+                if known.len() > before {
+                    tracing::info!(denied = ?known, "the members that were denied are others");
+                    dir.write_denied(&known);
                     told(&known);
                 }
             }
@@ -239,6 +245,28 @@ impl MemberDir {
         Ok(files::replace(&self.0.join(CERTIFICATE_FILE), certificate.as_bytes(), PUBLIC)?)
     }
 
+    /// Who was denied, as it was known last: nobody where the file is missing. Whoever cannot read it begins with nobody as well, and
+    /// says so: to serve, and ask, is better than to shut out all.
+    fn denied(&self) -> BTreeSet<MemberId> {
+        let path = self.0.join(DENIED_FILE);
+        let read = match files::read(&path) {
+            Ok(text) => serde_json::from_str(&text).map_err(|error| MemberError::Unknown(path, error.to_string())),
+            Err(error) if error.cause.kind() == std::io::ErrorKind::NotFound => return BTreeSet::new(),
+            Err(error) => Err(error.into()),
+        };
+        read.unwrap_or_else(|error| {
+            tracing::error!(%error, "nobody is denied here until the join server has told who is");
+            BTreeSet::new()
+        })
+    }
+
+    fn write_denied(&self, denied: &BTreeSet<MemberId>) {
+        let text = serde_json::to_vec(denied).expect("ids are plain data");
+        if let Err(error) = files::replace(&self.0.join(DENIED_FILE), &text, PUBLIC) {
+            tracing::error!(%error, "who was denied is not known after a restart without the join server");
+        }
+    }
+
     /// Reads it.
     ///
     /// # Errors
@@ -282,6 +310,9 @@ pub enum MemberError {
     /// Damaged.
     #[error("{path}: {1}. Remove the directory and join again", path = .0.display())]
     Broken(PathBuf, String),
+    /// Who was denied is not to be read.
+    #[error("{path}: {1}", path = .0.display())]
+    Unknown(PathBuf, String),
     /// A certificate of something else.
     #[error(transparent)]
     Identity(#[from] InvalidIdentity),

@@ -356,7 +356,7 @@ async fn errors_say_what_where_and_why_and_no_password() {
     let url = server.database();
     server.psql(&url, "CREATE ROLE guest LOGIN PASSWORD 'secret'");
     let error = refused(Options::new(url.replace("emberbox@", "guest:secret@"))).await;
-    assert!(error.to_string().contains("permission denied"), "{error}");
+    assert!(error.to_string().contains("this role may not make them"), "{error}");
     // Nothing to join.
     let url = server.database();
     let registry = Arc::new(PostgresRegistry::connect(Options::new(&url)).await.unwrap());
@@ -388,12 +388,17 @@ async fn with_the_role_of_workers_one_is_a_member_and_nothing_else() {
     };
     manager.changes().wait_for(sees).await.unwrap();
 
+    // Nor may it say what the tables are: also before the script is run again.
+    let mut connection = PgConnection::connect(&limited).await.unwrap();
+    let error = connection.execute("INSERT INTO emberbox_members.migrations VALUES (99, 99)").await.unwrap_err();
+    assert!(error.to_string().contains("permission denied"), "{error}");
+
     // What the others have: metadata in a schema, events without one.
     server.psql(&url, "CREATE SCHEMA emberbox_metadata; CREATE TABLE emberbox_metadata.records AS SELECT 7 AS value");
     server.psql(&url, "CREATE TABLE events AS SELECT 7 AS body");
     // It may be run again, and takes nothing away.
+    server.psql(&url, "GRANT INSERT, UPDATE, DELETE ON emberbox_members.migrations TO emberbox_worker");
     server.script(&url, &script, &passwords);
-    let mut connection = PgConnection::connect(&limited).await.unwrap();
     for forbidden in [
         "SELECT * FROM emberbox_metadata.records",
         "UPDATE emberbox_metadata.records SET value = 8",
@@ -404,6 +409,9 @@ async fn with_the_role_of_workers_one_is_a_member_and_nothing_else() {
         "CREATE TEMPORARY TABLE mine (n INT)",
         "CREATE SCHEMA mine",
         "DROP TABLE emberbox_members.members",
+        "INSERT INTO emberbox_members.migrations VALUES (99, 99)",
+        "UPDATE emberbox_members.migrations SET oldest = 99",
+        "DELETE FROM emberbox_members.migrations",
         "CREATE ROLE mine",
     ] {
         let error = connection.execute(forbidden).await.unwrap_err();
@@ -411,6 +419,12 @@ async fn with_the_role_of_workers_one_is_a_member_and_nothing_else() {
         assert_eq!(code.as_deref(), Some("42501"), "{forbidden}: {error}");
     }
     connection.execute("SELECT * FROM emberbox_members.members").await.unwrap();
+    // It cannot take all connections.
+    let limit: i32 = sqlx::query_scalar("SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user")
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    assert_eq!(limit, 200);
     worker.leave().await.unwrap();
     manager.changes().wait_for(|view| view.members().len() == 1).await.unwrap();
     manager.leave().await.unwrap();

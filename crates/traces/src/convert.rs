@@ -76,7 +76,7 @@ impl Span {
         if let Some(error) = error {
             self.error = Some(error.to_owned());
             // Of few kinds: what follows a colon is about this one.
-            let kind = error.split(':').next().unwrap_or(error);
+            let kind = error.split(": ").next().unwrap_or(error);
             self.attributes.push(("error.type", kind.into()));
         }
         self

@@ -68,6 +68,9 @@ pub enum Error {
     /// The endpoint is no address.
     #[error("{0:?} is no http:// or https:// address of a collector, such as http://127.0.0.1:4318")]
     Endpoint(String),
+    /// It has more than that, maybe a secret: so it is not repeated.
+    #[error("the address of a collector has {0}, which is not sent, and would be logged with it; leave that out")]
+    Extra(&'static str),
     /// The client could not be made.
     #[error("make the client of the collector")]
     Client(#[source] reqwest::Error),
@@ -118,13 +121,20 @@ impl Exporter {
     /// An exporter and its other half, which must [`Service::run`]. Connects to nothing yet.
     ///
     /// # Errors
-    /// The endpoint is no address.
+    /// The endpoint is no address, or one with credentials, a query or a fragment.
     pub fn new(config: Config, registry: &mut Registry) -> Result<(Self, Service), Error> {
-        let wrong = || Error::Endpoint(config.endpoint.clone());
+        let wrong = || match config.endpoint.contains(['@', '?', '#']) {
+            // No address at all, and yet a password may be in it.
+            true => Error::Extra("a user, a password, a query or a fragment"),
+            false => Error::Endpoint(config.endpoint.clone()),
+        };
         // By itself first: without a host, the path would become one.
         let base = Url::parse(&config.endpoint).map_err(|_| wrong())?;
         if !matches!(base.scheme(), "http" | "https") || !base.has_host() {
             return Err(wrong());
+        }
+        if let Some(extra) = extra(&base) {
+            return Err(Error::Extra(extra));
         }
         let url = Url::parse(&format!("{}/v1/traces", config.endpoint.trim_end_matches('/'))).map_err(|_| wrong())?;
         let client = Client::builder()
@@ -239,6 +249,14 @@ impl Service {
         let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
         Sent::Again { cause, after: after.map(Duration::from_secs) }
     }
+}
+
+/// What an endpoint has and no endpoint may have.
+fn extra(url: &Url) -> Option<&'static str> {
+    if !url.username().is_empty() || url.password().is_some() {
+        return Some("a user or a password");
+    }
+    url.query().map(|_| "a query").or_else(|| url.fragment().map(|_| "a fragment"))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -213,3 +213,24 @@ fn an_endpoint_is_an_address() {
         assert!(matches!(error, Some(Error::Endpoint(_))), "{bad}: {error:?}");
     }
 }
+
+#[test]
+fn an_endpoint_with_a_secret_is_refused_and_not_repeated() {
+    for bad in [
+        "http://me:s3cr3t@127.0.0.1:4318",
+        "http://s3cr3t@127.0.0.1:4318",
+        "https://:s3cr3t@collector",
+        "https://collector/otlp?key=s3cr3t",
+        "https://collector/otlp#s3cr3t",
+        "me:s3cr3t@collector:4318",
+        "ftp://me:s3cr3t@collector",
+        "http://me:s3cr3t@collector:port",
+    ] {
+        let error = Exporter::new(config(bad), &mut Registry::default()).err().expect(bad);
+        assert!(matches!(error, Error::Extra(_)), "{bad}: {error:?}");
+        assert!(!format!("{error} {error:?}").contains("s3cr3t"), "{error}");
+    }
+    for good in ["http://127.0.0.1:4318", "https://collector/otlp/", "http://[::1]:4318"] {
+        assert!(Exporter::new(config(good), &mut Registry::default()).is_ok(), "{good}");
+    }
+}

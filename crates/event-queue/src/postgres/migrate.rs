@@ -48,6 +48,8 @@ pub(super) async fn run(pool: &PgPool) -> Result<(), QueueError> {
 
 /// The oldest program that works with the result.
 async fn apply(connection: &mut PgConnection) -> Result<i64, sqlx::Error> {
+    // Two that wait for each other's migrations are patient, but not for whoever holds the lock and does nothing.
+    connection.execute("SET LOCAL lock_timeout = '60s'").await?;
     sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut *connection).await?;
     let table =
         "CREATE TABLE IF NOT EXISTS emberbox_migrations (number BIGINT PRIMARY KEY, oldest BIGINT NOT NULL DEFAULT 1)";

@@ -1,5 +1,6 @@
 //! Members that join and renew; tokens that are not good.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use fleet_ca::{
@@ -246,5 +247,48 @@ async fn members_hear_who_was_denied() {
         known = heard.recv() => known.unwrap(),
     };
     assert_eq!(known, denied);
+    fleet.stop().await;
+}
+
+#[tokio::test]
+async fn whom_a_join_server_has_forgotten_stays_denied() {
+    let fleet = Fleet::start().await;
+    let log = log();
+    let token = fleet.token("worker", 1).await;
+    let dir = fleet.member_dir("w");
+    join(&token, options("w"), &dir).await.unwrap();
+    let file = dir.path().join("denied.json");
+    let set = |ids: &[&str]| ids.iter().map(|id| id.parse().unwrap()).collect::<BTreeSet<_>>();
+    // The first `count` lists that it hands over.
+    let lists = async |count: usize| {
+        let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        let listen = async {
+            let mut lists = Vec::new();
+            while lists.len() < count {
+                lists.push(heard.recv().await.unwrap());
+            }
+            lists
+        };
+        tokio::select! {
+            never = keep_denied(dir.clone(), Duration::from_millis(10), move |denied| told.send(denied.clone()).unwrap()) => match never {},
+            lists = listen => lists,
+        }
+    };
+    fleet.ledger.deny("new".parse().unwrap()).await.unwrap();
+
+    // The ledger was restored: from before `old` was denied.
+    std::fs::write(&file, r#"["old"]"#).unwrap();
+    assert_eq!(lists(2).await, [set(&["old"]), set(&["old", "new"])]);
+    assert_eq!(lists(1).await, [set(&["old", "new"])], "after a restart");
+    let said = |what: &str| {
+        let text = log.text();
+        let mut lines = text.lines().filter(|line| line.contains(dir.path().to_str().unwrap()));
+        lines.any(|line| line.contains(what)) || panic!("{what}: {text}")
+    };
+    assert!(said("the join server does not know of members that it denied"));
+
+    std::fs::write(&file, "[\"ol").unwrap();
+    assert_eq!(lists(2).await, [set(&[]), set(&["new"])]);
+    assert!(said("nobody is denied here until the join server has told who is"));
     fleet.stop().await;
 }

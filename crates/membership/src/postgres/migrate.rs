@@ -105,6 +105,7 @@ async fn apply(connection: &mut PgConnection, schema: &str) -> Result<(), sqlx::
     let (done, _) = found(&mut transaction).await?;
     if done == 0 {
         transaction.execute("CREATE TABLE migrations (number BIGINT PRIMARY KEY, oldest BIGINT NOT NULL)").await?;
+        keep(&mut transaction).await?;
     }
     for (number, migration) in (1i64..).zip(MIGRATIONS).filter(|(number, _)| *number > done) {
         transaction.execute(sqlx::raw_sql(migration.sql)).await?;
@@ -112,6 +113,18 @@ async fn apply(connection: &mut PgConnection, schema: &str) -> Result<(), sqlx::
         note.execute(&mut *transaction).await?;
     }
     transaction.commit().await
+}
+
+/// Takes the right to write down what the schema is from those that the schema's default privileges gave it to, as they are workers:
+/// one could have no program start any more.
+async fn keep(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let sql = "SELECT DISTINCT format('REVOKE INSERT, UPDATE, DELETE ON migrations FROM %I', pg_get_userbyid(grantee))
+        FROM pg_class, aclexplode(relacl) WHERE oid = 'migrations'::REGCLASS AND grantee NOT IN (0, relowner)";
+    for revoke in sqlx::query_scalar(sql).fetch_all(&mut *connection).await? {
+        // The names in it are quoted by the database.
+        connection.execute(AssertSqlSafe::<String>(revoke)).await?;
+    }
+    Ok(())
 }
 
 /// The number of the schema that is there (0 if there is none), and the oldest program that it lets in.

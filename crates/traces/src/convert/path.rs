@@ -157,8 +157,9 @@ fn cold_start(
                 Step::SandboxCreated if mark.note.is_empty() => step.with("emberbox.sandbox.source", "new"),
                 Step::SandboxCreated => step.with("emberbox.sandbox.source", &*mark.note),
                 Step::InitDone if !mark.note.is_empty() => {
-                    init = init.failed(Some(&mark.note));
-                    step.failed(Some(&mark.note))
+                    let kind = kind_of(&mark.note);
+                    init = init.failed(Some(kind));
+                    step.failed(Some(kind))
                 }
                 _ => step,
             };
@@ -169,4 +170,11 @@ fn cold_start(
         spans.push(init);
         spans.append(&mut children);
     }
+}
+
+/// Of `failed: KIND: MESSAGE`, as a worker notes an Init. The message is the function's own, and may hold what is nobody else's.
+fn kind_of(note: &str) -> &str {
+    let said = note.strip_prefix("failed: ").unwrap_or(note);
+    // Not at any colon: a type may be `Some::Error`.
+    said.split(": ").next().unwrap_or(said)
 }

@@ -231,7 +231,7 @@ fn a_worker_that_had_no_room_is_there_beside_the_next() {
         (Step::Placed, 1020, "w9: empty"),
         (Step::Placed, 1030, "w1: the next"),
         (Step::PackageFetched, 1040, "cache"),
-        (Step::InitDone, 1050, "failed: Runtime.ExitError"),
+        (Step::InitDone, 1050, "failed: Bank::Error: no account for key: s3cr3t"),
     ]);
     let spans = spans(&Traced::Ran(Box::new(ran(
         Trigger::Call,
@@ -251,7 +251,13 @@ fn a_worker_that_had_no_room_is_there_beside_the_next() {
     );
     let inits: Vec<_> = spans.iter().filter(|span| span.name == "2 init").collect();
     assert_eq!(inits[0].member, Member::Other("w9".into()));
-    assert!(inits[0].error.is_some() && inits[1].error.as_deref() == Some("failed: Runtime.ExitError"));
+    assert_eq!(inits[0].error.as_deref(), Some("another worker was tried"));
+    // The type of the function's error, and nothing of its message.
+    for span in [inits[1], by_name(&spans, "init")] {
+        assert_eq!(span.error.as_deref(), Some("Bank::Error"));
+        assert!(span.attributes.contains(&("error.type", "Bank::Error".into())), "{span:?}");
+    }
+    assert!(!format!("{spans:?}").contains("s3cr3t"));
 }
 
 #[test]
