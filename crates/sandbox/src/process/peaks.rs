@@ -51,6 +51,7 @@ fn field(text: &str, name: &str) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
     use std::process::{Command, Stdio};
 
     use super::*;
@@ -58,13 +59,17 @@ mod tests {
     #[test]
     fn a_childs_peak_is_read_and_an_end_is_no_error() {
         let pid = i32::try_from(std::process::id()).unwrap();
-        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // Until it has grown.
+        child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let number = i32::try_from(child.id()).unwrap();
         assert!(children(pid).contains(&number));
         let pidfd = rustix::process::Pid::from_child(&child);
         let pidfd = rustix::process::pidfd_open(pidfd, rustix::process::PidfdFlags::empty()).unwrap();
         assert_eq!(pid_of(&pidfd), Some(number));
-        assert!(of(number) > 100 * 1024 && of_descendants(pid) >= of(number));
+        let peak = of(number);
+        assert!(peak > 100 * 1024 && of_descendants(pid) >= peak);
         drop(child.stdin.take());
         child.wait().unwrap();
         assert_eq!((pid_of(&pidfd), of(number), of_descendants(number)), (None, 0, 0));
