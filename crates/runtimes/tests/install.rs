@@ -244,11 +244,17 @@ async fn modules_from_the_archive_are_as_without_it() {
         let (with, without) = (said(&[]), said(&[("BUT", "-missing")]));
         assert!(with.contains("/var/runtime/awslambdaric/bootstrap.py"), "{with}");
         assert_eq!(with, without);
-        // It was read: nothing else says where the module is.
-        let traced = ["/var/lang/bin/python3", "-v", "-c", IMPORTED];
-        let traced = run(&image, Some(task.path()), &traced, &[]);
-        let searched = String::from_utf8_lossy(&traced.stderr).contains("awslambdaric/__pycache__/bootstrap.");
-        assert!(!searched, "{}", String::from_utf8_lossy(&traced.stderr));
+        // It was read: nothing else says where the module is. Without it, Python says where it looked.
+        let searches = |env: &[(&str, &str)]| {
+            let traced = run(&image, Some(task.path()), &[&python, "-v", "-c", IMPORTED], env);
+            expect(&traced);
+            let stderr = String::from_utf8_lossy(&traced.stderr).into_owned();
+            (stderr.contains("awslambdaric/__pycache__/bootstrap."), stderr)
+        };
+        let (searched, said_with) = searches(&[]);
+        assert!(!searched, "{said_with}");
+        let (searched, said_without) = searches(&[("BUT", "-missing")]);
+        assert!(searched, "{said_without}");
 
         let place = [("WHERE", "decimal")];
         assert!(said(&place).starts_with("/var/lang/lib/"));

@@ -15,26 +15,42 @@ pub fn pid_of(pidfd: &OwnedFd) -> Option<i32> {
     field(&text, "Pid:").filter(|pid| *pid > 0).and_then(|pid| i32::try_from(pid).ok())
 }
 
-/// The sum of the most memory that each descendant of process `init` has had at once, in bytes. Zero where `/proc` does not
-/// tell, as with `hidepid`.
+/// How many processes are counted, and the children of how many threads are looked for. A function may have 1,024 of both, and this is
+/// work of the host's for each invocation, outside of the function's own limits.
+const PROCESSES: usize = 64;
+const THREADS: usize = 256;
+
+/// The sum of the most memory that each descendant of process `init` has had at once, in bytes: of the nearest ones, where there are very
+/// many. Zero where `/proc` does not tell, as with `hidepid`.
 pub fn of_descendants(init: i32) -> u64 {
-    let mut sum = 0;
-    let mut parents = vec![init];
-    // Functions have 1,024 processes at most. They change while they are counted: nobody is counted for ever.
-    for _ in 0..2048 {
-        let Some(parent) = parents.pop() else { break };
-        for child in children(parent) {
-            sum += of(child);
-            parents.push(child);
-        }
-    }
-    sum
+    descendants(init).into_iter().map(of).sum()
 }
 
-fn children(pid: i32) -> Vec<i32> {
+/// Parents before their children.
+fn descendants(init: i32) -> Vec<i32> {
+    let mut found = Vec::new();
+    let mut threads = THREADS;
+    let mut parent = init;
+    // They change while they are counted: nobody is counted for ever.
+    for place in 0..PROCESSES {
+        found.extend(children(parent, &mut threads));
+        found.truncate(PROCESSES);
+        let Some(next) = found.get(place) else { break };
+        parent = *next;
+    }
+    found
+}
+
+/// Those of its first threads, which `threads` bounds and which are taken from it.
+fn children(pid: i32, threads: &mut usize) -> Vec<i32> {
     let tasks = fs::read_dir(Path::new(PROC).join(pid.to_string()).join("task")).into_iter().flatten().flatten();
-    let listed = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    listed.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+    let mut found = Vec::new();
+    for task in tasks.take(*threads) {
+        *threads -= 1;
+        let list = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        found.extend(list.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
+    }
+    found
 }
 
 fn of(pid: i32) -> u64 {
@@ -64,7 +80,7 @@ mod tests {
         child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let number = i32::try_from(child.id()).unwrap();
-        assert!(children(pid).contains(&number));
+        assert!(children(pid, &mut 1000).contains(&number));
         let pidfd = rustix::process::Pid::from_child(&child);
         let pidfd = rustix::process::pidfd_open(pidfd, rustix::process::PidfdFlags::empty()).unwrap();
         assert_eq!(pid_of(&pidfd), Some(number));
@@ -73,6 +89,22 @@ mod tests {
         drop(child.stdin.take());
         child.wait().unwrap();
         assert_eq!((pid_of(&pidfd), of(number), of_descendants(number)), (None, 0, 0));
+    }
+
+    #[test]
+    fn no_more_are_counted_than_so_many() {
+        let script = "for n in $(seq 100); do cat & done; echo; cat";
+        let mut parent =
+            Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // All are there with the line.
+        parent.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let pid = i32::try_from(parent.id()).unwrap();
+        assert!(children(pid, &mut 1000).len() >= 100);
+        assert_eq!(descendants(pid).len(), PROCESSES);
+        let mut threads = 0;
+        assert_eq!((children(pid, &mut threads), threads), (vec![], 0));
+        drop(parent.stdin.take());
+        parent.wait().unwrap();
     }
 
     #[test]
