@@ -31,6 +31,11 @@ fn seeds_that_have_found_something_find_it_no_more() {
         // struck from the manager's books, and so never shut down: `a_sandbox_whose_shutdown_was_refused_is_shut_down_later`
         // (`crates/worker-manager/tests`). In the first form of the plan.
         "4",
+        // A manager that was out of the fleet and came back believed a sandbox idle in which another one's invocation ran, and shut it
+        // down: `what_another_manager_has_used_meanwhile_is_not_idle`.
+        "114",
+        // An Init whose worker left the view was waited for, and what it had begun was never given up.
+        "1008",
     ];
     for seed in found {
         let (text, good) = sim(&["--seed", seed]);

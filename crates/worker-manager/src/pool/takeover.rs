@@ -26,6 +26,11 @@ impl<C, W: Clone> FunctionPool<C, W> {
         if self.phase == Phase::Closed {
             return;
         }
+        let is_idle = matches!(self.sandboxes.get(&id).map(|known| &known.state), Some(State::Idle { .. }));
+        if is_idle && matches!(phase, SlotPhase::Invoking | SlotPhase::Finishing) {
+            // Another manager has used it, while this one was out of the fleet and did not know: it is no more what it was.
+            self.remove(id);
+        }
         if let Some(sandbox) = self.sandboxes.get_mut(&id) {
             // `None`: its Init is under way by this manager, which then hears of its end.
             let Some(known) = &mut sandbox.worker else { return };

@@ -2,7 +2,7 @@ mod model;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use domain::{AccountId, CodeRef, FunctionArn, LogFormat, LoggingSettings};
+use domain::{AccountId, CodeRef, FunctionArn, LogFormat, LoggingSettings, SlotPhase};
 use uuid::Uuid;
 
 use super::*;
@@ -370,4 +370,19 @@ fn stop_serves_who_has_a_start_and_nobody_else() {
         assert!(matches!(b.actions.pop(), Some(Action::Shutdown { sandbox }) if sandbox == id));
     }
     assert_eq!(b.account.in_use(), 0);
+}
+
+/// Found by the simulation: it was shut down while a function ran in it.
+#[test]
+fn what_another_manager_has_used_meanwhile_is_not_idle() {
+    let mut b = Bench::new(Config::default());
+    let id = new_id();
+    let seen = |phase| Seen { sandbox: id, worker: (), version: VersionKey("v".into()), phase, fenced: true };
+    b.pool.seen(b.now, seen(SlotPhase::Idle), &mut b.actions);
+    b.pool.seen(b.now, seen(SlotPhase::Invoking), &mut b.actions);
+    assert!(!b.pool.evict(id));
+    assert_eq!(b.pool.in_use, 1);
+    b.pool.idle(b.now, id, &mut b.actions);
+    assert_eq!(b.pool.in_use, 0);
+    assert!(b.pool.evict(id) && b.actions.is_empty());
 }
