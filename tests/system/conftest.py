@@ -220,9 +220,9 @@ class Emberbox:
 
 
 @contextlib.contextmanager
-def running(**kwargs):
+def running(kind=Emberbox, **kwargs):
     """An Emberbox of a test's own."""
-    server = Emberbox(**kwargs)
+    server = kind(**kwargs)
     try:
         yield server.start()
     finally:

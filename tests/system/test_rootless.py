@@ -2,7 +2,9 @@
 is left. The attacks are those of test_attacks.py, on this server."""
 
 import contextlib
+import functools
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -13,7 +15,7 @@ import subprocess
 import pytest
 
 import test_attacks
-from conftest import BINARY, ECHO, NOBODY, PYTHON, ROLE, RUNTIMES, Emberbox, invoke, wait_active, wait_until, zip_bytes
+from conftest import BINARY, ECHO, NOBODY, PYTHON, ROLE, RUNTIMES, Emberbox, invoke, running, wait_active, wait_until, zip_bytes
 from test_clients import RUST_ECHO
 from test_emberbox_cli import cli
 
@@ -40,6 +42,10 @@ class Rootless(Emberbox):
             if len(command) > 4:  # else it installs what it needs itself
                 subprocess.run(command, check=True)
         subprocess.run(["chown", "-R", "65534:65534", self.data_dir], check=True)
+        if offline:
+            # This user may find another interpreter than the one for which the copied runtime is, and cannot install one later.
+            install = [self.binary, "runtime", "install", PYTHON, "--data-dir", self.data_dir]
+            subprocess.run(["setpriv", *NOBODY, "--", *install], check=True, cwd="/", env={"PATH": os.environ["PATH"], "HOME": str(self.data_dir)})
         launcher = ["unshare", "--mount", "--net"] if offline else ["unshare", "--mount"]
         script = "ip link set lo up; " + LAUNCHER if offline else LAUNCHER
         self.prefix = [*launcher, "sh", "-c", script, str(self.data_dir), oct(tun)[2:]]
@@ -74,15 +80,7 @@ def alive(processes):
     return {(pid, started) for pid, started in processes if start(pid) == started}
 
 
-@contextlib.contextmanager
-def rootless(**kwargs):
-    server = Rootless(**kwargs)
-    try:
-        yield server.start()
-    finally:
-        if server.process and server.process.poll() is None:
-            server.stop()
-        server.remove()
+rootless = functools.partial(running, Rootless)
 
 
 @pytest.fixture(scope="module")

@@ -44,14 +44,15 @@ pub const MESSAGES: [Messages; 2] = [
 /// One file for each package, e.g. `emberbox.v1.rs`.
 pub fn files(root: &Path, messages: &Messages) -> anyhow::Result<Files> {
     let Messages { sources, files, calls, .. } = messages;
-    let descriptors = protox::compile(*files, [root.join(sources)]).with_context(|| format!("compile {sources}"))?;
+    let mut descriptors = protox::compile(*files, [root.join(sources)]).with_context(|| format!("compile {sources}"))?;
     let out = tempfile::tempdir().context("make a directory for the generated code")?;
     let mut generator = tonic_prost_build::configure();
     if *calls {
         generator = generator.bytes(".");
     } else {
+        generator = generator.build_client(false).build_server(false);
         // What their authors say stands in their files.
-        generator = generator.build_client(false).build_server(false).disable_comments(["."]);
+        descriptors.file.iter_mut().for_each(|file| file.source_code_info = None);
     }
     generator
         // The transport is crates/rpc's own.
