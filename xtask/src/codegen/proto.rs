@@ -44,7 +44,8 @@ pub const MESSAGES: [Messages; 2] = [
 /// One file for each package, e.g. `emberbox.v1.rs`.
 pub fn files(root: &Path, messages: &Messages) -> anyhow::Result<Files> {
     let Messages { sources, files, calls, .. } = messages;
-    let mut descriptors = protox::compile(*files, [root.join(sources)]).with_context(|| format!("compile {sources}"))?;
+    let mut descriptors =
+        protox::compile(*files, [root.join(sources)]).with_context(|| format!("compile {sources}"))?;
     let out = tempfile::tempdir().context("make a directory for the generated code")?;
     let mut generator = tonic_prost_build::configure();
     if *calls {
